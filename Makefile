@@ -1,0 +1,35 @@
+# Two commands matter: `make reproduce` and `make test`. Nothing but Python >= 3.11, git and make is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CORES ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
+
+.PHONY: reproduce quick test lint clean
+
+reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
+	$(BIN)/snakemake --cores $(CORES)
+
+quick: $(READY)  ## the same chain in minutes, with few steps and few samples
+	$(BIN)/snakemake --cores $(CORES) --configfile experiments/quick.yaml
+
+test: lint  ## the whole suite
+	$(BIN)/pytest
+
+lint: $(READY)  ## style, types, layers, workflow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+clean:  ## everything a run wrote; the reference run, the data and the environment stay
+	find results -mindepth 1 -maxdepth 1 ! -name reference ! -name data -exec rm -rf {} +
+	rm -rf .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fewlines needs Python 3.11 or newer: make PYTHON=python3.11')"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

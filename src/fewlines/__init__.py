@@ -1,0 +1,1 @@
+"""fewlines: autoregressive image generation with a key-value cache of a few lines of tokens."""

@@ -1,0 +1,1 @@
+"""What stays resident: budgets, policies, and the bounded buffer that enforces them."""
