@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
@@ -30,6 +31,20 @@ class Budget:
             raise FewlinesError(f"budget: {self} holds nothing; write an amount above 0")
         if self.unit == "tokens" and self.amount.denominator != 1:
             raise FewlinesError(f"budget: {self} is not a whole number of tokens")
+
+    @classmethod
+    def parse(cls, written: object) -> Budget:
+        """From what a user writes: `{lines: 3}`, `{fraction: 1/6}` or `{tokens: 21}`."""
+        if not isinstance(written, Mapping) or len(written) != 1:
+            raise FewlinesError(
+                f"budget: {written!r} is not one of {{lines: 3}}, {{fraction: 1/6}}, {{tokens: 21}}"
+            )
+        ((unit, amount),) = written.items()
+        try:
+            # A float such as 0.1 is meant as written, not as its nearest binary fraction.
+            return cls(unit, Fraction(str(amount).replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise FewlinesError(f"budget: '{amount}' is not a number of {unit}") from None
 
     def tokens(self, grid: tuple[int, int]) -> int:
         """Tokens on this grid, never above `N`; raises if not even one token fits."""

@@ -1,0 +1,181 @@
+"""From a policy and a budget to slots: the one place where capacity is enforced.
+
+Everything downstream reads a `Placement`: the buffer of the decode loop takes the slots, the
+teacher-forced forward takes the step at which each token is evicted. They cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fewlines.cache.budget import Budget
+from fewlines.cache.geometry import Geometry, Table
+from fewlines.cache.policy import NOBODY, Policy, StaticPolicy, registry
+from fewlines.errors import FewlinesError
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What a cache is to a user: who goes, how many stay, and what becomes of the victims.
+
+    Attributes:
+        policy: picks the victims.
+        budget: image tokens resident per layer and head, summary slots included; None keeps all.
+        fold: a victim is folded into a summary slot, not dropped: the slot holds the mean key,
+            the mean value and the number `n` of its victims and enters the softmax with the
+            additive bias `log n` (after KeepKV 2504.09936 and ZSMerge 2503.10714).
+    """
+
+    policy: Policy
+    budget: Budget | None = None
+    fold: bool = False
+
+    def __post_init__(self) -> None:
+        if self.budget is None and self.policy.name != "full":
+            raise FewlinesError(f"cache: {self.policy} needs a budget, such as {{lines: 3}}")
+        if self.policy.name == "full" and (self.budget is not None or self.fold):
+            raise FewlinesError("cache: 'full' keeps every token; leave out budget and fold")
+
+    @property
+    def policy_text(self) -> str:
+        """As tables name it: `scheduled+fold`."""
+        return f"{self.policy}{'+fold' if self.fold else ''}"
+
+    @property
+    def budget_text(self) -> str:
+        return "all" if self.budget is None else str(self.budget)
+
+    @property
+    def slug(self) -> str:
+        """For file names: `streaming+fold-3lines`."""
+        options = str(self.policy).replace("(", "-").replace(")", "").replace("=", "")
+        name = f"{options.replace(',', '-')}{'+fold' if self.fold else ''}"
+        return name if self.budget is None else f"{name}-{self.budget.slug}"
+
+    def place(self, geometry: Geometry) -> Placement:
+        """The slots of this cache for a model and an image size."""
+        n = geometry.n_tokens
+        shape = (geometry.layers, geometry.heads)
+        capacity = np.full(shape, n if self.budget is None else self.budget.tokens(geometry.grid))
+        if (capacity >= n).all():
+            nobody = np.full((*shape, n), NOBODY)
+            return Placement(geometry, np.full(shape, n), nobody, fold=False)
+        if not isinstance(self.policy, StaticPolicy):
+            raise FewlinesError(f"cache: {self.policy} has no victims that are known beforehand")
+        room = capacity - self.fold
+        if room.min() < 1:
+            raise FewlinesError(
+                f"cache: {self.slug} leaves no room for the token being decoded beside its "
+                f"summary slot; write a budget of at least 2 tokens"
+            )
+        return Placement(geometry, capacity, self.policy.victims(geometry, room), self.fold)
+
+
+def cache(
+    policy: str,
+    *,
+    lines: float | None = None,
+    fraction: float | None = None,
+    tokens: int | None = None,
+    fold: bool = False,
+    **options: Any,
+) -> Cache:
+    """A cache in a user's words: `cache("streaming", lines=3, sinks=4)`."""
+    amounts = {"lines": lines, "fraction": fraction, "tokens": tokens}
+    given = [Budget.parse({unit: amount}) for unit, amount in amounts.items() if amount is not None]
+    if len(given) > 1:
+        raise FewlinesError("cache: give one of lines, fraction and tokens, not several")
+    return Cache(make_policy(policy, options), given[0] if given else None, fold)
+
+
+def make_policy(name: str, options: dict[str, Any]) -> Policy:
+    """The policy of this name; raises with the names or options that exist."""
+    policies = registry()
+    if name not in policies:
+        raise FewlinesError(f"unknown policy '{name}'; there are {', '.join(policies)}")
+    try:
+        return policies[name](**options)
+    except TypeError:
+        known = ", ".join(policies[name].__dataclass_fields__) or "none"  # type: ignore[attr-defined]
+        raise FewlinesError(
+            f"policy '{name}' does not take {', '.join(options)}; its options: {known}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where each image token is written and whom it overwrites, for every image alike.
+
+    Attributes:
+        capacity: `(L, H)`, slots for image tokens, the summary slot included.
+        victims: `(L, H, N)`, the token evicted at each step, or `NOBODY`.
+        fold: whether the last slot of each head is a summary of its victims.
+
+    Raises:
+        FewlinesError: the victims leave more tokens resident than there is room for, or name a
+            token that is not resident. So no policy can hold more than its budget.
+    """
+
+    geometry: Geometry
+    capacity: Table
+    victims: Table
+    fold: bool
+
+    def __post_init__(self) -> None:
+        _ = self.slots
+
+    @cached_property
+    def room(self) -> Table:
+        """`(L, H)`, slots for tokens: the capacity without the summary slot."""
+        return self.capacity - self.fold
+
+    @cached_property
+    def slots(self) -> Table:
+        """`(L, H, N)`, the slot that each image token is written to."""
+        flat_victims = self.victims.reshape(-1, self.geometry.n_tokens)
+        rows = np.column_stack([self.room.reshape(-1), flat_victims])
+        distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
+        slots = np.stack([_assign_slots(int(row[0]), row[1:]) for row in distinct])
+        return slots[inverse].reshape(self.victims.shape)
+
+    @cached_property
+    def evicted_at(self) -> Table:
+        """`(L, H, N)`, the step at which each token is overwritten; `N` if it never is.
+
+        A query at step `q` sees token `k` itself if and only if `k ≤ q < evicted_at[k]`.
+        """
+        n = self.geometry.n_tokens
+        evicted = np.full(self.victims.shape, n)
+        layer, head, step = np.nonzero(self.victims != NOBODY)
+        evicted[layer, head, self.victims[layer, head, step]] = step
+        return evicted
+
+    @property
+    def is_full(self) -> bool:
+        """Nothing is ever evicted."""
+        return bool((self.victims == NOBODY).all())
+
+    def kv_entries(self) -> int:
+        """Entries held for one image in all layers and heads, the prefix included."""
+        return int(self.capacity.sum()) + self.capacity.size * self.geometry.prefix
+
+
+def _assign_slots(room: int, victims: Table) -> Table:
+    """The slots `(N,)` of one head: a token takes its victim's, or else the next free one."""
+    held: dict[int, int] = {}
+    slots = np.empty_like(victims)
+    for step, victim in enumerate(victims.tolist()):
+        if victim == NOBODY:
+            slot = len(held)
+            if slot >= room:
+                raise FewlinesError(f"policy keeps {slot + 1} tokens at step {step}, room: {room}")
+        elif victim in held:
+            slot = held.pop(victim)
+        else:
+            raise FewlinesError(f"policy evicts token {victim} at step {step}: not resident")
+        held[step] = slots[step] = slot
+    return slots

@@ -1,0 +1,59 @@
+"""What a policy is: a rule that says which image token goes. It never touches a buffer."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import ClassVar
+
+from fewlines.cache.geometry import Geometry, Table
+
+NOBODY = -1
+
+
+class Policy(ABC):
+    """A frozen dataclass in `cache/policies/<name>.py`; its fields are its options."""
+
+    name: ClassVar[str]
+
+    def __str__(self) -> str:
+        """The name, with the options that differ from their defaults: `streaming(sinks=8)`."""
+        changed = [
+            f"{option.name}={getattr(self, option.name)}"
+            for option in fields(self)  # type: ignore[arg-type]
+            if getattr(self, option.name) != option.default
+        ]
+        return f"{self.name}({','.join(changed)})" if changed else self.name
+
+
+class StaticPolicy(Policy):
+    """A policy whose victims are the same for every image: known before the first token."""
+
+    @abstractmethod
+    def victims(self, geometry: Geometry, room: Table) -> Table:
+        """Who goes when image token `t` is written.
+
+        Args:
+            geometry: the image and the model.
+            room: `(L, H)`, how many image tokens each head may hold, that of step `t` included.
+
+        Returns:
+            `(L, H, N)`, for each step the position of a resident image token, or `NOBODY`.
+        """
+
+
+def registry() -> dict[str, type[Policy]]:
+    """Every policy by its name: the modules of `fewlines.cache.policies`, one class in each."""
+    return dict(sorted((policy.name, policy) for policy in _discover()))
+
+
+def _discover() -> Iterator[type[Policy]]:
+    package = importlib.import_module("fewlines.cache.policies")
+    for module_info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{module_info.name}")
+        for member in vars(module).values():
+            if isinstance(member, type) and issubclass(member, Policy) and hasattr(member, "name"):
+                yield member

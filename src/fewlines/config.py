@@ -1,0 +1,276 @@
+"""The experiment: each key, its default, its unit, its error message. Nothing else knows them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from fewlines.cache.budget import Budget
+from fewlines.cache.placement import Cache, make_policy
+from fewlines.data import SOURCES
+from fewlines.errors import FewlinesError
+
+Precision = Literal["auto", "float32", "bfloat16"]
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _known_source(name: str) -> str:
+    if name not in SOURCES:
+        raise ValueError(f"unknown data source '{name}'; there are {', '.join(SOURCES)}")
+    return name
+
+
+class Section(BaseModel):
+    """A part of the experiment. Unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Section):
+    source: Annotated[str, BeforeValidator(_known_source)] = "fashion-mnist"
+    path: Path | None = Field(None, description="folder with the source's files; null finds them")
+
+
+class TokenizerSettings(Section):
+    widths: tuple[Positive, ...] = Field(
+        (24, 48), description="channels of each level; every level after the first halves the side"
+    )
+    blocks: int = Field(1, ge=0, description="residual blocks of a level")
+    codes: int = Field(256, gt=1, description="entries of the codebook")
+    code_dim: Positive = Field(8, description="dimensions of a code, l2-normalised")
+    commitment: Rate = Field(0.25, description="weight of the commitment loss")
+    steps: Positive = 560
+    batch: Positive = Field(128, description="images of a step")
+    learning_rate: Rate = Field(2e-3, description="peak, AdamW")
+
+
+class ClassifierSettings(Section):
+    widths: tuple[Positive, ...] = Field((32, 64, 128), description="channels of each stage")
+    features: Positive = Field(128, description="dimensions of the feature layer")
+    steps: Positive = 940
+    batch: Positive = Field(128, description="images of a step")
+    learning_rate: Rate = Field(3e-3, description="peak, AdamW")
+
+
+class ModelSettings(Section):
+    dim: Positive = 192
+    layers: Positive = 6
+    heads: Positive = 3
+    kv_heads: Positive | None = Field(None, description="key-value heads; null: as many as heads")
+    steps: Positive = 960
+    batch: Positive = Field(16, description="images of a step")
+    warmup: int = Field(50, ge=0, description="steps of linear warm-up; then linear decay to 0")
+    muon_rate: Rate = Field(0.02, description="peak learning rate of the blocks' matrices")
+    adamw_rate: Rate = Field(4e-3, description="peak learning rate of everything else")
+    class_dropout: Share = Field(0.1, description="share of rows trained without their class")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelSettings:
+        if self.dim % self.heads or self.dim // self.heads % 4:
+            raise ValueError(f"dim {self.dim} / heads {self.heads} must be a multiple of 4")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+        return self
+
+
+class SamplingSettings(Section):
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    samples: int = Field(1000, gt=1, description="images of a seed")
+    batch: Positive = Field(250, description="images decoded together")
+    shards: Positive = Field(2, description="jobs that share the images of one cache")
+    temperature: Rate = 1.0
+    top_k: int = Field(0, ge=0, description="0 keeps every code")
+    top_p: float = Field(1.0, gt=0, le=1, description="1 keeps every code")
+    guidance: float = Field(1.0, ge=0, description="scale of classifier-free guidance; 1 is none")
+
+
+class QualitySettings(Section):
+    neighbours: Positive = Field(3, description="k of precision and recall")
+    kid_subsets: Positive = 100
+    kid_subset_size: Positive = Field(500, description="images; at most the samples of a seed")
+
+
+class LikelihoodSettings(Section):
+    images: int = Field(500, gt=1, description="held-out images, the first of the test set")
+    batch: Positive = Field(50, description="images of a forward")
+
+
+class CostSettings(Section):
+    batch: Positive = Field(64, description="images decoded together")
+    repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")
+
+
+def _budget(written: object) -> Budget | None:
+    if written is None or isinstance(written, Budget):
+        return written
+    try:
+        return Budget.parse(written)
+    except FewlinesError as error:
+        raise ValueError(str(error)) from None
+
+
+def _written(budget: Budget | None) -> dict[str, str] | None:
+    return None if budget is None else {budget.unit: str(budget.amount)}
+
+
+class CacheSettings(Section):
+    """One line of `caches`: `{policy: lines, budget: {lines: 3}}`."""
+
+    policy: str
+    budget: Annotated[Any, BeforeValidator(_budget), PlainSerializer(_written)] = None
+    fold: bool = False
+    options: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
+
+    @model_validator(mode="after")
+    def _buildable(self) -> CacheSettings:
+        try:
+            self.build()
+        except FewlinesError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def build(self) -> Cache:
+        return Cache(make_policy(self.policy, self.options), self.budget, self.fold)
+
+
+class PaperSettings(Section):
+    """The paper's table: full cache against this one, where the cache is what fills memory."""
+
+    cache: CacheSettings = CacheSettings(policy="streaming", budget={"lines": 3})
+    batch: Positive = Field(512, description="images decoded together")
+    repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")
+
+
+def _default_caches() -> tuple[CacheSettings, ...]:
+    few = [
+        CacheSettings(policy=policy, budget={"lines": k})
+        for policy in ("streaming", "lines")
+        for k in (7, 4, 3, 2)
+    ]
+    return (CacheSettings(policy="full"), *few)
+
+
+class Experiment(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] = Field(
+        "fashion-mnist", description="results are written to results/<name>/"
+    )
+    seed: int = Field(0, ge=0, description="of every training")
+    precision: Precision = "float32"
+    data: DataSettings = DataSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    classifier: ClassifierSettings = ClassifierSettings()
+    model: ModelSettings = ModelSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    quality: QualitySettings = QualitySettings()
+    likelihood: LikelihoodSettings = LikelihoodSettings()
+    cost: CostSettings = CostSettings()
+    paper: PaperSettings = PaperSettings()
+    caches: tuple[CacheSettings, ...] = Field(default_factory=_default_caches, min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        slugs = [cache.build().slug for cache in self.caches]
+        if "full" not in slugs:
+            raise ValueError("caches: add {policy: full}; every cache is measured against it")
+        twice = {slug for slug in slugs if slugs.count(slug) > 1}
+        if twice:
+            raise ValueError(f"caches: {', '.join(sorted(twice))} is listed more than once")
+        if self.paper.cache.build().slug not in slugs:
+            raise ValueError(f"paper.cache: {self.paper.cache.build().slug} is not one of caches")
+        if self.quality.kid_subset_size > self.sampling.samples:
+            raise ValueError("quality.kid_subset_size: must not exceed sampling.samples")
+        if self.sampling.shards > self.sampling.samples:
+            raise ValueError("sampling.shards: must not exceed sampling.samples")
+        return self
+
+    @property
+    def cache_by_slug(self) -> dict[str, Cache]:
+        return {cache.slug: cache for cache in (settings.build() for settings in self.caches)}
+
+    def cache(self, slug: str) -> Cache:
+        """The cache that file names call `slug`."""
+        caches = self.cache_by_slug
+        if slug not in caches:
+            raise FewlinesError(f"no cache '{slug}' in this experiment; it has {', '.join(caches)}")
+        return caches[slug]
+
+
+def load_experiment(paths: Sequence[Path]) -> Experiment:
+    """The experiment of these YAML files, later ones overriding earlier ones key by key."""
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise FewlinesError(f"{path} does not exist") from None
+        except yaml.YAMLError as error:
+            raise FewlinesError(f"{path} is not valid YAML: {error}") from None
+        if not isinstance(content, dict):
+            raise FewlinesError(f"{path} must hold keys such as 'caches:', not {content!r}")
+        _merge(merged, content)
+    return validate_experiment(merged)
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def validate_experiment(content: dict[str, Any]) -> Experiment:
+    """Raises one `FewlinesError` that names each wrong key and what is allowed there."""
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        complaints = "\n".join(f"  {line}" for line in _complaints(error))
+        raise FewlinesError(f"the configuration is not usable:\n{complaints}") from None
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            known = _section_at(problem["loc"][:-1])
+            near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+            message = f"unknown key; {hint}"
+        elif "input" in problem and not isinstance(problem["input"], dict | Section):
+            message = f"{message} (found {problem['input']!r})"
+        yield f"{where}: {message}" if where else message
+
+
+def _section_at(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = Experiment
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        if part in ("caches", "cache"):
+            annotation = CacheSettings
+        assert isinstance(annotation, type)
+        section = annotation
+    return list(section.model_fields)
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """The experiment as YAML, every default written out; reads back as the same experiment."""
+    content = experiment.model_dump(mode="json")
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,70 @@
+import pytest
+import yaml
+
+from fewlines.config import Experiment, dump_experiment, load_experiment, validate_experiment
+from fewlines.errors import FewlinesError
+
+
+def test_a_dumped_experiment_reads_back_as_itself():
+    caches = [
+        {"policy": "full"},
+        {"policy": "lines", "budget": {"fraction": "1/6"}},
+        {"policy": "streaming", "budget": {"lines": 3}, "options": {"sinks": 8}, "fold": True},
+        {"policy": "streaming", "budget": {"lines": 3}},
+    ]
+    experiment = validate_experiment({"caches": caches})
+    assert validate_experiment(yaml.safe_load(dump_experiment(experiment))) == experiment
+    assert list(experiment.cache_by_slug) == [
+        "full", "lines-1of6", "streaming-sinks8+fold-3lines", "streaming-3lines",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"modle": {}}, "modle: unknown key; did you mean 'model'"),
+        ({"model": {"widht": 3}}, r"model.widht: unknown key; known keys: dim, layers"),
+        ({"model": {"dim": "wide"}}, r"model.dim: .*integer.*'wide'"),
+        ({"model": {"heads": 5}}, r"model: dim 192 / heads 5"),
+        ({"caches": [{"policy": "ful"}]}, r"caches.0: unknown policy 'ful'; there are full, lines"),
+        ({"caches": [{"policy": "lines"}]}, "caches.0: cache: lines needs a budget"),
+        ({"caches": [{"policy": "full", "fold": True}]}, "leave out budget and fold"),
+        ({"caches": [{"policy": "lines", "budget": {"lines": 0}}]}, "caches.0.budget: .*above 0"),
+        ({"caches": [{"policy": "lines", "budget": {"rows": 2}}]}, "lines, fraction, tokens"),
+        ({"caches": [{"policy": "lines", "budget": 3}]}, r"budget: 3 is not one of \{lines: 3\}"),
+        ({"caches": [{"policy": "lines", "budgets": {}}]}, "unknown key; did you mean 'budget'"),
+        ({"caches": [{"policy": "full", "options": {"sinks": 1}}]}, "does not take sinks"),
+        ({"caches": [{"policy": "lines", "budget": {"lines": 3}}]}, r"add \{policy: full\}"),
+        ({"caches": [{"policy": "full"}, {"policy": "full"}]}, "full is listed more than once"),
+        ({"caches": [{"policy": "full"}]}, "paper.cache: streaming-3lines is not one of caches"),
+        ({"data": {"source": "mnist"}}, "data.source: unknown data source 'mnist'; there are"),
+        ({"precision": "fp16"}, "precision: .*'auto', 'float32' or 'bfloat16'"),
+        ({"sampling": {"samples": 10}}, "kid_subset_size: must not exceed"),
+    ],
+)
+def test_every_wrong_key_is_named_with_what_is_allowed(content, message):
+    with pytest.raises(FewlinesError, match=message):
+        validate_experiment(content)
+
+
+def test_later_files_override_key_by_key(tmp_path):
+    for name, text in (("a", "model: {dim: 64, layers: 2, heads: 2}"), ("b", "model: {layers: 3}")):
+        (tmp_path / name).write_text(text)
+    model = load_experiment([tmp_path / "a", tmp_path / "b"]).model
+    assert (model.dim, model.layers) == (64, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "not valid YAML"), ("- 1", "must hold keys"), (None, "not exist")],
+)
+def test_an_unreadable_file_is_named(tmp_path, text, message):
+    path = tmp_path / "experiment.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(FewlinesError, match=message):
+        load_experiment([path])
+
+
+def test_the_schema_alone_is_the_default_experiment():
+    assert validate_experiment({}) == Experiment()
