@@ -1,0 +1,60 @@
+"""A cache in one parallel forward: the attention of teacher-forced likelihood and of training.
+
+Exactly the distribution that decoding under the same `Placement` has: a fixed mask per head, and
+for folded victims the mean of their keys and values by a fixed matrix.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewlines.cache.placement import Placement
+
+
+class TeacherForced:
+    """Attention over the prefix and all image tokens but the last, as the cache would limit it."""
+
+    def __init__(
+        self, placement: Placement, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> None:
+        geometry = placement.geometry
+        P, n = geometry.prefix, geometry.n_tokens - 1
+        evicted = torch.from_numpy(placement.evicted_at)[..., None, :n]  # (L, H, 1, k)
+        step = torch.arange(n)[:, None]  # (q, 1)
+        gone = evicted <= step  # (L, H, q, k)
+        resident = (torch.arange(n) <= step) & ~gone
+        shape = (*resident.shape[:2], P + n, P + n)
+        mask = torch.ones(shape, dtype=torch.bool).tril()
+        mask[..., P:, P:] = resident
+        self.mask = mask.to(device)
+        self.fold = placement.fold
+        if self.fold:
+            folded = torch.zeros(shape, dtype=dtype)
+            folded[..., P:, P:] = gone
+            count = folded.sum(-1)  # (L, H, T)
+            self.average = (folded / count.clamp(min=1)[..., None]).to(device)
+            self.log_count = count.log().to(device)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        groups = q.shape[1] // k.shape[1]
+        if groups > 1:
+            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        mask = self._of(self.mask[layer], groups)
+        if not self.fold:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        average = self._of(self.average[layer], groups).to(k.dtype)
+        mean_k, mean_v = average @ k, average @ v  # (B, Hq, T, D), each query's summary
+        scale = q.shape[-1] ** -0.5
+        scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~mask, -math.inf)
+        summary = (q * mean_k).sum(-1, keepdim=True) * scale
+        summary = summary + self._of(self.log_count[layer], groups)[..., None]
+        weights = torch.cat([scores, summary], dim=-1).softmax(-1)
+        return weights[..., :-1] @ v + weights[..., -1:] * mean_v
+
+    @staticmethod
+    def _of(per_head: Tensor, groups: int) -> Tensor:
+        return per_head.repeat_interleave(groups, dim=0) if groups > 1 else per_head

@@ -1,0 +1,56 @@
+"""From logits to codes, by noise that belongs to the image and not to the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Attributes: `temperature` divides the logits; `top_k` and `top_p` keep the likeliest codes
+    (0 and 1 keep all); `guidance` scales classifier-free guidance (1 is none)."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+
+    def guide(self, logits: Tensor) -> Tensor:
+        """Logits of conditional and then unconditional rows `(2B, V)` → `(B, V)`."""
+        conditional, unconditional = logits.chunk(2)
+        return unconditional + (conditional - unconditional) * self.guidance
+
+    def __call__(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Draw by inverting the cumulative distribution.
+
+        Args:
+            logits: `(B, V)`.
+            noise: `(B,)`, uniform in [0, 1), float64.
+
+        Returns:
+            Codes `(B,)`.
+        """
+        logits = logits.double() / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            lowest = logits.topk(self.top_k).values[:, -1:]
+            logits = logits.masked_fill(logits < lowest, -torch.inf)
+        probabilities = logits.softmax(-1)
+        if self.top_p < 1:
+            ordered, codes = probabilities.sort(descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0
+            probabilities = torch.zeros_like(probabilities).scatter(-1, codes, ordered)
+        cumulative = probabilities.cumsum(-1)
+        target = noise[:, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def draw_noise(seed: int, images: Sequence[int], n_tokens: int) -> Tensor:
+    """Uniform noise `(B, N)` float64 of the images of these numbers: that of an image is the same
+    in every batch, shard and cache."""
+    rows = [np.random.default_rng([seed, image]).random(n_tokens) for image in images]
+    return torch.from_numpy(np.stack(rows))

@@ -1,0 +1,92 @@
+"""The machine underneath: its precision, its speed, its name."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(wanted: str) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and on processors that have instructions for it; elsewhere
+    torch multiplies bfloat16 matrices hundreds of times slower than float32 (pytorch #146508)."""
+    if wanted == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() or has_bf16() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+
+
+def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor multiplies bfloat16 in hardware."""
+    try:
+        flags = set(cpuinfo.read_text().split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def describe() -> dict[str, Any]:
+    """What a reader needs to place a number: processor, cores, versions."""
+    packages = ("torch", "torchmetrics", "torch-fidelity", "snakemake", "pandas", "numpy")
+    return {
+        "processor": processor(),
+        "cores": cores(),
+        "bf16_instructions": has_bf16(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def synchronise() -> None:
+    """Wait for a GPU; on the CPU there is nothing to wait for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def gemm_rate(dtype: torch.dtype = torch.float32, side: int = 1536) -> float:
+    """Best measured rate of a square matrix product, in FLOP/s."""
+    a = torch.randn(side, side, dtype=dtype, device=device())
+    return 2 * side**3 / _best_seconds(lambda: a @ a)
+
+
+def read_bandwidth(megabytes: int = 256) -> float:
+    """Best measured rate of reading memory that no cache holds, in bytes/s."""
+    a = torch.ones(megabytes * 2**18, device=device())
+    return a.nbytes / _best_seconds(a.sum)
+
+
+def _best_seconds(operation: Callable[[], Any], repeats: int = 7) -> float:
+    operation()
+    seconds = []
+    for _ in range(repeats):
+        synchronise()
+        start = time.perf_counter()
+        operation()
+        synchronise()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,0 +1,1 @@
+"""One file per network: the tokenizer, the classifier, the transformer."""

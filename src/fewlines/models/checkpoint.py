@@ -1,0 +1,59 @@
+"""Networks in safetensors files that say what they are: kind and shape in the header."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from fewlines.errors import FewlinesError
+from fewlines.files import read_tensors, write_tensors
+from fewlines.models.classifier import Classifier, ClassifierShape
+from fewlines.models.tokenizer import Tokenizer, TokenizerShape
+from fewlines.models.transformer import Transformer, TransformerShape
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _shape(cls: type[Any], content: dict[str, Any]) -> Any:
+    """A shape from JSON, whose lists are tuples here."""
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+
+
+KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
+    "tokenizer": (Tokenizer, TokenizerShape),
+    "classifier": (Classifier, ClassifierShape),
+    "transformer": (Transformer, TransformerShape),
+}
+
+
+def save_network(path: Path, network: nn.Module) -> None:
+    (kind,) = (kind for kind, (cls, _) in KINDS.items() if isinstance(network, cls))
+    header = {"kind": kind, "shape": asdict(network.shape)}  # type: ignore[call-overload]
+    write_tensors(path, network.state_dict(), header)
+
+
+def load_network(path: Path, wanted: type[Network]) -> Network:
+    """The network in a file, ready for use.
+
+    Raises:
+        FewlinesError: no such file, not a complete one, another kind of network, or weights that
+            do not fit the shape that the header states.
+    """
+    tensors, header = read_tensors(path)
+    kind = header.get("kind")
+    if kind not in KINDS:
+        raise FewlinesError(f"{path} does not say what network it holds: not a file of fewlines")
+    cls, shape = KINDS[kind]
+    if not issubclass(cls, wanted):
+        raise FewlinesError(f"{path} holds a {kind}, not a {wanted.__name__.lower()}")
+    network = cls(_shape(shape, header["shape"]))
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise FewlinesError(f"{path}: weights of another architecture ({first})") from None
+    assert isinstance(network, wanted)
+    return network.eval().requires_grad_(False)

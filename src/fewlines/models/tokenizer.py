@@ -1,0 +1,131 @@
+"""A VQ tokenizer of LlamaGen's family (arXiv 2406.06525; VQGAN 2012.09841): images ↔ code indices.
+
+Convolutions with residual blocks, a codebook on the unit sphere, straight-through gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TokenizerShape:
+    """Attributes: `channels` of an image, `widths` of the levels (each after the first halves
+    the side), residual `blocks` of a level, `codes` of `code_dim` dimensions."""
+
+    channels: int
+    widths: tuple[int, ...]
+    blocks: int
+    codes: int
+    code_dim: int
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a token's side."""
+        return int(2 ** (len(self.widths) - 1))
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.inner(x)
+        return y
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Attributes: `codes` `(B, D, h, w)` with straight-through gradient, `indices` `(B, h, w)`,
+    `loss` of codebook and commitment, `encoded` `(B·h·w, D)` on the unit sphere."""
+
+    codes: Tensor
+    indices: Tensor
+    loss: Tensor
+    encoded: Tensor
+
+
+class Quantizer(nn.Module):
+    """Nearest code by cosine: encodings and codes are l2-normalised (ViT-VQGAN 2110.04627)."""
+
+    def __init__(self, codes: int, code_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, code_dim)
+        nn.init.normal_(self.embedding.weight)
+
+    @property
+    def codebook(self) -> Tensor:
+        """`(K, D)` on the unit sphere."""
+        return F.normalize(self.embedding.weight, dim=-1)
+
+    def forward(self, z: Tensor, commitment: float) -> Quantized:
+        encoded = F.normalize(z.permute(0, 2, 3, 1), dim=-1)  # (B, h, w, D)
+        codebook = self.codebook
+        indices = (encoded @ codebook.T).argmax(-1)  # (B, h, w)
+        codes = F.embedding(indices, codebook)
+        loss = F.mse_loss(codes, encoded.detach())
+        loss = loss + commitment * F.mse_loss(encoded, codes.detach())
+        codes = encoded + (codes - encoded).detach()
+        return Quantized(codes.permute(0, 3, 1, 2), indices, loss, encoded.flatten(0, 2).detach())
+
+
+class Tokenizer(nn.Module):
+    """Images `(B, C, H, W)` in [−1, 1] ↔ indices `(B, H/s, W/s)` for a stride `s`."""
+
+    def __init__(self, shape: TokenizerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        widths = shape.widths
+        down: list[nn.Module] = [nn.Conv2d(shape.channels, widths[0], 3, padding=1)]
+        for level, width in enumerate(widths):
+            if level:
+                down.append(nn.Conv2d(widths[level - 1], width, 4, stride=2, padding=1))
+            down += [Residual(width) for _ in range(shape.blocks)]
+        down += [nn.SiLU(), nn.Conv2d(widths[-1], shape.code_dim, 1)]
+        up: list[nn.Module] = [nn.Conv2d(shape.code_dim, widths[-1], 3, padding=1)]
+        for level in reversed(range(len(widths))):
+            up += [Residual(widths[level]) for _ in range(shape.blocks)]
+            if level:
+                up += [nn.SiLU(), nn.ConvTranspose2d(widths[level], widths[level - 1], 4, 2, 1)]
+        up += [nn.SiLU(), nn.Conv2d(widths[0], shape.channels, 3, padding=1)]
+        self.encoder = nn.Sequential(*down)
+        self.quantizer = Quantizer(shape.codes, shape.code_dim)
+        self.decoder = nn.Sequential(*up)
+
+    def forward(self, images: Tensor, commitment: float = 0.25) -> tuple[Tensor, Quantized]:
+        """Reconstructions, and what the loss and the codebook's upkeep need."""
+        quantized = self.quantizer(self.encoder(images), commitment)
+        return self.decoder(quantized.codes), quantized
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images `(B, C, H, W)` uint8 → indices `(B, h, w)` int64."""
+        quantized = self.quantizer(self.encoder(to_signed(images)), 1.0)
+        assert isinstance(quantized, Quantized)
+        return quantized.indices
+
+    @torch.no_grad()
+    def decode(self, indices: Tensor) -> Tensor:
+        """Indices `(B, h, w)` → images `(B, C, H, W)` uint8."""
+        codes = F.embedding(indices, self.quantizer.codebook)
+        return to_bytes(self.decoder(codes.permute(0, 3, 1, 2)))
+
+
+def to_signed(images: Tensor) -> Tensor:
+    """uint8 → float32 in [−1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Floats in [−1, 1] → uint8, clipped."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -1,0 +1,1 @@
+"""One training loop, and what is trained with it: one file per network."""

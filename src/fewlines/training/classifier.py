@@ -1,0 +1,47 @@
+"""Training of the classifier whose features FID is measured in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewlines.config import ClassifierSettings
+from fewlines.models.classifier import Classifier, ClassifierShape
+from fewlines.training.loop import Task, batch_indices
+
+
+class ClassifierTask(Task):
+    """Cross-entropy of `labels` `(n,)` for `images` `(n, C, H, W)` uint8."""
+
+    def __init__(
+        self, settings: ClassifierSettings, images: Tensor, labels: Tensor, seed: int
+    ) -> None:
+        self.settings, self.images, self.labels, self.seed = settings, images, labels, seed
+        self.steps, self.warmup = settings.steps, 20
+        shape = ClassifierShape(
+            images.shape[1], settings.widths, settings.features, int(labels.max()) + 1
+        )
+        with torch.random.fork_rng(devices=[]):  # layers initialise themselves globally
+            torch.manual_seed(seed)
+            self.network: Classifier = Classifier(shape)
+        self.network.to(memory_format=torch.channels_last)
+        self.optimizers = [
+            torch.optim.AdamW(self.network.parameters(), settings.learning_rate, weight_decay=0.01)
+        ]
+
+    def fingerprint(self) -> Any:
+        return [self.settings.model_dump(mode="json"), list(self.images.shape), self.seed]
+
+    def loss(self, step: int) -> Tensor:
+        rows = batch_indices(len(self.labels), self.settings.batch, step, self.seed)
+        _, logits = self.network(self.images[rows])
+        return F.cross_entropy(logits, self.labels[rows])
+
+
+@torch.no_grad()
+def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, batch: int) -> float:
+    guesses = [classifier(part)[1].argmax(-1) for part in images.split(batch)]
+    return (torch.cat(guesses) == labels).float().mean().item()

@@ -1,0 +1,132 @@
+"""The one training loop: counted steps, a checkpoint now and then, the same end after a restart."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewlines.errors import FewlinesError
+from fewlines.files import read_json, read_tensors, write_json, write_tensors
+from fewlines.progress import progress
+
+CHECKPOINT_SECONDS = 60
+
+
+class Task(ABC):
+    """What is trained: a network, its optimisers, its loss. Its randomness depends on the seed
+    and the step alone, so that a resumed run takes the steps that the first would have taken."""
+
+    network: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    steps: int
+    warmup: int
+    seed: int
+
+    @abstractmethod
+    def loss(self, step: int) -> Tensor:
+        """The loss of one step, ready for backward."""
+
+    def after_step(self, step: int) -> None:  # noqa: B027
+        """Upkeep that is not a gradient, such as reviving dead codes."""
+
+    def fingerprint(self) -> Any:
+        """JSON-like: whatever a checkpoint must share with this run to be continued by it."""
+        return [self.steps, self.warmup, self.seed]
+
+
+def batch_indices(count: int, batch: int, step: int, seed: int) -> Tensor:
+    """The rows `(batch,)` of a step: epoch after epoch, each in a random order of its own."""
+    first, last = step * batch, (step + 1) * batch
+    epochs = range(first // count, (last - 1) // count + 1)
+    orders = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in epochs]
+    offset = epochs[0] * count
+    return torch.from_numpy(np.concatenate(orders)[first - offset : last - offset])
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Randomness of one step."""
+    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> 1))
+
+
+def learning_rate(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak: linear warm-up, linear decay to 0."""
+    return min(1.0, (step + 1) / (warmup + 1)) * (1 - step / steps)
+
+
+def train(task: Task, name: str, checkpoints: Path, unit_images: int) -> float:
+    """Take the remaining steps; returns the mean seconds of a step of this run.
+
+    Checkpoints are folders `step-…` under `checkpoints`, weights and optimiser state apart, each
+    complete or absent; a killed run continues from the last one.
+    """
+    peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in task.optimizers]
+    done = _restore(task, checkpoints)
+    bar = progress(name, task.steps * unit_images, "images", done * unit_images)
+    started = saved = time.perf_counter()
+    task.network.train()
+    for step in range(done, task.steps):
+        share = learning_rate(step, task.steps, task.warmup)
+        for optimizer, rates in zip(task.optimizers, peaks, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * share
+            optimizer.zero_grad(set_to_none=True)
+        loss = task.loss(step)
+        loss.backward()
+        for optimizer in task.optimizers:
+            optimizer.step()
+        task.after_step(step)
+        bar.update(unit_images)
+        if step % 20 == 0:
+            value = loss.item()
+            if not np.isfinite(value):
+                raise FewlinesError(f"{name}: the loss is {value} at step {step}; lower the rates")
+            bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+        if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+            _save(task, checkpoints, step + 1)
+            saved = time.perf_counter()
+    bar.close()
+    seconds = (time.perf_counter() - started) / max(1, task.steps - done)
+    if done < task.steps:
+        _save(task, checkpoints, task.steps)
+    task.network.eval()
+    return seconds
+
+
+def _save(task: Task, checkpoints: Path, step: int) -> None:
+    final = checkpoints / f"step-{step:07d}"
+    partial = checkpoints / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_tensors(partial / "weights.safetensors", task.network.state_dict())
+    optimizers = [optimizer.state_dict() for optimizer in task.optimizers]
+    torch.save(optimizers, partial / "optimizers.pt")
+    write_json(partial / "task.json", task.fingerprint())
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for older in sorted(checkpoints.glob("step-*"))[:-1]:
+        shutil.rmtree(older)
+
+
+def _restore(task: Task, checkpoints: Path) -> int:
+    """Continue from the last checkpoint, if it is of this very task; returns the steps done."""
+    saved = sorted(checkpoints.glob("step-*"))
+    if not saved:
+        return 0
+    last = saved[-1]
+    if read_json(last / "task.json") != task.fingerprint():
+        shutil.rmtree(checkpoints)  # of other settings: this run replaces it
+        return 0
+    weights, _ = read_tensors(last / "weights.safetensors")
+    task.network.load_state_dict(weights)
+    states = torch.load(last / "optimizers.pt", weights_only=True)
+    for optimizer, state in zip(task.optimizers, states, strict=True):
+        optimizer.load_state_dict(state)
+    return int(last.name.removeprefix("step-"))

@@ -1,0 +1,87 @@
+"""Training of the VQ tokenizer: reconstruction, commitment, and the revival of dead codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewlines.config import TokenizerSettings
+from fewlines.models.tokenizer import Quantized, Tokenizer, TokenizerShape, to_signed
+from fewlines.training.loop import Task, batch_indices, step_generator
+
+REVIVE_EVERY = 20  # steps
+REVIVE_BELOW = 0.03  # of the mean count of a code
+REVIVE_UNTIL = 0.8  # of the training: the last codes need time to settle
+
+
+class TokenizerTask(Task):
+    """Mean squared error of `images` `(n, C, H, W)` uint8 on [−1, 1]."""
+
+    def __init__(self, settings: TokenizerSettings, images: Tensor, seed: int) -> None:
+        self.settings, self.images, self.seed = settings, images, seed
+        self.steps, self.warmup = settings.steps, 20
+        shape = TokenizerShape(
+            images.shape[1], settings.widths, settings.blocks, settings.codes, settings.code_dim
+        )
+        with torch.random.fork_rng(devices=[]):  # convolutions initialise themselves globally
+            torch.manual_seed(seed)
+            self.network: Tokenizer = Tokenizer(shape)
+        self.network.to(memory_format=torch.channels_last)
+        self.optimizers = [
+            torch.optim.AdamW(
+                self.network.parameters(), settings.learning_rate, (0.9, 0.95), weight_decay=1e-4
+            )
+        ]
+        self._revive(torch.ones(settings.codes, dtype=torch.bool), self._encoded(step=0), step=0)
+        self.network.register_buffer("counts", torch.zeros(settings.codes), persistent=True)
+
+    def fingerprint(self) -> Any:
+        return [self.settings.model_dump(mode="json"), list(self.images.shape), self.seed]
+
+    def loss(self, step: int) -> Tensor:
+        images = self._batch(step)
+        reconstructed, quantized = self.network(images, self.settings.commitment)
+        self.quantized: Quantized = quantized
+        loss: Tensor = F.mse_loss(reconstructed, images) + quantized.loss
+        return loss
+
+    def after_step(self, step: int) -> None:
+        counts = self.network.get_buffer("counts")
+        counts += torch.bincount(self.quantized.indices.flatten(), minlength=len(counts))
+        if (step + 1) % REVIVE_EVERY == 0:
+            if step < REVIVE_UNTIL * self.steps:
+                self._revive(counts < REVIVE_BELOW * counts.mean(), self.quantized.encoded, step)
+            counts.zero_()
+
+    def _batch(self, step: int) -> Tensor:
+        rows = batch_indices(len(self.images), self.settings.batch, step, self.seed)
+        return to_signed(self.images[rows])
+
+    @torch.no_grad()
+    def _encoded(self, step: int) -> Tensor:
+        quantized = self.network.quantizer(self.network.encoder(self._batch(step)), 1.0)
+        assert isinstance(quantized, Quantized)
+        return quantized.encoded
+
+    @torch.no_grad()
+    def _revive(self, dead: Tensor, encoded: Tensor, step: int) -> None:
+        """Dead codes take the place of random encodings."""
+        rows = torch.randint(
+            len(encoded), (int(dead.sum()),), generator=step_generator(self.seed + 1, step)
+        )
+        self.network.quantizer.embedding.weight[dead] = encoded[rows]
+
+
+@torch.no_grad()
+def evaluate_tokenizer(tokenizer: Tokenizer, images: Tensor, batch: int) -> dict[str, float]:
+    """Mean squared error on [−1, 1] and the share of the codes that are used."""
+    error, used = 0.0, torch.zeros(tokenizer.shape.codes, dtype=torch.bool)
+    for part in images.split(batch):
+        target = to_signed(part)
+        reconstructed, quantized = tokenizer(target)
+        error += F.mse_loss(reconstructed, target, reduction="sum").item()
+        used[quantized.indices.flatten()] = True
+    return {"mse": error / images.numel(), "codes_used": used.float().mean().item()}

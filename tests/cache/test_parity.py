@@ -1,0 +1,151 @@
+"""The fast paths against slow, plainly written ones, for every policy and budget."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import fewlines
+from conftest import CACHES, GRID, tiny_transformer
+from fewlines.cache.buffer import BoundedCache
+from fewlines.cache.geometry import Geometry
+from fewlines.cache.placement import Cache, Placement
+from fewlines.cache.policy import NOBODY
+from fewlines.cache.teacher import TeacherForced
+from fewlines.models.transformer import Transformer
+
+N = GRID[0] * GRID[1]
+
+
+class SlowAttention:
+    """The full-cache model with an explicit list of what each query sees, one query at a time."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+
+    def __call__(self, layer, q, k, v):
+        out = torch.empty_like(q)
+        P = self.placement.geometry.prefix
+        group = q.shape[1] // k.shape[1]
+        for head in range(q.shape[1]):
+            resident: list[int] = []
+            folded: list[int] = []
+            victims = self.placement.victims[layer, head // group]
+            for position in range(q.shape[2]):
+                step = position - P
+                if step >= 0:
+                    if victims[step] != NOBODY:
+                        resident.remove(victims[step])
+                        folded.append(victims[step])
+                    resident.append(step)
+                prefix = list(range(min(position + 1, P)))
+                rows = prefix + [P + token for token in resident]
+                keys, values = k[:, head // group, rows], v[:, head // group, rows]
+                bias = torch.zeros(len(rows), dtype=q.dtype)
+                if folded and self.placement.fold:
+                    gone = [P + token for token in folded]
+                    mean_k, mean_v = (x[:, head // group, gone].mean(1, True) for x in (k, v))
+                    keys, values = torch.cat([keys, mean_k], 1), torch.cat([values, mean_v], 1)
+                    bias = torch.cat([bias, torch.tensor([math.log(len(folded))], dtype=q.dtype)])
+                scores = (keys @ q[:, head, position, :, None]).squeeze(-1) / q.shape[-1] ** 0.5
+                weights = (scores + bias).softmax(-1)
+                out[:, head, position] = (weights[..., None] * values).sum(1)
+        return out
+
+
+def images(model: Transformer, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(model.shape.codes, (batch, N), generator=generator)
+    return torch.arange(batch) % (model.shape.classes + 1), codes
+
+
+def step_by_step(model: Transformer, labels, codes, attend) -> torch.Tensor:
+    logits = [model(model.embed_labels(labels), 0, attend)]
+    for step in range(N - 1):
+        logits.append(model(model.embed_codes(codes[:, step : step + 1]), step + 1, attend))
+    return torch.cat(logits, 1)
+
+
+def name(value: object) -> str:
+    return value.slug if isinstance(value, Cache) else str(value)
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=name)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_decoding_and_the_parallel_forward_agree_with_the_slow_model(cache, kv_heads):
+    model = tiny_transformer(kv_heads=kv_heads)
+    labels, codes = images(model)
+    placement = cache.place(model.shape.geometry)
+    slow = model.teacher_forced(labels, codes, SlowAttention(placement))
+    parallel = model.teacher_forced(labels, codes, TeacherForced(placement))
+    buffers = BoundedCache(placement, len(labels), model.shape.head_dim)
+    decoded = step_by_step(model, labels, codes, buffers)
+    torch.testing.assert_close(parallel, slow, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decoded, slow, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["lean", "stock"])
+def test_both_full_caches_agree_with_plain_causal_attention(model, engine):
+    labels, codes = images(model)
+    placement = fewlines.cache("full").place(model.shape.geometry)
+    buffers = BoundedCache(placement, len(labels), model.shape.head_dim, engine=engine)
+    decoded = step_by_step(model, labels, codes, buffers)
+    expected = model.teacher_forced(labels, codes)
+    torch.testing.assert_close(decoded, expected, atol=1e-4, rtol=1e-4)
+
+
+def attention_inputs(geometry: Geometry, query_heads: int):
+    generator = torch.Generator().manual_seed(2)
+    positions = geometry.prefix + geometry.n_tokens - 1
+
+    def draw(heads):
+        return torch.randn(2, heads, positions, 8, generator=generator, dtype=torch.float64)
+
+    return draw(query_heads), draw(geometry.heads), draw(geometry.heads)
+
+
+def decode_attention(placement: Placement, q, k, v) -> torch.Tensor:
+    """Layer 0 of the decode loop over given queries, keys and values."""
+    P = placement.geometry.prefix
+    buffers = BoundedCache(placement, len(q), q.shape[-1], torch.float64)
+    out = [buffers(0, q[:, :, :P], k[:, :, :P], v[:, :, :P])]
+    for position in range(P, q.shape[2]):
+        now = slice(position, position + 1)
+        out.append(buffers(0, q[:, :, now], k[:, :, now], v[:, :, now]))
+    return torch.cat(out, 2)
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=name)
+def test_a_prefix_longer_than_one_is_kept_whole(cache):
+    geometry = Geometry(GRID, prefix=6, layers=1, heads=2)
+    q, k, v = attention_inputs(geometry, query_heads=4)
+    placement = cache.place(geometry)
+    slow = SlowAttention(placement)(0, q, k, v)
+    torch.testing.assert_close(decode_attention(placement, q, k, v), slow)
+    torch.testing.assert_close(TeacherForced(placement, torch.float64)(0, q, k, v), slow)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_heads_of_different_capacity_and_victims(fold):
+    """What a calibrated schedule asks of the buffer: every head goes its own way."""
+    import numpy as np
+
+    geometry = Geometry(GRID, prefix=2, layers=1, heads=4)
+    capacity = np.array([[5, 9, 5, N]])
+    random = np.random.default_rng(0)
+    victims = np.full((1, 4, N), NOBODY)
+    for head in range(4):
+        resident: list[int] = []
+        for step in range(N):
+            early = head == 1 and step == 3  # a policy may evict before it is full
+            if len(resident) == capacity[0, head] - fold or early:
+                victims[0, head, step] = resident.pop(random.integers(len(resident)))
+            resident.append(step)
+    placement = Placement(geometry, capacity, victims, fold)
+    q, k, v = attention_inputs(geometry, query_heads=8)
+    slow = SlowAttention(placement)(0, q, k, v)
+    torch.testing.assert_close(decode_attention(placement, q, k, v), slow)
+    torch.testing.assert_close(TeacherForced(placement, torch.float64)(0, q, k, v), slow)
+    assert BoundedCache(placement, 3, 8).bytes == placement.kv_entries() * 3 * 8 * 4 * 2

@@ -1,0 +1,96 @@
+"""The bound: nothing a policy says can make a head hold more than its capacity."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fewlines
+from fewlines.cache.budget import Budget
+from fewlines.cache.geometry import Geometry
+from fewlines.cache.placement import Cache, Placement
+from fewlines.cache.policy import NOBODY, registry
+from fewlines.errors import FewlinesError
+
+POLICIES = [name for name in registry() if name != "full"]
+
+
+@given(
+    policy=st.sampled_from(POLICIES),
+    height=st.integers(1, 6),
+    width=st.integers(2, 6),
+    tokens=st.integers(2, 40),
+    fold=st.booleans(),
+)
+def test_no_policy_exceeds_its_budget_and_nobody_comes_back(policy, height, width, tokens, fold):
+    geometry = Geometry((height, width), prefix=1, layers=2, heads=3)
+    placement = fewlines.cache(policy, tokens=tokens, fold=fold).place(geometry)
+    slots, victims = placement.slots, placement.victims
+    assert slots.max() < min(tokens, geometry.n_tokens) - placement.fold
+    for layer, head in np.ndindex(slots.shape[:2]):
+        held: dict[int, int] = {}  # slot -> token
+        gone: set[int] = set()
+        for step in range(geometry.n_tokens):
+            slot, victim = slots[layer, head, step], victims[layer, head, step]
+            assert held.get(slot, NOBODY) == victim  # no token vanishes unannounced
+            held[slot] = step
+            gone.add(victim)
+            assert len(held) + placement.fold <= tokens
+            assert len(set(held.values())) == len(held)
+            assert not gone & set(held.values())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_budget_of_the_whole_image_evicts_nobody(policy):
+    geometry = Geometry((3, 4), prefix=1, layers=1, heads=1)
+    placement = fewlines.cache(policy, lines=3, fold=True).place(geometry)
+    assert placement.is_full
+    assert placement.kv_entries() == 13
+
+
+def test_lines_keeps_the_last_tokens_and_streaming_the_first_ones_too():
+    geometry = Geometry((4, 5), prefix=1, layers=1, heads=1)
+
+    def resident(cache: Cache, step: int) -> list[int]:
+        evicted_at = cache.place(geometry).evicted_at[0, 0]
+        return [token for token in range(step + 1) if step < evicted_at[token]]
+
+    assert resident(fewlines.cache("lines", lines=2), 17) == list(range(8, 18))
+    assert resident(fewlines.cache("streaming", lines=2), 17) == [0, 1, 2, 3, *range(12, 18)]
+    assert resident(fewlines.cache("streaming", lines=2, sinks=1), 17) == [0, *range(9, 18)]
+    assert resident(fewlines.cache("streaming", lines=2, fold=True), 17) == [
+        0,
+        1,
+        2,
+        3,
+        *range(13, 18),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("victims", "message"),
+    [([NOBODY] * 4, "keeps 3 tokens at step 2, room: 2"), ([NOBODY, NOBODY, 2, 1], "not resident")],
+)
+def test_a_policy_that_cheats_is_refused(victims, message):
+    geometry = Geometry((2, 2), prefix=1, layers=1, heads=1)
+    with pytest.raises(FewlinesError, match=message):
+        Placement(geometry, np.array([[2]]), np.array([[victims]]), fold=False)
+
+
+def test_wrong_caches_are_explained():
+    for build, message in (
+        (lambda: fewlines.cache("lins", lines=3), "unknown policy 'lins'; there are full, lines"),
+        (lambda: fewlines.cache("lines"), "needs a budget"),
+        (lambda: fewlines.cache("lines", lines=3, tokens=4), "not several"),
+        (lambda: fewlines.cache("lines", lines=3, sinks=4), "does not take sinks"),
+        (lambda: fewlines.cache("full", lines=3), "leave out budget"),
+        (
+            lambda: fewlines.cache("lines", tokens=1, fold=True).place(Geometry((2, 2), 1, 1, 1)),
+            "no room for the token being decoded",
+        ),
+        (lambda: Budget.parse({"lines": "many"}), "'many' is not a number of lines"),
+    ):
+        with pytest.raises(FewlinesError, match=message):
+            build()

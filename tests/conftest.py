@@ -1,0 +1,45 @@
+"""A tiny real transformer and the caches that every policy is tested under."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fewlines
+from fewlines.cache.policy import registry
+from fewlines.models.transformer import Transformer, TransformerShape
+
+GRID = (4, 5)
+
+
+def tiny_transformer(dtype: torch.dtype = torch.float32, kv_heads: int = 2) -> Transformer:
+    shape = TransformerShape(
+        dim=32, layers=2, heads=4, kv_heads=kv_heads, codes=16, classes=3, grid=GRID, multiple_of=32
+    )
+    model = Transformer(shape)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:  # larger than at the start of training: attention must matter
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def model() -> Transformer:
+    return tiny_transformer()
+
+
+@pytest.fixture(scope="session")
+def model64() -> Transformer:
+    return tiny_transformer(torch.float64)
+
+
+BUDGETS = [{"lines": 1}, {"lines": 2}, {"tokens": 7}, {"fraction": 0.5}, {"lines": 4}, {"lines": 9}]
+
+CACHES = [
+    fewlines.cache(policy, **budget, fold=fold)
+    for policy in registry()
+    if policy != "full"
+    for budget in BUDGETS
+    for fold in (False, True)
+]
