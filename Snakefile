@@ -1,3 +1,28 @@
+"""`snakemake` reproduces everything: images, training, samples, measurements, tables, report.
+
+Another experiment: `snakemake --configfile experiments/quick.yaml`. Another cache size: one more
+line under `caches` in config.yaml.
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/tokenizer.smk"
+include: "workflow/rules/model.smk"
+include: "workflow/rules/generate.smk"
+include: "workflow/rules/measure.smk"
+include: "workflow/rules/report.smk"
+
+
 rule all:
+    default_target: True
     input:
-        [],
+        rules.tables.output,
+        rules.report.output,

@@ -54,6 +54,7 @@ class TokenizerSettings(Section):
     codes: int = Field(256, gt=1, description="entries of the codebook")
     code_dim: Positive = Field(8, description="dimensions of a code, l2-normalised")
     commitment: Rate = Field(0.25, description="weight of the commitment loss")
+    perturbation: Share = Field(0.1, description="share of codes replaced at random in training")
     steps: Positive = 560
     batch: Positive = Field(128, description="images of a step")
     learning_rate: Rate = Field(2e-3, description="peak, AdamW")
@@ -171,6 +172,7 @@ class Experiment(Section):
     )
     seed: int = Field(0, ge=0, description="of every training")
     precision: Precision = "float32"
+    checkpoint_seconds: Rate = Field(60, description="time between checkpoints of a training")
     data: DataSettings = DataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     classifier: ClassifierSettings = ClassifierSettings()

@@ -58,8 +58,12 @@ class Quantized:
 class Quantizer(nn.Module):
     """Nearest code by cosine: encodings and codes are l2-normalised (ViT-VQGAN 2110.04627)."""
 
+    counts: Tensor
+
     def __init__(self, codes: int, code_dim: int) -> None:
         super().__init__()
+        # How often each code was used lately: training revives those that hardly are.
+        self.register_buffer("counts", torch.zeros(codes))
         self.embedding = nn.Embedding(codes, code_dim)
         nn.init.normal_(self.embedding.weight)
 
@@ -68,13 +72,20 @@ class Quantizer(nn.Module):
         """`(K, D)` on the unit sphere."""
         return F.normalize(self.embedding.weight, dim=-1)
 
-    def forward(self, z: Tensor, commitment: float) -> Quantized:
+    def forward(
+        self, z: Tensor, commitment: float = 0.25, replace: Tensor | None = None
+    ) -> Quantized:
+        """Quantise `z` `(B, D, h, w)`; where `replace` `(B, h, w)` is not negative, the decoder is
+        given that code in place of the nearest one."""
         encoded = F.normalize(z.permute(0, 2, 3, 1), dim=-1)  # (B, h, w, D)
         codebook = self.codebook
         indices = (encoded @ codebook.T).argmax(-1)  # (B, h, w)
         codes = F.embedding(indices, codebook)
         loss = F.mse_loss(codes, encoded.detach())
         loss = loss + commitment * F.mse_loss(encoded, codes.detach())
+        if replace is not None:
+            given = F.embedding(torch.where(replace < 0, indices, replace), codebook)
+            codes = torch.where((replace < 0)[..., None], codes, given)
         codes = encoded + (codes - encoded).detach()
         return Quantized(codes.permute(0, 3, 1, 2), indices, loss, encoded.flatten(0, 2).detach())
 
@@ -102,9 +113,11 @@ class Tokenizer(nn.Module):
         self.quantizer = Quantizer(shape.codes, shape.code_dim)
         self.decoder = nn.Sequential(*up)
 
-    def forward(self, images: Tensor, commitment: float = 0.25) -> tuple[Tensor, Quantized]:
+    def forward(
+        self, images: Tensor, commitment: float = 0.25, replace: Tensor | None = None
+    ) -> tuple[Tensor, Quantized]:
         """Reconstructions, and what the loss and the codebook's upkeep need."""
-        quantized = self.quantizer(self.encoder(images), commitment)
+        quantized = self.quantizer(self.encoder(images), commitment, replace)
         return self.decoder(quantized.codes), quantized
 
     @torch.no_grad()

@@ -16,8 +16,6 @@ from fewlines.errors import FewlinesError
 from fewlines.files import read_json, read_tensors, write_json, write_tensors
 from fewlines.progress import progress
 
-CHECKPOINT_SECONDS = 60
-
 
 class Task(ABC):
     """What is trained: a network, its optimisers, its loss. Its randomness depends on the seed
@@ -61,15 +59,15 @@ def learning_rate(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / (warmup + 1)) * (1 - step / steps)
 
 
-def train(task: Task, name: str, checkpoints: Path, unit_images: int) -> float:
-    """Take the remaining steps; returns the mean seconds of a step of this run.
+def train(task: Task, name: str, checkpoints: Path, checkpoint_seconds: float) -> float:
+    """Take the remaining steps; returns the mean seconds of a step, 0 if none was left.
 
     Checkpoints are folders `step-…` under `checkpoints`, weights and optimiser state apart, each
     complete or absent; a killed run continues from the last one.
     """
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in task.optimizers]
     done = _restore(task, checkpoints)
-    bar = progress(name, task.steps * unit_images, "images", done * unit_images)
+    bar = progress(name, task.steps, "steps", done)
     started = saved = time.perf_counter()
     task.network.train()
     for step in range(done, task.steps):
@@ -83,17 +81,17 @@ def train(task: Task, name: str, checkpoints: Path, unit_images: int) -> float:
         for optimizer in task.optimizers:
             optimizer.step()
         task.after_step(step)
-        bar.update(unit_images)
+        bar.update()
         if step % 20 == 0:
             value = loss.item()
             if not np.isfinite(value):
                 raise FewlinesError(f"{name}: the loss is {value} at step {step}; lower the rates")
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
-        if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+        if time.perf_counter() - saved > checkpoint_seconds:
             _save(task, checkpoints, step + 1)
             saved = time.perf_counter()
     bar.close()
-    seconds = (time.perf_counter() - started) / max(1, task.steps - done)
+    seconds = (time.perf_counter() - started) / (task.steps - done) if done < task.steps else 0.0
     if done < task.steps:
         _save(task, checkpoints, task.steps)
     task.network.eval()

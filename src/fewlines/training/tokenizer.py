@@ -36,20 +36,21 @@ class TokenizerTask(Task):
             )
         ]
         self._revive(torch.ones(settings.codes, dtype=torch.bool), self._encoded(step=0), step=0)
-        self.network.register_buffer("counts", torch.zeros(settings.codes), persistent=True)
 
     def fingerprint(self) -> Any:
         return [self.settings.model_dump(mode="json"), list(self.images.shape), self.seed]
 
     def loss(self, step: int) -> Tensor:
         images = self._batch(step)
-        reconstructed, quantized = self.network(images, self.settings.commitment)
+        reconstructed, quantized = self.network(
+            images, self.settings.commitment, self._replacements(step)
+        )
         self.quantized: Quantized = quantized
         loss: Tensor = F.mse_loss(reconstructed, images) + quantized.loss
         return loss
 
     def after_step(self, step: int) -> None:
-        counts = self.network.get_buffer("counts")
+        counts = self.network.quantizer.counts
         counts += torch.bincount(self.quantized.indices.flatten(), minlength=len(counts))
         if (step + 1) % REVIVE_EVERY == 0:
             if step < REVIVE_UNTIL * self.steps:
@@ -59,6 +60,22 @@ class TokenizerTask(Task):
     def _batch(self, step: int) -> Tensor:
         rows = batch_indices(len(self.images), self.settings.batch, step, self.seed)
         return to_signed(self.images[rows])
+
+    def _replacements(self, step: int) -> Tensor | None:
+        """Random codes for a share of the positions, −1 elsewhere, `(B, h, w)`.
+
+        A decoder that survives wrong codes leans on their neighbours, so that codes say less that
+        is new, a model predicts them better, and its mistakes cost less (RobustTok 2503.08354).
+        """
+        share = self.settings.perturbation
+        if not share:
+            return None
+        stride = self.network.shape.stride
+        side = (self.images.shape[-2] // stride, self.images.shape[-1] // stride)
+        shape = (self.settings.batch, *side)
+        generator = step_generator(self.seed + 2, step)
+        codes = torch.randint(self.settings.codes, shape, generator=generator)
+        return codes.masked_fill(torch.rand(shape, generator=generator) >= share, -1)
 
     @torch.no_grad()
     def _encoded(self, step: int) -> Tensor:

@@ -14,6 +14,15 @@ from fewlines.training.loop import Task, batch_indices, step_generator
 from fewlines.training.muon import Muon
 
 
+def flops_per_image(shape: TransformerShape) -> float:
+    """Floating-point operations of one training step on one image, forward and backward: six per
+    weight and token in matrix products, and causal attention; Muon's own are not counted."""
+    attention = shape.dim * shape.dim * 2 + 2 * shape.dim * shape.kv_heads * shape.head_dim
+    weights = shape.layers * (attention + 3 * shape.dim * shape.hidden) + shape.dim * shape.codes
+    n = shape.geometry.n_tokens
+    return 6 * n * weights + 6 * shape.layers * n * n * shape.dim
+
+
 class TransformerTask(Task):
     """Next-code likelihood of `codes` `(n, N)` of classes `labels` `(n,)`."""
 

@@ -1,0 +1,67 @@
+"""Teacher-forced likelihood under a cache, paired with that of the full cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+
+from fewlines.cache.placement import Cache
+from fewlines.cache.teacher import TeacherForced
+from fewlines.models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Per image, in nats/token: `nll` under the cache, `nll_full` under the full cache, both
+    `(n,)`; `kl` `(n, N)` is KL(full ‖ cache) at every token."""
+
+    nll: Tensor
+    nll_full: Tensor
+    kl: Tensor
+
+
+@torch.inference_mode()
+def measure_likelihood(
+    model: Transformer,
+    labels: Tensor,
+    codes: Tensor,
+    cache: Cache,
+    batch: int,
+    done: Callable[[int], object] = lambda images: None,
+) -> Likelihood:
+    """Likelihood of `codes` `(n, N)` with the cache limited exactly as in sampling."""
+    placement = cache.place(model.shape.geometry)
+    limited = None if placement.is_full else TeacherForced(placement)
+    nll, nll_full, kl = [], [], []
+    for rows, truth in zip(labels.split(batch), codes.long().split(batch), strict=True):
+        full = model.teacher_forced(rows, truth).float().log_softmax(-1)  # (B, N, V)
+        nll_full.append(_nll(full, truth))
+        if limited is None:
+            nll.append(nll_full[-1])
+            kl.append(torch.zeros_like(truth, dtype=torch.float32))
+        else:
+            under = model.teacher_forced(rows, truth, limited).float().log_softmax(-1)
+            nll.append(_nll(under, truth))
+            kl.append(F.kl_div(under, full, reduction="none", log_target=True).sum(-1))
+        done(len(rows))
+    return Likelihood(torch.cat(nll), torch.cat(nll_full), torch.cat(kl))
+
+
+def _nll(log_probabilities: Tensor, codes: Tensor) -> Tensor:
+    chosen = log_probabilities.gather(-1, codes[..., None]).squeeze(-1)
+    return -chosen.double().mean(-1)
+
+
+def paired_interval(difference: Tensor, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of paired differences `(n,)` and its two-sided t interval: `(mean, low, high)`."""
+    mean, n = difference.mean().item(), len(difference)
+    error = difference.std().item() / n**0.5
+    if error == 0:
+        return mean, mean, mean
+    low, high = stats.t.interval(level, n - 1, loc=mean, scale=error)
+    return mean, float(low), float(high)

@@ -1,0 +1,152 @@
+"""The figures: quality against memory and time, the same seeds side by side, memory over steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from torch import Tensor
+
+from fewlines.files import read_tensors, replacing
+from fewlines.models.tokenizer import Tokenizer
+from fewlines.report.results import Results
+
+mpl.use("Agg")
+STYLE = {
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "savefig.bbox": "tight",
+    "svg.hashsalt": "fewlines",
+}
+PICTURES = 10  # of each cache in the grid of samples
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], metadata={"Software": None})
+    plt.close(figure)
+
+
+@mpl.rc_context(STYLE)
+def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
+    """FID and ΔNLL of every cache against decode memory and time."""
+    figure, axes = plt.subplots(2, 2, figsize=(8.5, 6), sharex="col", layout="constrained")
+    full = table[table["policy"] == "full"].iloc[0]
+    columns = (
+        ("kv_bytes", 1e-3 / full["cost_batch"], "KV cache of an image, kB"),
+        ("seconds_per_image", 1e3, "decode time of an image, ms"),
+    )
+    for column, (cost, scale, label) in enumerate(columns):
+        for row, (quality, low, high) in enumerate(
+            (("fid_mean", "fid_sd", "fid_sd"), ("nll_delta", "nll_delta_low", "nll_delta_high"))
+        ):
+            axis = axes[row, column]
+            for policy, group in table[table["policy"] != "full"].groupby("policy", sort=False):
+                x, y = group[cost] * scale, group[quality]
+                spread = (
+                    [group[low], group[high]]
+                    if quality == "fid_mean"
+                    else [y - group[low], group[high] - y]
+                )
+                axis.errorbar(
+                    x, y, yerr=spread, marker="o", ms=4, lw=1.2, capsize=2, label=str(policy)
+                )
+                for px, py, budget in zip(x, y, group["budget"], strict=True):
+                    text = str(budget).removeprefix("lines: ")
+                    axis.annotate(text, (px, py), xytext=(4, 4), textcoords="offset points", size=7)
+            axis.plot(
+                full[cost] * scale,
+                full[quality],
+                marker="*",
+                ms=11,
+                ls="",
+                color="black",
+                label="full",
+            )
+        axes[1, column].set_xlabel(label)
+        axes[0, column].set_ylim(bottom=0)
+        for floor, style in (("reconstruction", "--"), ("real", ":")):
+            level = floors.set_index("floor").loc[floor, "fid_mean"]
+            axes[0, column].axhline(level, color="grey", ls=style, lw=1, label=f"{floor} images")
+    axes[0, 0].set_ylabel("FID (± sd over seeds)")
+    axes[1, 0].set_ylabel("ΔNLL to full, nats/token (95%)")
+    axes[0, 0].legend(fontsize=7.5)
+    figure.suptitle("Quality against memory and time; numbers are lines of cache", size=10)
+    save(figure, path)
+
+
+@mpl.rc_context(STYLE)
+def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
+    """The same seeds and classes under every cache, a row each."""
+    rows = []
+    for slug in results.caches:
+        tensors, header = read_tensors(results.samples(slug))
+        codes = tensors[f"seed_{results.experiment.sampling.seeds[0]}"][:PICTURES]
+        rows.append(tokenizer.decode(codes.long().unflatten(1, header["grid"])))
+    figure, axes = plt.subplots(
+        len(rows), 1, figsize=(8, 0.8 * len(rows)), layout="constrained", squeeze=False
+    )
+    for axis, images, slug in zip(axes[:, 0], rows, results.caches, strict=True):
+        axis.imshow(_strip(images), cmap="gray_r" if images.shape[1] == 1 else None)
+        axis.set_yticks([]), axis.set_xticks([])
+        axis.grid(False)
+        axis.set_ylabel(slug, rotation=0, ha="right", va="center", size=8)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    figure.suptitle("The same classes and noise under each cache", size=10)
+    save(figure, path)
+
+
+def _strip(images: Tensor) -> np.ndarray:
+    """Images `(n, C, H, W)` side by side: `(H, n·(W+2))`, or with three channels."""
+    padded = torch.nn.functional.pad(images, (1, 1))
+    strip = torch.cat(list(padded), dim=-1).permute(1, 2, 0).numpy()
+    return strip.squeeze(-1) if strip.shape[-1] == 1 else strip
+
+
+@mpl.rc_context(STYLE)
+def draw_memory(results: Results, path: Path) -> None:
+    """Resident memory above the weights over the steps of one decode."""
+    cost = results.paper
+    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    names = {"full": "full, lean", "stock": "full, stock"}
+    for row in cost["rows"]:
+        megabytes = np.array(row["timeline"]) / 1e6
+        (line,) = axis.plot(megabytes, label=names.get(row["name"], row["name"]))
+        axis.axhline(row["kv_bytes"] / 1e6, color=line.get_color(), ls=":", lw=0.8)
+    axis.set_xlabel("image token")
+    axis.set_ylabel("memory above the weights, MB")
+    axis.set_ylim(bottom=0)
+    axis.set_title(f"{cost['batch']} images at once; dotted: bytes of the cache's buffers", size=9)
+    axis.legend(fontsize=8)
+    save(figure, path)
+
+
+@mpl.rc_context(STYLE)
+def draw_lines(results: Results, path: Path) -> None:
+    """KL(full ‖ cache) of every line of the image: where a small cache hurts."""
+    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    styles = ("-", "--", "-.", ":")
+    drawn: dict[str, int] = {}  # how many lines each policy has so far
+    for slug in results.caches:
+        cache = results.experiment.cache(slug)
+        if cache.budget is None:
+            continue
+        nth = drawn[cache.policy_text] = drawn.get(cache.policy_text, -1) + 1
+        colour = mpl.color_sequences["tab10"][list(drawn).index(cache.policy_text) % 10]
+        kl = results.likelihood(slug)["kl_by_line"]
+        style = styles[nth % len(styles)]
+        axis.plot(range(1, len(kl) + 1), kl, color=colour, ls=style, lw=1.3, label=slug)
+    axis.set_xlabel("line of the image")
+    axis.set_ylabel("KL(full ‖ cache), nats/token")
+    axis.legend(fontsize=6.5, ncols=2)
+    save(figure, path)

@@ -1,0 +1,31 @@
+"""Where a run's numbers come from: commit, versions, machine, precision."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from fewlines import machine
+from fewlines.config import Experiment
+
+
+def provenance(config: Experiment, checkout: Path) -> dict[str, Any]:
+    """What a reader needs to place a run, and to repeat it."""
+    dtype = machine.resolve_precision(config.precision)
+    return {
+        "experiment": config.name,
+        "commit": _git(checkout, "rev-parse", "HEAD"),
+        "modified": bool(_git(checkout, "status", "--porcelain", "--untracked-files=no")),
+        "precision": str(dtype).removeprefix("torch."),
+        **machine.describe(),
+    }
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    """What git says, nothing where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()

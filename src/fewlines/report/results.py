@@ -1,0 +1,51 @@
+"""A run's folder, read: where each stage's result lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fewlines.config import Experiment
+from fewlines.files import read_json
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that was measured in `folder` for an experiment."""
+
+    experiment: Experiment
+    folder: Path
+
+    @cached_property
+    def caches(self) -> list[str]:
+        return list(self.experiment.cache_by_slug)
+
+    def quality(self, cache: str) -> dict[str, Any]:
+        return self._read(f"quality/{cache}.json")
+
+    def likelihood(self, cache: str) -> dict[str, Any]:
+        return self._read(f"likelihood/{cache}.json")
+
+    def cost(self, cache: str) -> dict[str, Any]:
+        return self._read(f"cost/{cache}.json")
+
+    def floor(self, name: str) -> dict[str, Any]:
+        """`real` or `reconstruction`."""
+        return self._read(f"floors/{name}.json")
+
+    @property
+    def paper(self) -> dict[str, Any]:
+        return self._read("paper.json")
+
+    def metrics(self, network: str) -> dict[str, Any]:
+        """Of the `tokenizer`, the `classifier` or the `model`."""
+        return self._read(f"{network}.json")
+
+    def samples(self, cache: str) -> Path:
+        return self.folder / f"samples/{cache}.safetensors"
+
+    def _read(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = read_json(self.folder / name)
+        return content

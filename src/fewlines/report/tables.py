@@ -1,0 +1,226 @@
+"""The tables: `cache.csv`, every cache of the experiment, and `paper.csv`, beside the paper's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fewlines.files import read_tensors, write_text
+from fewlines.measure.cost import ratio_interval
+from fewlines.models.transformer import TransformerShape
+from fewlines.report.results import Results
+
+# The paper's own table: GB, seconds per image, FID.
+PUBLISHED = (
+    ("Baseline (Full Cache)", 28.5, 15.2, 9.12),
+    ("Proposed (Few Lines Cache)", 8.7, 4.8, 9.35),
+)
+DIGITS = 6
+
+
+def cache_table(results: Results) -> pd.DataFrame:
+    """One row per cache, in the order of the configuration. Bytes are bytes, times seconds,
+    likelihoods nats per token, deltas against `full`."""
+    return pd.DataFrame([_cache_row(results, slug) for slug in results.caches])
+
+
+def _cache_row(results: Results, slug: str) -> dict[str, Any]:
+    cache = results.experiment.cache(slug)
+    geometry = transformer_shape(results).geometry
+    quality, likelihood = results.quality(slug), results.likelihood(slug)
+    sets = pd.DataFrame(quality["sets"])
+    cost = results.cost(slug)
+    rows = {row["name"]: row for row in cost["rows"]}
+    full, stock, this = rows["full"], rows["stock"], rows[slug]
+    lean_ratio, lean_low, lean_high = ratio_interval(full["seconds"], this["seconds"])
+    stock_ratio, stock_low, stock_high = ratio_interval(stock["seconds"], this["seconds"])
+    budget = geometry.n_tokens if cache.budget is None else cache.budget.tokens(geometry.grid)
+    return {
+        "model": "base",
+        "policy": cache.policy_text,
+        "budget": cache.budget_text,
+        "capacity": geometry.prefix + budget,
+        "n_tokens": geometry.n_tokens,
+        "samples": quality["samples"],
+        "seeds": len(sets),
+        **{key: likelihood[key] for key in ("nll", "nll_delta", "nll_delta_low", "nll_delta_high")},
+        "kl": likelihood["kl"],
+        "fid_mean": sets["fid"].mean(),
+        "fid_sd": sets["fid"].std(),
+        "kid_mean": sets["kid"].mean(),
+        "is_mean": sets["is"].mean(),
+        "precision": sets["precision"].mean(),
+        "recall": sets["recall"].mean(),
+        "kv_bytes": this["kv_bytes"],
+        "peak_bytes": this["peak_bytes"],
+        "seconds_per_image": float(np.median(this["seconds"])) / cost["batch"],
+        "speedup_lean": lean_ratio,
+        "speedup_stock": stock_ratio,
+        "memory_saving": full["peak_bytes"] / this["peak_bytes"],
+        "speedup_lean_low": lean_low,
+        "speedup_lean_high": lean_high,
+        "speedup_stock_low": stock_low,
+        "speedup_stock_high": stock_high,
+        "cost_batch": cost["batch"],
+        "arithmetic": cost["precision"],
+        "likelihood_images": likelihood["images"],
+        "extractor": quality["extractor"],
+    }
+
+
+def floor_table(results: Results) -> pd.DataFrame:
+    """What a perfect model would reach, by the same instruments and as many images."""
+    rows = []
+    for name in ("real", "reconstruction"):
+        sets = pd.DataFrame(results.floor(name)["sets"])
+        rows.append(
+            {
+                "floor": name,
+                "samples": results.floor(name)["samples"],
+                "fid_mean": sets["fid"].mean(),
+                "fid_sd": sets["fid"].std(),
+                "kid_mean": sets["kid"].mean(),
+                "is_mean": sets["is"].mean(),
+                "precision": sets["precision"].mean(),
+                "recall": sets["recall"].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def paper_table(results: Results) -> pd.DataFrame:
+    """The paper's two rows, and ours below them: both full caches and the few lines.
+
+    Ratios are full ÷ few lines, so above 1 is a gain; ours are against the full cache of the
+    same row's name, with quartiles over interleaved repeats for time.
+    """
+    (_, memory, seconds, fid), (_, few_memory, few_seconds, few_fid) = PUBLISHED
+    rows: list[dict[str, Any]] = [
+        {
+            "source": "paper",
+            "cache": name,
+            "process_bytes": gigabytes * 1e9,
+            "seconds_per_image": time,
+            "fid_mean": score,
+        }
+        for name, gigabytes, time, score in PUBLISHED
+    ]
+    rows[0] |= {
+        "process_memory_ratio": memory / few_memory,
+        "time_ratio": seconds / few_seconds,
+        "fid_ratio": few_fid / fid,
+    }
+    cost = results.paper
+    slug = cost["cache"]
+    measured = {row["name"]: row for row in cost["rows"]}
+    few = measured[slug]
+    few_quality = pd.DataFrame(results.quality(slug)["sets"])["fid"]
+    for name, label in (("stock", "full, stock"), ("full", "full, lean"), (slug, slug)):
+        row = measured[name]
+        quality = pd.DataFrame(results.quality(slug if name == slug else "full")["sets"])["fid"]
+        rows.append(
+            {
+                "source": "fewlines",
+                "cache": label,
+                "batch": cost["batch"],
+                "process_bytes": row["process_bytes"],
+                "peak_bytes": row["peak_bytes"],
+                "kv_bytes": row["kv_bytes"],
+                "seconds_per_image": float(np.median(row["seconds"])) / cost["batch"],
+                "fid_mean": quality.mean(),
+                "fid_sd": quality.std(),
+            }
+        )
+        if name != slug:
+            median, low, high = ratio_interval(row["seconds"], few["seconds"])
+            ratios = few_quality.to_numpy() / quality.to_numpy()  # the same noise in both
+            rows[-1] |= {
+                "process_memory_ratio": row["process_bytes"] / few["process_bytes"],
+                "peak_memory_ratio": row["peak_bytes"] / few["peak_bytes"],
+                "kv_memory_ratio": row["kv_bytes"] / few["kv_bytes"],
+                "time_ratio": median,
+                "time_ratio_low": low,
+                "time_ratio_high": high,
+                "fid_ratio": ratios.mean(),
+                "fid_ratio_low": ratios.min(),
+                "fid_ratio_high": ratios.max(),
+            }
+    return pd.DataFrame(rows)
+
+
+def transformer_shape(results: Results) -> TransformerShape:
+    """The shape that the run's model states."""
+    _, header = read_tensors(results.folder / "model.safetensors")
+    return TransformerShape(**{**header["shape"], "grid": tuple(header["shape"]["grid"])})
+
+
+def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
+    """CSV with everything, Markdown and LaTeX for reading."""
+    write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format=f"%.{DIGITS}g"))
+    readable = readable_table(table)
+    write_text(folder / f"{name}.md", readable.to_markdown(index=False) + "\n")
+    latex = readable.to_latex(index=False, escape=True)
+    write_text(folder / f"{name}.tex", latex)
+
+
+def readable_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns a reader wants, in the units a reader wants, as text."""
+    columns: dict[str, list[str]] = {}
+
+    def column(title: str, source: str, form: str, scale: float = 1) -> None:
+        if source in table:
+            columns[title] = [
+                "" if pd.isna(value) else form.format(value * scale) for value in table[source]
+            ]
+
+    for name in ("source", "floor", "policy", "cache", "budget"):
+        if name in table:
+            columns[name] = [str(value) for value in table[name]]
+    column("capacity", "capacity", "{:.0f}")
+    if "nll_delta" in table:
+        column("NLL", "nll", "{:.4f}")
+        columns["ΔNLL (95%)"] = [
+            f"{row.nll_delta:+.4f} ({row.nll_delta_low:+.4f} … {row.nll_delta_high:+.4f})"
+            for row in table.itertuples()
+        ]
+        column("KL", "kl", "{:.4f}")
+    if "fid_sd" in table:
+        columns["FID"] = [
+            f"{mean:.2f}" if pd.isna(sd) else f"{mean:.2f} ± {sd:.2f}"
+            for mean, sd in zip(table["fid_mean"], table["fid_sd"], strict=True)
+        ]
+    column("KID", "kid_mean", "{:.4f}")
+    column("IS", "is_mean", "{:.2f}")
+    column("precision", "precision", "{:.3f}")
+    column("recall", "recall", "{:.3f}")
+    column("process MB", "process_bytes", "{:,.0f}", 1e-6)
+    column("decode peak MB", "peak_bytes", "{:,.1f}", 1e-6)
+    column("KV MB", "kv_bytes", "{:,.1f}", 1e-6)
+    column("ms/image", "seconds_per_image", "{:,.2f}", 1e3)
+    column("× memory (process)", "process_memory_ratio", "{:.2f}")
+    column("× memory (decode peak)", "peak_memory_ratio", "{:.2f}")
+    column("× memory", "memory_saving", "{:.2f}")
+    column("× time", "time_ratio", "{:.2f}")
+    column("× time vs lean", "speedup_lean", "{:.2f}")
+    column("× time vs stock", "speedup_stock", "{:.2f}")
+    column("FID ratio", "fid_ratio", "{:.3f}")
+    return pd.DataFrame(columns)
+
+
+def network_table(results: Results) -> pd.DataFrame:
+    """How well the three networks learned, and how close training came to the machine's rate."""
+    tokenizer, classifier, model = map(results.metrics, ("tokenizer", "classifier", "model"))
+    rows = [
+        ("tokenizer", "mean squared error on [−1, 1], test", f"{tokenizer['mse']:.4f}"),
+        ("tokenizer", "codes in use, test", f"{tokenizer['codes_used']:.1%}"),
+        ("classifier", "accuracy, test", f"{classifier['accuracy']:.1%}"),
+        ("model", "parameters", f"{model['parameters']:,}"),
+        ("model", f"nats/token, {model['test_images']:,} test images", f"{model['nll_test']:.4f}"),
+    ]
+    if model["gemm_share"]:
+        share = f"{model['gemm_share']:.0%} of {model['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s"
+        rows.append(("model", f"training rate, {model['precision']}", share))
+    return pd.DataFrame(rows, columns=["network", "measure", "value"])

@@ -1,0 +1,26 @@
+# One thread a shard: two shards on two cores draw more images than one shard on both.
+rule generate:
+    input:
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+    output:
+        temp(f"{RUN}/samples/{{cache}}.{{scatteritem}}.safetensors"),
+    log:
+        f"{RUN}/logs/generate/{{cache}}.{{scatteritem}}.log",
+    params:
+        settings=settings("sampling", "precision"),
+        shard=lambda wildcards: int(wildcards.scatteritem.split("-of-")[0]) - 1,
+    shell:
+        "fewlines generate --config {input.config} --threads {threads} --model {input.model} "
+        "--cache {wildcards.cache} --shard {params.shard} --output {output} 2>&1 | tee {log}"
+
+
+rule samples:
+    input:
+        gather.shard(f"{RUN}/samples/{{{{cache}}}}.{{scatteritem}}.safetensors"),
+    output:
+        f"{RUN}/samples/{{cache}}.safetensors",
+    log:
+        f"{RUN}/logs/samples/{{cache}}.log",
+    shell:
+        "fewlines gather --shards {input} --output {output} 2>&1 | tee {log}"

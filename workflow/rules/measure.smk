@@ -1,0 +1,86 @@
+rule quality:
+    input:
+        config=ancient(RESOLVED),
+        samples=rules.samples.output,
+        images=DATA,
+        tokenizer=rules.tokenizer.output.weights,
+        classifier=rules.classifier.output.weights,
+    output:
+        f"{RUN}/quality/{{cache}}.json",
+    log:
+        f"{RUN}/logs/quality/{{cache}}.log",
+    params:
+        settings=settings("quality", "sampling"),
+    shell:
+        "fewlines measure-quality --config {input.config} --threads {threads} "
+        "--samples {input.samples} --images {input.images} --tokenizer {input.tokenizer} "
+        "--classifier {input.classifier} --output {output} 2>&1 | tee {log}"
+
+
+rule floors:
+    input:
+        config=ancient(RESOLVED),
+        images=DATA,
+        tokenizer=rules.tokenizer.output.weights,
+        classifier=rules.classifier.output.weights,
+    output:
+        real=f"{RUN}/floors/real.json",
+        rebuilt=f"{RUN}/floors/reconstruction.json",
+    log:
+        f"{RUN}/logs/floors.log",
+    params:
+        settings=settings("quality", "sampling"),
+    shell:
+        "fewlines measure-floors --config {input.config} --threads {threads} "
+        "--images {input.images} --tokenizer {input.tokenizer} --classifier {input.classifier} "
+        "--real {output.real} --rebuilt {output.rebuilt} 2>&1 | tee {log}"
+
+
+rule likelihood:
+    input:
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+        tokens=rules.tokens.output,
+    output:
+        f"{RUN}/likelihood/{{cache}}.json",
+    log:
+        f"{RUN}/logs/likelihood/{{cache}}.log",
+    params:
+        settings=settings("likelihood"),
+    shell:
+        "fewlines measure-likelihood --config {input.config} --threads {threads} "
+        "--model {input.model} --tokens {input.tokens} --cache {wildcards.cache} "
+        "--output {output} 2>&1 | tee {log}"
+
+
+# Times are taken on an otherwise idle machine: these rules claim every core.
+rule cost:
+    input:
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+    output:
+        f"{RUN}/cost/{{cache}}.json",
+    log:
+        f"{RUN}/logs/cost/{{cache}}.log",
+    threads: workflow.cores
+    params:
+        settings=settings("cost", "precision"),
+    shell:
+        "fewlines measure-cost --config {input.config} --threads {threads} "
+        "--model {input.model} --cache {wildcards.cache} --output {output} 2>&1 | tee {log}"
+
+
+rule paper_cost:
+    input:
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+    output:
+        f"{RUN}/paper.json",
+    log:
+        f"{RUN}/logs/paper.log",
+    threads: workflow.cores
+    params:
+        settings=settings("paper", "precision"),
+    shell:
+        "fewlines measure-paper --config {input.config} --threads {threads} "
+        "--model {input.model} --output {output} 2>&1 | tee {log}"

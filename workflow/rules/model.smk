@@ -1,0 +1,16 @@
+rule model:
+    input:
+        config=ancient(RESOLVED),
+        tokens=rules.tokens.output,
+    output:
+        weights=f"{RUN}/model.safetensors",
+        metrics=f"{RUN}/model.json",
+    log:
+        f"{RUN}/logs/model.log",
+    threads: workflow.cores
+    params:
+        settings=settings("model", "seed", "precision"),
+    shell:
+        "fewlines train-model --config {input.config} --threads {threads} "
+        "--tokens {input.tokens} --output {output.weights} --metrics {output.metrics} "
+        "2>&1 | tee {log}"

@@ -1,0 +1,91 @@
+MEASURED = [
+    *expand(
+        f"{RUN}/{{kind}}/{{cache}}.json",
+        kind=("quality", "likelihood", "cost"),
+        cache=CACHES,
+    ),
+    *rules.floors.output,
+    *rules.paper_cost.output,
+    rules.model.output.weights,
+]
+TABLES = ("cache", "paper", "floors")
+FIGURES = {
+    "quality": "Quality against memory and time",
+    "samples": "Samples",
+    "memory": "Memory while decoding",
+    "lines": "Where a small cache hurts",
+}
+
+
+def run_folder(wildcards, input):
+    return os.path.dirname(input.config)
+
+
+rule tables:
+    input:
+        MEASURED,
+        config=ancient(RESOLVED),
+    output:
+        expand(f"{RUN}/tables/{{table}}.{{form}}", table=TABLES, form=("md", "tex")),
+        [
+            report(
+                f"{RUN}/tables/{table}.csv",
+                caption=f"../report/{table}.rst",
+                category="Tables",
+                labels={"table": table},
+            )
+            for table in TABLES
+        ],
+    log:
+        f"{RUN}/logs/tables.log",
+    params:
+        settings=settings("name", "caches", "paper"),
+        run=run_folder,
+    shell:
+        "fewlines tables --config {input.config} --run {params.run} 2>&1 | tee {log}"
+
+
+rule figures:
+    input:
+        MEASURED,
+        expand(f"{RUN}/samples/{{cache}}.safetensors", cache=CACHES),
+        config=ancient(RESOLVED),
+        tokenizer=rules.tokenizer.output.weights,
+    output:
+        [
+            report(
+                f"{RUN}/figures/{name}.png",
+                caption=f"../report/{name}.rst",
+                category="Figures",
+                labels={"figure": title},
+            )
+            for name, title in FIGURES.items()
+        ],
+    log:
+        f"{RUN}/logs/figures.log",
+    params:
+        settings=settings("name", "caches", "paper"),
+        run=run_folder,
+    shell:
+        "fewlines figures --config {input.config} --run {params.run} 2>&1 | tee {log}"
+
+
+rule report:
+    input:
+        MEASURED,
+        rules.figures.output,
+        rules.tokenizer.output.metrics,
+        rules.classifier.output.metrics,
+        rules.model.output.metrics,
+        config=ancient(RESOLVED),
+    output:
+        page=f"{RUN}/report.html",
+        provenance=f"{RUN}/provenance.json",
+    log:
+        f"{RUN}/logs/report.log",
+    params:
+        settings=settings("name", "caches", "paper"),
+        run=run_folder,
+    shell:
+        "fewlines report --config {input.config} --run {params.run} "
+        "--output {output.page} --provenance {output.provenance} 2>&1 | tee {log}"
