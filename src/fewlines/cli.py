@@ -1,4 +1,4 @@
-"""`fewlines <stage> --option value`: every stage of `stages.py`, its parameters as options."""
+"""`fewlines <stage> --option value`: every stage, its parameters as options."""
 
 from __future__ import annotations
 
@@ -12,31 +12,15 @@ from typing import Any
 
 import torch
 
-from fewlines import machine, stages
+from fewlines import machine
 from fewlines.config import Experiment, load_experiment
 from fewlines.errors import FewlinesError
-
-STAGES: tuple[Callable[..., None], ...] = (
-    stages.fetch_data,
-    stages.train_tokenizer,
-    stages.train_classifier,
-    stages.tokenize,
-    stages.train_model,
-    stages.generate,
-    stages.gather,
-    stages.measure_quality,
-    stages.measure_floors,
-    stages.measure_likelihood,
-    stages.measure_cost,
-    stages.measure_paper,
-    stages.tables,
-    stages.figures,
-    stages.report,
-)
+from fewlines.stages import MODULES, load_stage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = vars(_parser().parse_args(arguments))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = vars(_parser(given[:1]).parse_args(given))
     stage: Callable[..., None] = options.pop("stage")
     torch.set_num_threads(options.pop("threads"))
     try:
@@ -49,21 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("fewlines", description="Image generation with few lines.")
+def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
+    """Options of the stage that is wanted; all of them where none is, to show the help."""
+    parser = argparse.ArgumentParser(
+        "fewlines", description="The stages of an experiment; snakemake runs them all in order."
+    )
     commands = parser.add_subparsers(required=True, metavar="stage")
-    for stage in STAGES:
-        summary = (inspect.getdoc(stage) or "").split("\n\n")[0].replace("\n", " ")
-        command = commands.add_parser(
-            stage.__name__.replace("_", "-"), help=summary, description=summary
-        )
+    for name in MODULES if not set(wanted) <= set(MODULES) or not wanted else wanted:
+        stage = load_stage(name)
+        summary = (inspect.getdoc(stage) or "").replace("\n", " ")
+        command = commands.add_parser(name, help=summary, description=summary)
         command.set_defaults(stage=stage)
         command.add_argument(
-            "--threads", type=int, default=machine.cores(), help="threads of torch, all cores"
+            "--threads", type=int, default=machine.cores(), help="threads of torch; all cores"
         )
-        for name, kind in typing.get_type_hints(stage).items():
-            if name != "return":
-                _add_option(command, name, kind)
+        for option, kind in typing.get_type_hints(stage).items():
+            if option != "return":
+                _add_option(command, option, kind)
     return parser
 
 

@@ -50,12 +50,12 @@ class TokenizerSettings(Section):
     widths: tuple[Positive, ...] = Field(
         (24, 48), description="channels of each level; every level after the first halves the side"
     )
-    blocks: int = Field(1, ge=0, description="residual blocks of a level")
+    blocks: int = Field(0, ge=0, description="residual blocks of a level")
     codes: int = Field(256, gt=1, description="entries of the codebook")
     code_dim: Positive = Field(8, description="dimensions of a code, l2-normalised")
     commitment: Rate = Field(0.25, description="weight of the commitment loss")
     perturbation: Share = Field(0.1, description="share of codes replaced at random in training")
-    steps: Positive = 560
+    steps: Positive = 800
     batch: Positive = Field(128, description="images of a step")
     learning_rate: Rate = Field(2e-3, description="peak, AdamW")
 

@@ -26,6 +26,11 @@ if not os.path.exists(RESOLVED) or Path(RESOLVED).read_text() != dump_experiment
 ):
     write_text(Path(RESOLVED), dump_experiment(EXPERIMENT))
 
+
+envvars:
+    "PATH",
+
+
 # The stages are commands of the environment that runs Snakemake, activated or not.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from fewlines.cache.placement import Cache
@@ -63,5 +63,5 @@ def paired_interval(difference: Tensor, level: float = 0.95) -> tuple[float, flo
     error = difference.std().item() / n**0.5
     if error == 0:
         return mean, mean, mean
-    low, high = stats.t.interval(level, n - 1, loc=mean, scale=error)
-    return mean, float(low), float(high)
+    reach = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
+    return mean, mean - reach, mean + reach

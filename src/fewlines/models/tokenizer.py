@@ -121,17 +121,16 @@ class Tokenizer(nn.Module):
         return self.decoder(quantized.codes), quantized
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Images `(B, C, H, W)` uint8 → indices `(B, h, w)` int64."""
-        quantized = self.quantizer(self.encoder(to_signed(images)), 1.0)
-        assert isinstance(quantized, Quantized)
-        return quantized.indices
+    def encode(self, images: Tensor, batch: int = 250) -> Tensor:
+        """Images `(n, C, H, W)` uint8 → indices `(n, h, w)` int64, `batch` at a time."""
+        parts = [self.quantizer(self.encoder(to_signed(x))).indices for x in images.split(batch)]
+        return torch.cat(parts)
 
     @torch.no_grad()
-    def decode(self, indices: Tensor) -> Tensor:
-        """Indices `(B, h, w)` → images `(B, C, H, W)` uint8."""
-        codes = F.embedding(indices, self.quantizer.codebook)
-        return to_bytes(self.decoder(codes.permute(0, 3, 1, 2)))
+    def decode(self, indices: Tensor, batch: int = 250) -> Tensor:
+        """Indices `(n, h, w)` → images `(n, C, H, W)` uint8, `batch` at a time."""
+        codes = F.embedding(indices.long(), self.quantizer.codebook).permute(0, 3, 1, 2)
+        return torch.cat([to_bytes(self.decoder(part)) for part in codes.split(batch)])
 
 
 def to_signed(images: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
     for slug in results.caches:
         tensors, header = read_tensors(results.samples(slug))
         codes = tensors[f"seed_{results.experiment.sampling.seeds[0]}"][:PICTURES]
-        rows.append(tokenizer.decode(codes.long().unflatten(1, header["grid"])))
+        rows.append(tokenizer.decode(codes.unflatten(1, header["grid"])))
     figure, axes = plt.subplots(
         len(rows), 1, figsize=(8, 0.8 * len(rows)), layout="constrained", squeeze=False
     )

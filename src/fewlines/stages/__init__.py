@@ -1,0 +1,36 @@
+"""The stages of an experiment. Each reads files, writes files, and knows nothing of Snakemake.
+
+`fewlines <stage>` runs one; its options are the parameters of the function. Outputs are written
+under a temporary name and renamed, so a killed stage leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+# Where each stage is defined: a process imports no more than its own stage needs.
+MODULES = {
+    "fetch-data": "networks",
+    "train-tokenizer": "networks",
+    "train-classifier": "networks",
+    "tokenize": "networks",
+    "train-model": "networks",
+    "generate": "samples",
+    "gather": "samples",
+    "measure-quality": "quality",
+    "measure-floors": "quality",
+    "measure-likelihood": "likelihood",
+    "measure-cost": "cost",
+    "measure-paper": "cost",
+    "tables": "report",
+    "figures": "report",
+    "report": "report",
+}
+
+
+def load_stage(name: str) -> Callable[..., None]:
+    """The function of a stage."""
+    module = importlib.import_module(f"{__name__}.{MODULES[name]}")
+    stage: Callable[..., None] = getattr(module, name.replace("-", "_"))
+    return stage

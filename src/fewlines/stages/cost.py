@@ -1,0 +1,47 @@
+"""Time and memory of each cache, beside both full caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fewlines import machine
+from fewlines.config import Experiment
+from fewlines.files import write_json
+from fewlines.measure.cost import Configuration, Workload
+from fewlines.measure.cost import measure_cost as measure
+from fewlines.measure.memory import peak_method
+from fewlines.stages.samples import sampler
+
+
+def measure_cost(config: Experiment, model: Path, cache: str, output: Path) -> None:
+    """Time and memory of one cache beside both full caches, interleaved in one run."""
+    _write_cost(config, model, cache, config.cost.batch, config.cost.repeats, output)
+
+
+def measure_paper(config: Experiment, model: Path, output: Path) -> None:
+    """The paper's comparison, at a batch where the cache is what fills memory."""
+    slug = config.paper.cache.build().slug
+    _write_cost(config, model, slug, config.paper.batch, config.paper.repeats, output)
+
+
+def _write_cost(
+    config: Experiment, model: Path, slug: str, batch: int, repeats: int, output: Path
+) -> None:
+    full = config.cache("full")
+    configurations = [Configuration("full", full, "lean"), Configuration("stock", full, "stock")]
+    if slug != "full":
+        configurations.append(Configuration(slug, config.cache(slug), "lean"))
+    dtype = machine.resolve_precision(config.precision)
+    workload = Workload(model, batch, sampler(config.sampling), dtype, torch.get_num_threads())
+    rows = measure(configurations, workload, repeats)
+    content = {
+        "cache": slug,
+        "batch": batch,
+        "precision": str(dtype).removeprefix("torch."),
+        "peak_method": peak_method(),
+        "threads": workload.threads,
+        "rows": rows,
+    }
+    write_json(output, content)

@@ -1,0 +1,38 @@
+"""Likelihood of held-out images under each cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewlines.config import Experiment
+from fewlines.files import write_json
+from fewlines.measure.likelihood import measure_likelihood as likelihood_under
+from fewlines.measure.likelihood import paired_interval
+from fewlines.models.checkpoint import load_network
+from fewlines.models.transformer import Transformer
+from fewlines.progress import progress
+from fewlines.stages.tokens import read_tokens
+
+
+def measure_likelihood(
+    config: Experiment, model: Path, tokens: Path, cache: str, output: Path
+) -> None:
+    """Nats per token under a cache, against the full cache on the same held-out images."""
+    network = load_network(model, Transformer)
+    tensors, _ = read_tokens(tokens)
+    count, batch = config.likelihood.images, config.likelihood.batch
+    labels, codes = tensors["test_labels"][:count], tensors["test_codes"][:count]
+    bar = progress(f"likelihood {cache}", len(labels), "images")
+    found = likelihood_under(network, labels, codes, config.cache(cache), batch, bar.update)
+    bar.close()
+    delta, low, high = paired_interval(found.nll - found.nll_full)
+    summary = {
+        "images": len(found.nll),
+        "nll": found.nll.mean().item(),
+        "nll_delta": delta,
+        "nll_delta_low": low,
+        "nll_delta_high": high,
+        "kl": found.kl.double().mean().item(),
+        "kl_by_line": found.kl.unflatten(1, network.shape.grid).double().mean((0, 2)).tolist(),
+    }
+    write_json(output, summary)

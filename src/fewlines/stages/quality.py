@@ -1,0 +1,57 @@
+"""Quality of the images drawn under each cache, and the floors below it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from fewlines.config import Experiment
+from fewlines.data import ImageData
+from fewlines.errors import FewlinesError
+from fewlines.files import read_tensors, write_json
+from fewlines.measure.quality import measure_quality as quality_of
+from fewlines.measure.quality import weights_hash
+from fewlines.models.checkpoint import load_network
+from fewlines.models.classifier import Classifier
+from fewlines.models.tokenizer import Tokenizer
+
+
+def measure_quality(
+    config: Experiment, samples: Path, images: Path, tokenizer: Path, classifier: Path, output: Path
+) -> None:
+    """FID, KID, IS, precision and recall of one cache's images, against all test images."""
+    network = load_network(tokenizer, Tokenizer)
+    tensors, header = read_tensors(samples)
+    sets = [
+        network.decode(tensors[f"seed_{seed}"].unflatten(1, header["grid"]))
+        for seed in config.sampling.seeds
+    ]
+    _write_quality(config, sets, images, classifier, output)
+
+
+def measure_floors(
+    config: Experiment, images: Path, tokenizer: Path, classifier: Path, real: Path, rebuilt: Path
+) -> None:
+    """What a perfect model would reach: training images, and their reconstructions, as many of
+    them as there are samples, against all test images."""
+    network = load_network(tokenizer, Tokenizer)
+    train_images = ImageData.load(images).train.images
+    count, seeds = config.sampling.samples, len(config.sampling.seeds)
+    if len(train_images) < count * seeds:
+        raise FewlinesError(f"sampling: the floors need {count * seeds} training images")
+    sets = train_images[: count * seeds].split(count)
+    _write_quality(config, sets, images, classifier, real)
+    reconstructions = [network.decode(network.encode(part)) for part in sets]
+    _write_quality(config, reconstructions, images, classifier, rebuilt)
+
+
+def _write_quality(
+    config: Experiment, sets: Sequence[Tensor], images: Path, classifier: Path, output: Path
+) -> None:
+    network = load_network(classifier, Classifier)
+    reference = ImageData.load(images).test.images
+    results = quality_of(sets, reference, network, config.quality)
+    extractor = f"classifier {weights_hash(network)}"
+    write_json(output, {"extractor": extractor, "samples": len(sets[0]), "sets": results})

@@ -1,0 +1,55 @@
+"""Tables, figures and the report of a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewlines.config import Experiment
+from fewlines.files import write_json
+from fewlines.models.checkpoint import load_network
+from fewlines.models.tokenizer import Tokenizer
+from fewlines.report.figures import draw_lines, draw_memory, draw_quality, draw_samples
+from fewlines.report.page import CAPTIONS, write_page
+from fewlines.report.provenance import provenance as describe_run
+from fewlines.report.results import Results
+from fewlines.report.tables import (
+    cache_table,
+    floor_table,
+    network_table,
+    paper_table,
+    readable_table,
+    write_table,
+)
+
+
+def tables(config: Experiment, run: Path) -> None:
+    """Write the tables of a run's folder as CSV, Markdown and LaTeX."""
+    results, output = Results(config, run), run / "tables"
+    write_table(cache_table(results), output, "cache")
+    write_table(paper_table(results), output, "paper")
+    write_table(floor_table(results), output, "floors")
+
+
+def figures(config: Experiment, run: Path) -> None:
+    """Draw the figures of a run's folder."""
+    results, output = Results(config, run), run / "figures"
+    tokenizer = load_network(run / "tokenizer.safetensors", Tokenizer)
+    draw_quality(cache_table(results), floor_table(results), output / "quality.png")
+    draw_samples(results, tokenizer, output / "samples.png")
+    draw_memory(results, output / "memory.png")
+    draw_lines(results, output / "lines.png")
+
+
+def report(config: Experiment, run: Path, output: Path, provenance: Path) -> None:
+    """Write the report, one HTML file, and where its numbers come from."""
+    results = Results(config, run)
+    facts = describe_run(config, Path.cwd())
+    write_json(provenance, facts)
+    readable = {
+        "cache": readable_table(cache_table(results)),
+        "paper": readable_table(paper_table(results)),
+        "floors": readable_table(floor_table(results)),
+        "networks": network_table(results),
+    }
+    pictures = {name: run / f"figures/{name}.png" for name in CAPTIONS}
+    write_page(output, readable, pictures, facts)
