@@ -46,3 +46,8 @@ wildcard_constraints:
 def settings(*sections):
     """The values whose change must rerun a rule."""
     return {name: EXPERIMENT.model_dump(mode="json")[name] for name in sections}
+
+
+def run_folder(wildcards, input):
+    """The folder of the run, from the experiment that lies in it."""
+    return os.path.dirname(input.config)

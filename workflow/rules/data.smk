@@ -5,6 +5,8 @@ rule data:
         DATA,
     log:
         f"{RUN}/logs/data.log",
+    conda:
+        "../envs/fewlines.yaml"
     params:
         settings=settings("data"),
     shell:

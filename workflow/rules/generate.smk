@@ -7,6 +7,8 @@ rule generate:
         temp(f"{RUN}/samples/{{cache}}.{{scatteritem}}.safetensors"),
     log:
         f"{RUN}/logs/generate/{{cache}}.{{scatteritem}}.log",
+    conda:
+        "../envs/fewlines.yaml"
     params:
         settings=settings("sampling", "precision"),
         shard=lambda wildcards: int(wildcards.scatteritem.split("-of-")[0]) - 1,
@@ -22,5 +24,7 @@ rule samples:
         f"{RUN}/samples/{{cache}}.safetensors",
     log:
         f"{RUN}/logs/samples/{{cache}}.log",
+    conda:
+        "../envs/fewlines.yaml"
     shell:
         "fewlines gather --shards {input} --output {output} 2>&1 | tee {log}"

@@ -9,6 +9,8 @@ rule quality:
         f"{RUN}/quality/{{cache}}.json",
     log:
         f"{RUN}/logs/quality/{{cache}}.log",
+    conda:
+        "../envs/fewlines.yaml"
     params:
         settings=settings("quality", "sampling"),
     shell:
@@ -28,6 +30,8 @@ rule floors:
         rebuilt=f"{RUN}/floors/reconstruction.json",
     log:
         f"{RUN}/logs/floors.log",
+    conda:
+        "../envs/fewlines.yaml"
     params:
         settings=settings("quality", "sampling"),
     shell:
@@ -45,6 +49,8 @@ rule likelihood:
         f"{RUN}/likelihood/{{cache}}.json",
     log:
         f"{RUN}/logs/likelihood/{{cache}}.log",
+    conda:
+        "../envs/fewlines.yaml"
     params:
         settings=settings("likelihood"),
     shell:
@@ -62,6 +68,8 @@ rule cost:
         f"{RUN}/cost/{{cache}}.json",
     log:
         f"{RUN}/logs/cost/{{cache}}.log",
+    conda:
+        "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
         settings=settings("cost", "precision"),
@@ -78,6 +86,8 @@ rule paper_cost:
         f"{RUN}/paper.json",
     log:
         f"{RUN}/logs/paper.log",
+    conda:
+        "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
         settings=settings("paper", "precision"),

@@ -7,6 +7,8 @@ rule model:
         metrics=f"{RUN}/model.json",
     log:
         f"{RUN}/logs/model.log",
+    conda:
+        "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
         settings=settings("model", "seed", "precision"),

@@ -17,10 +17,6 @@ FIGURES = {
 }
 
 
-def run_folder(wildcards, input):
-    return os.path.dirname(input.config)
-
-
 rule tables:
     input:
         MEASURED,
@@ -38,6 +34,8 @@ rule tables:
         ],
     log:
         f"{RUN}/logs/tables.log",
+    conda:
+        "../envs/fewlines.yaml"
     params:
         settings=settings("name", "caches", "paper"),
         run=run_folder,
@@ -63,6 +61,8 @@ rule figures:
         ],
     log:
         f"{RUN}/logs/figures.log",
+    conda:
+        "../envs/fewlines.yaml"
     params:
         settings=settings("name", "caches", "paper"),
         run=run_folder,
@@ -83,6 +83,8 @@ rule report:
         provenance=f"{RUN}/provenance.json",
     log:
         f"{RUN}/logs/report.log",
+    conda:
+        "../envs/fewlines.yaml"
     params:
         settings=settings("name", "caches", "paper"),
         run=run_folder,

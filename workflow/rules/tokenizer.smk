@@ -7,6 +7,8 @@ rule tokenizer:
         metrics=f"{RUN}/tokenizer.json",
     log:
         f"{RUN}/logs/tokenizer.log",
+    conda:
+        "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
         settings=settings("tokenizer", "seed"),
@@ -25,6 +27,8 @@ rule classifier:
         metrics=f"{RUN}/classifier.json",
     log:
         f"{RUN}/logs/classifier.log",
+    conda:
+        "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
         settings=settings("classifier", "seed"),
@@ -42,6 +46,8 @@ rule tokens:
         f"{RUN}/tokens.safetensors",
     log:
         f"{RUN}/logs/tokens.log",
+    conda:
+        "../envs/fewlines.yaml"
     threads: workflow.cores
     shell:
         "fewlines tokenize --threads {threads} --images {input.images} "
