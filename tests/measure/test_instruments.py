@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torchmetrics.image import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance
+
+import fewlines
+from conftest import CACHES, GRID
+from fewlines import machine
+from fewlines.config import QualitySettings
+from fewlines.data import SOURCES
+from fewlines.errors import FewlinesError
+from fewlines.generate.sampler import Sampler
+from fewlines.measure import memory
+from fewlines.measure.cost import Configuration, Workload, measure_cost, ratio_interval
+from fewlines.measure.likelihood import measure_likelihood, paired_interval
+from fewlines.measure.quality import measure_quality, weights_hash
+from fewlines.models.checkpoint import save_network
+from fewlines.models.classifier import Classifier, ClassifierShape
+
+N = GRID[0] * GRID[1]
+
+
+def draws(model, count=6):
+    labels = torch.arange(count) % 3
+    return labels, fewlines.generate(model, labels, fewlines.cache("full"), seed=1)
+
+
+def test_likelihood_under_the_full_cache_is_that_of_the_model(model):
+    labels, codes = draws(model)
+    found = measure_likelihood(model, labels, codes, fewlines.cache("full"), batch=4)
+    logits = model.teacher_forced(labels, codes)
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten())
+    assert found.nll.mean().item() == pytest.approx(expected.item(), rel=1e-6)
+    assert not found.kl.any()
+    assert torch.equal(found.nll, found.nll_full)
+
+
+@pytest.mark.parametrize("cache", CACHES[:4], ids=lambda cache: cache.slug)
+def test_a_small_cache_costs_likelihood_and_kl_starts_where_it_first_evicts(model, cache):
+    labels, codes = draws(model, count=12)
+    found = measure_likelihood(model, labels, codes, cache, batch=5)
+    whole = measure_likelihood(model, labels, codes, cache, batch=12)
+    torch.testing.assert_close(found.nll, whole.nll)
+    room = cache.budget.tokens(GRID) - cache.fold
+    assert found.kl[:, : room + 1].abs().max() < 1e-5  # nobody was evicted yet
+    assert found.kl[:, room + 1 :].mean() > 1e-4
+    assert found.kl.min() > -1e-5
+
+
+def test_the_paired_interval_is_students():
+    difference = torch.tensor([0.1, 0.3, 0.2, 0.5, -0.1], dtype=torch.float64)
+    mean, low, high = paired_interval(difference)
+    expected = stats.ttest_1samp(difference.numpy(), 0).confidence_interval(0.95)
+    assert mean == pytest.approx(0.2)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert paired_interval(torch.zeros(3)) == (0, 0, 0)
+
+
+def test_ratios_are_paired_by_repeat():
+    assert ratio_interval([2, 4, 8], [1, 2, 4]) == (2, 2, 2)
+    median, low, high = ratio_interval([1, 2, 3], [1, 1, 1])
+    assert (median, low, high) == (2, 1.5, 2.5)
+
+
+class Features(torch.nn.Module):
+    """One output of the classifier, as torchmetrics wants it."""
+
+    def __init__(self, classifier: Classifier, output: int) -> None:
+        super().__init__()
+        self.classifier, self.output = classifier, output
+        self.num_features = [classifier.shape.features, classifier.shape.classes][output]
+
+    def forward(self, images):
+        return self.classifier(images)[self.output]
+
+
+def test_torch_fidelity_and_torchmetrics_agree_on_the_same_features():
+    torch.manual_seed(0)
+    classifier = Classifier(ClassifierShape(1, (8, 8), 16, 4)).eval().requires_grad_(False)
+    data = SOURCES["shapes"]()
+    images, reference = data.train.images[:200], data.test.images
+    settings = QualitySettings(kid_subsets=3, kid_subset_size=200)
+    (found,) = measure_quality([images], reference, classifier, settings)
+    fid = FrechetInceptionDistance(Features(classifier, 0), normalize=False)
+    kid = KernelInceptionDistance(Features(classifier, 0), subsets=50, subset_size=200)
+    score = InceptionScore(Features(classifier, 1), normalize=False, splits=10)
+    for metric in (fid, kid):
+        metric.update(reference, real=True)
+        metric.update(images, real=False)
+    score.update(images)
+    assert found["fid"] == pytest.approx(fid.compute().item(), rel=1e-3, abs=1e-5)
+    assert found["kid"] == pytest.approx(kid.compute()[0].item(), rel=0.5, abs=1e-3)
+    assert found["is"] == pytest.approx(score.compute()[0].item(), rel=1e-2)
+
+
+def test_identical_images_are_at_no_distance_and_quality_does_not_depend_on_company():
+    torch.manual_seed(0)
+    classifier = Classifier(ClassifierShape(1, (8, 8), 16, 4)).eval().requires_grad_(False)
+    reference = SOURCES["shapes"]().test.images
+    settings = QualitySettings(kid_subsets=3, kid_subset_size=100)
+    same, noise = measure_quality(
+        [reference, torch.randint_like(reference, 256)], reference, classifier, settings
+    )
+    assert same["fid"] == pytest.approx(0, abs=1e-6)
+    assert same["precision"] == same["recall"] == 1
+    assert noise["fid"] > 100 * abs(same["fid"])
+    (alone,) = measure_quality([reference], reference, classifier, settings)
+    assert alone == same
+
+
+def test_two_extractors_never_share_a_name():
+    one, other = (Classifier(ClassifierShape(1, (4,), 8, 4)) for _ in range(2))
+    assert weights_hash(one) != weights_hash(other)
+
+
+def test_the_peak_is_seen_though_it_is_gone():
+    memory.reset_peak()
+    before = memory.resident_bytes()
+    block = torch.ones(16 * 2**20)  # 64 MiB
+    del block
+    peak = memory.peak_bytes()
+    assert 60e6 < peak - before < 90e6
+    assert memory.resident_bytes() - before < 30e6
+    memory.reset_peak()
+    assert memory.peak_bytes() - before < 30e6
+
+
+def test_costs_of_a_real_decode(model, tmp_path):
+    save_network(tmp_path / "model.safetensors", model)
+    full, few = fewlines.cache("full"), fewlines.cache("lines", lines=1)
+    configurations = [
+        Configuration("full", full, "lean"),
+        Configuration("stock", full, "stock"),
+        Configuration("few", few, "lean"),
+    ]
+    workload = Workload(
+        tmp_path / "model.safetensors", 8, Sampler(guidance=2.0), torch.float32, threads=1
+    )
+    rows = measure_cost(configurations, workload, repeats=2)
+    assert [row["name"] for row in rows] == ["full", "stock", "few"]
+    entry = 2 * 16 * 2 * model.shape.head_dim * 4 * 2  # k and v, guided batch, heads, layers
+    assert [row["kv_bytes"] for row in rows] == [21 * entry, 21 * entry, 6 * entry]
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows)
+    assert all(len(row["timeline"]) == N and row["process_bytes"] > 50e6 for row in rows)
+
+
+def test_a_worker_that_dies_is_reported(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_text("not a model")
+    workload = Workload(path, 8, Sampler(), torch.float32, threads=1)
+    configurations = [Configuration("full", fewlines.cache("full"), "lean")]
+    with pytest.raises(FewlinesError, match="the process of full ended early"):
+        measure_cost(configurations, workload, repeats=1)
+
+
+def test_precision_follows_the_processors_instructions(tmp_path, monkeypatch):
+    old, new = tmp_path / "avx2", tmp_path / "bf16"
+    old.write_text("flags : avx avx2 f16c\n")
+    new.write_text("flags : avx2 avx512_bf16\n")
+    assert not machine.has_bf16(old)
+    assert machine.has_bf16(new)
+    assert not machine.has_bf16(tmp_path / "missing")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "has_bf16", lambda: False)
+    assert machine.resolve_precision("auto") == torch.float32
+    monkeypatch.setattr(machine, "has_bf16", lambda: True)
+    assert machine.resolve_precision("auto") == torch.bfloat16
+
+
+def test_rates_of_the_machine_are_plausible():
+    assert 1e8 < machine.gemm_rate(side=128) < 1e15
+    assert np.isfinite(machine.read_bandwidth(megabytes=8))

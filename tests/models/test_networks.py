@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fewlines
+from conftest import tiny_transformer
+from fewlines.errors import FewlinesError
+from fewlines.files import write_tensors
+from fewlines.models.checkpoint import load_network, save_network
+from fewlines.models.classifier import Classifier, ClassifierShape
+from fewlines.models.tokenizer import Tokenizer, TokenizerShape, to_bytes, to_signed
+from fewlines.models.transformer import Transformer, TransformerShape, rope_2d, rotate
+
+SHAPE = TokenizerShape(channels=3, widths=(4, 8, 8), blocks=1, codes=16, code_dim=4)
+
+
+def test_parameter_names_and_sizes_are_llamagens():
+    with torch.device("meta"):
+        model = Transformer(TransformerShape(768, 12, 12, 12, 16384, 1000, (16, 16)))
+    names = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert names["cls_embedding.embedding_table.weight"] == (1001, 768)
+    assert names["tok_embeddings.weight"] == (16384, 768)
+    assert names["layers.11.attention.wqkv.weight"] == (2304, 768)
+    assert names["layers.0.attention.wo.weight"] == (768, 768)
+    assert names["layers.0.feed_forward.w1.weight"] == (2048, 768)
+    assert names["layers.0.feed_forward.w2.weight"] == (768, 2048)
+    assert names["output.weight"] == (16384, 768)
+    assert {"norm.weight", "layers.3.attention_norm.weight", "layers.3.ffn_norm.weight"} <= set(
+        names
+    )
+    assert sum(p.numel() for p in model.parameters()) == 110_888_448  # LlamaGen-B, 111M
+
+
+def test_rotations_keep_the_relative_place_and_silence_the_class_token():
+    shape = TransformerShape(16, 1, 1, 1, 8, 2, grid=(5, 6))
+    rotation = rope_2d(shape)
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 16, generator=generator)
+    turned_q = rotate(q.expand(1, 31, 1, 16), rotation)[0, :, 0]
+    turned_k = rotate(k.expand(1, 31, 1, 16), rotation)[0, :, 0]
+    assert not turned_k[0].any()
+    products = (turned_q[1:] @ turned_k[1:].T).view(5, 6, 5, 6)
+    torch.testing.assert_close(products[1, 2, 0, 4], products[4, 0, 3, 2])  # one up, two right
+    torch.testing.assert_close(turned_k[1:].norm(dim=-1), k.norm().expand(30))
+
+
+def test_a_position_sees_nothing_after_it():
+    model = tiny_transformer()
+    codes = torch.randint(16, (1, 20), generator=torch.Generator().manual_seed(0))
+    changed = codes.clone()
+    changed[0, 10] = (changed[0, 10] + 1) % 16
+    labels = torch.tensor([1])
+    before, after = model.teacher_forced(labels, codes), model.teacher_forced(labels, changed)
+    assert torch.equal(before[:, :11], after[:, :11])
+    assert not torch.allclose(before[:, 11:], after[:, 11:])
+
+
+def test_the_tokenizer_halves_the_side_per_level_and_survives_its_batches():
+    tokenizer = Tokenizer(SHAPE).eval()
+    images = torch.randint(256, (5, 3, 16, 24), dtype=torch.uint8)
+    indices = tokenizer.encode(images, batch=2)
+    assert indices.shape == (5, 4, 6)
+    assert torch.equal(indices, tokenizer.encode(images))
+    assert tokenizer.decode(indices, batch=2).shape == images.shape
+    assert torch.equal(to_bytes(to_signed(images)), images)
+
+
+def test_a_code_that_is_replaced_reaches_the_decoder():
+    quantizer = Tokenizer(SHAPE).quantizer
+    z = torch.randn(1, 4, 2, 2)
+    replace = torch.tensor([[[-1, 7], [-1, -1]]])
+    codes = quantizer(z, 0.25, replace).codes[0].flatten(1).T  # (4, D)
+    nearest = quantizer(z, 0.25).codes[0].flatten(1).T
+    torch.testing.assert_close(codes[1], quantizer.codebook[7])
+    torch.testing.assert_close(codes[[0, 2, 3]], nearest[[0, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    "network",
+    [tiny_transformer(), Tokenizer(SHAPE), Classifier(ClassifierShape(1, (4, 8), 16, 10))],
+    ids=lambda network: type(network).__name__,
+)
+def test_a_network_survives_its_file(network, tmp_path):
+    path = tmp_path / "network.safetensors"
+    save_network(path, network)
+    again = load_network(path, type(network))
+    assert again.shape == network.shape
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_wrong_checkpoints_are_told_apart(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(FewlinesError, match="does not exist"):
+        fewlines.load_model(path)
+    save_network(path, Tokenizer(SHAPE))
+    with pytest.raises(FewlinesError, match="holds a tokenizer, not a transformer"):
+        fewlines.load_model(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(FewlinesError, match="not a complete safetensors file"):
+        fewlines.load_model(path)
+    write_tensors(path, {"weight": torch.zeros(2)})
+    with pytest.raises(FewlinesError, match="not a file of fewlines"):
+        fewlines.load_model(path)
+    save_network(path, tiny_transformer())
+    model = fewlines.load_model(path)
+    model.shape = TransformerShape(**{**vars(model.shape), "codes": 99})
+    save_network(path, model)
+    with pytest.raises(FewlinesError, match=r"another architecture .*size mismatch"):
+        fewlines.load_model(path)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewlines.config import ClassifierSettings, ModelSettings, TokenizerSettings
+from fewlines.errors import FewlinesError
+from fewlines.models.transformer import TransformerShape
+from fewlines.training.classifier import ClassifierTask, accuracy
+from fewlines.training.loop import batch_indices, learning_rate, train
+from fewlines.training.muon import Muon, orthogonalise
+from fewlines.training.tokenizer import TokenizerTask, evaluate_tokenizer
+from fewlines.training.transformer import TransformerTask
+
+RANDOM = torch.Generator().manual_seed(0)
+IMAGES = torch.randint(256, (64, 1, 8, 8), generator=RANDOM, dtype=torch.uint8)
+LABELS = torch.arange(64) % 4
+CODES = torch.arange(12).repeat(64, 1) % 7
+
+
+def transformer_task(steps: int = 12) -> TransformerTask:
+    settings = ModelSettings(dim=16, layers=2, heads=2, steps=steps, batch=5, warmup=2)
+    shape = TransformerShape(16, 2, 2, 2, codes=7, classes=4, grid=(3, 4), multiple_of=16)
+    return TransformerTask(settings, shape, LABELS, CODES, seed=3)
+
+
+def tokenizer_task() -> TokenizerTask:
+    settings = TokenizerSettings(widths=(4, 8), codes=16, steps=45, batch=8)
+    return TokenizerTask(settings, IMAGES, seed=3)
+
+
+def classifier_task() -> ClassifierTask:
+    settings = ClassifierSettings(widths=(4, 8), features=8, steps=12, batch=8)
+    return ClassifierTask(settings, IMAGES, LABELS, seed=3)
+
+
+TASKS = [transformer_task, tokenizer_task, classifier_task]
+
+
+@pytest.mark.parametrize("make", TASKS)
+def test_a_resumed_training_ends_with_the_same_weights(make, tmp_path, monkeypatch):
+    whole = make()
+    train(whole, "whole", tmp_path / "whole", checkpoint_seconds=60)
+
+    broken = make()
+    loss, stop = broken.loss, broken.steps // 2
+
+    def interrupted(step):
+        if step == stop:
+            raise KeyboardInterrupt
+        return loss(step)
+
+    monkeypatch.setattr(broken, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, "broken", tmp_path / "broken", checkpoint_seconds=1e-9)
+    resumed = make()
+    seen = []
+    loss_again = resumed.loss
+    monkeypatch.setattr(resumed, "loss", lambda step: seen.append(step) or loss_again(step))
+    train(resumed, "resumed", tmp_path / "broken", checkpoint_seconds=60)
+    assert seen[0] == stop
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path):
+    train(transformer_task(steps=4), "first", tmp_path, checkpoint_seconds=60)
+    other, fresh = transformer_task(steps=6), transformer_task(steps=6)
+    train(other, "other", tmp_path, checkpoint_seconds=60)
+    train(fresh, "fresh", tmp_path / "elsewhere", checkpoint_seconds=60)
+    assert torch.equal(other.network.output.weight, fresh.network.output.weight)
+
+
+def test_a_loss_that_diverges_is_reported(tmp_path, monkeypatch):
+    task = transformer_task()
+    loss = task.loss
+    monkeypatch.setattr(task, "loss", lambda step: loss(step) * torch.nan)
+    with pytest.raises(FewlinesError, match="the loss is nan at step 0; lower the rates"):
+        train(task, "model", tmp_path, checkpoint_seconds=60)
+
+
+def test_the_transformer_learns_a_sequence_that_is_always_the_same(tmp_path):
+    task = transformer_task(steps=120)
+    before = task.loss(0).item()
+    train(task, "model", tmp_path, checkpoint_seconds=60)
+    assert before > 1.9  # log 7: an output of zeros knows nothing
+    assert task.loss(0).item() < 0.1
+
+
+def test_the_tokenizer_learns_and_revives_codes(tmp_path):
+    task = tokenizer_task()
+    before = evaluate_tokenizer(task.network, IMAGES, 32)
+    train(task, "tokenizer", tmp_path, checkpoint_seconds=60)
+    after = evaluate_tokenizer(task.network, IMAGES, 32)
+    assert after["mse"] < before["mse"]
+    dead = torch.zeros(16, dtype=torch.bool)
+    dead[3] = True
+    task._revive(dead, torch.eye(8), step=0)
+    assert task.network.quantizer.embedding.weight[3].sum() == 1
+
+
+def test_accuracy_counts_right_answers():
+    network = classifier_task().network
+    guesses = network(IMAGES)[1].argmax(-1)
+    assert accuracy(network, IMAGES, guesses, 10) == 1
+    assert accuracy(network, IMAGES, (guesses + 1) % 4, 10) == 0
+
+
+def test_every_epoch_shows_every_image_once():
+    steps = [batch_indices(10, 4, step, seed=0) for step in range(5)]
+    assert sorted(torch.cat(steps)[:10].tolist()) == list(range(10))
+    assert sorted(torch.cat(steps)[10:].tolist()) == list(range(10))
+    assert not torch.equal(torch.cat(steps)[:10], torch.cat(steps)[10:])
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing():
+    rates = [learning_rate(step, 100, 9) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == pytest.approx(0.91)
+    assert rates[99] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
+def test_muon_orthogonalises(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(orthogonalise(matrix, steps=5))
+    assert singular.min() > 0.3
+    assert singular.max() < 1.3
+
+
+def test_muon_treats_a_fused_matrix_as_its_parts():
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(4, 4, generator=generator) * scale for scale in (1, 100, 10)]
+    fused = torch.nn.Parameter(torch.zeros(12, 4))
+    fused.grad = torch.cat(gradients)
+    apart = [torch.nn.Parameter(torch.zeros(4, 4)) for _ in gradients]
+    for parameter, gradient in zip(apart, gradients, strict=True):
+        parameter.grad = gradient
+    Muon([{"params": [fused], "split": [4, 4, 4]}]).step()
+    Muon([{"params": apart}]).step()
+    torch.testing.assert_close(fused, torch.cat(apart))
