@@ -1,0 +1,214 @@
+"""The whole chain at toy size, through Snakemake, as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from fewlines.files import read_json, read_tensors
+
+REPOSITORY = Path(__file__).parent.parent
+TOY = Path(__file__).parent / "toy.yaml"
+BIN = Path(sys.executable).parent
+
+CACHE_COLUMNS = [
+    "model", "policy", "budget", "capacity", "n_tokens", "samples", "seeds",
+    "nll", "nll_delta", "nll_delta_low", "nll_delta_high", "kl",
+    "fid_mean", "fid_sd", "kid_mean", "is_mean", "precision", "recall",
+    "kv_bytes", "peak_bytes", "seconds_per_image", "speedup_lean", "speedup_stock", "memory_saving",
+]  # fmt: skip
+
+
+def snakemake(folder: Path, *arguments: str, config: Path = TOY) -> str:
+    """Run Snakemake in a folder that sees the repository's workflow; returns what it printed."""
+    command = [str(BIN / "snakemake"), *arguments, "--configfile", str(config)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The toy experiment, run from images to report."""
+    folder = tmp_path_factory.mktemp("run")
+    for name in ("Snakefile", "workflow", "profiles", "config.yaml"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    snakemake(folder)
+    return folder
+
+
+@pytest.fixture
+def run(folder) -> Path:
+    return folder / "results" / "toy"
+
+
+def planned(output: str) -> dict[str, int]:
+    """Jobs of a dry run, by rule."""
+    table = output.split("count", 1)[1] if "count" in output else ""
+    return {
+        rule: int(count)
+        for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)
+        if rule not in ("total", "all")
+    }
+
+
+def test_every_table_figure_and_report_is_there(run):
+    table = pd.read_csv(run / "tables/cache.csv")
+    assert list(table.columns[: len(CACHE_COLUMNS)]) == CACHE_COLUMNS
+    full, few = table.to_dict("records")
+    assert (full["policy"], full["budget"]) == ("full", "all")
+    assert (few["policy"], few["budget"], few["capacity"]) == ("streaming", "lines: 3", 43)
+    assert full["nll_delta"] == full["kl"] == 0
+    assert few["kv_bytes"] / full["kv_bytes"] == pytest.approx(43 / 197, rel=1e-4)
+    paper = pd.read_csv(run / "tables/paper.csv")
+    assert paper["cache"].tolist() == [
+        "Baseline (Full Cache)", "Proposed (Few Lines Cache)",
+        "full, stock", "full, lean", "streaming-3lines",
+    ]  # fmt: skip
+    for name in ("cache", "paper", "floors"):
+        for suffix in (".md", ".tex"):
+            assert (run / f"tables/{name}{suffix}").stat().st_size > 100
+    for name in ("quality", "samples", "memory", "lines"):
+        assert (run / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "streaming" in page
+    assert "http" not in page
+    assert read_json(run / "provenance.json")["precision"] == "float32"
+
+
+def test_a_second_run_does_nothing(folder):
+    assert "Nothing to be done" in snakemake(folder)
+
+
+def test_a_new_cache_runs_only_its_own_jobs(folder, tmp_path):
+    experiment = yaml.safe_load(TOY.read_text())
+    experiment["caches"].append({"policy": "lines", "budget": {"tokens": 21}})
+    config = tmp_path / "more.yaml"
+    config.write_text(yaml.safe_dump(experiment))
+    jobs = planned(snakemake(folder, "-n", config=config))
+    assert jobs == {
+        "generate": 2, "samples": 1, "quality": 1, "likelihood": 1, "cost": 1,
+        "tables": 1, "figures": 1, "report": 1,
+    }  # fmt: skip
+
+
+def test_tables_and_report_are_made_again_without_measuring(folder, run):
+    before = (run / "tables/cache.csv").read_bytes()
+    (run / "tables/cache.csv").unlink()
+    (run / "report.html").unlink()
+    assert planned(snakemake(folder, "-n", "tables")) == {"tables": 1}
+    assert planned(snakemake(folder, "-n", "report")) == {"report": 1}
+    snakemake(folder, "tables", "report")
+    assert (run / "tables/cache.csv").read_bytes() == before
+    assert (run / "report.html").exists()
+
+
+def test_a_wrong_configuration_stops_before_any_work(folder, tmp_path):
+    config = tmp_path / "wrong.yaml"
+    config.write_text(TOY.read_text().replace("batch: 8, warmup", "bach: 8, warmup"))
+    command = [str(BIN / "snakemake"), "--configfile", str(config)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "model.bach: unknown key; did you mean 'batch'?" in done.stdout + done.stderr
+
+
+STAGES = {
+    "train-tokenizer": (
+        "--images {data} --output {out}/tokenizer.safetensors --metrics {out}/tokenizer.json"
+    ),
+    "train-classifier": (
+        "--images {data} --output {out}/classifier.safetensors --metrics {out}/classifier.json"
+    ),
+    "tokenize": (
+        "--images {data} --tokenizer {run}/tokenizer.safetensors --output {out}/tokens.safetensors"
+    ),
+    "train-model": (
+        "--tokens {run}/tokens.safetensors --output {out}/model.safetensors "
+        "--metrics {out}/model.json"
+    ),
+    "generate": (
+        "--model {run}/model.safetensors --cache streaming-3lines --shard 0 "
+        "--output {out}/shard.safetensors"
+    ),
+    "measure-quality": (
+        "--samples {run}/samples/full.safetensors --images {data} "
+        "--tokenizer {run}/tokenizer.safetensors --classifier {run}/classifier.safetensors "
+        "--output {out}/quality/full.json"
+    ),
+    "measure-likelihood": (
+        "--model {run}/model.safetensors --tokens {run}/tokens.safetensors "
+        "--cache streaming-3lines --output {out}/likelihood/streaming-3lines.json"
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_stage_ends_with_the_same_bytes(folder, run, stage, tmp_path):
+    places = {"data": folder / "results/data/shapes.safetensors", "run": run, "out": tmp_path}
+    options = STAGES[stage].format(**places).split()
+    config = [] if stage == "tokenize" else ["--config", str(run / "experiment.yaml")]
+    # As many threads as in the whole run: sums of floats depend on how they are split.
+    threads = "1" if stage in ("generate", "measure-quality", "measure-likelihood") else all_cores()
+    command = [str(BIN / "fewlines"), stage, *config, "--threads", threads, *options]
+
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if list(tmp_path.glob("*.checkpoints/step-*")) or list(tmp_path.rglob(".*.tmp")):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    outputs = [Path(word) for word in options if word.startswith(str(tmp_path))]
+    for path in filter(Path.exists, outputs):
+        compare(path, run, tmp_path)  # whatever bears a final name is complete
+    subprocess.run(command, check=True, capture_output=True)
+    for path in outputs:
+        compare(path, run, tmp_path)
+
+
+RATES = ("training_flops_per_second", "gemm_flops_per_second", "gemm_share")
+
+
+def all_cores() -> str:
+    return str(len(os.sched_getaffinity(0)))
+
+
+def compare(path: Path, run: Path, out: Path) -> None:
+    """A stage's output is that of the uninterrupted run."""
+    if path.name == "shard.safetensors":
+        tensors, _ = read_tensors(path)
+        whole, _ = read_tensors(run / "samples/streaming-3lines.safetensors")
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, whole[name][: len(tensor)])
+    elif path.suffix == ".json" and path.parent == out:  # metrics of a training
+        one, other = read_json(path), read_json(run / path.name)
+        for key in one.keys() - {"seconds_per_step", *RATES}:
+            assert one[key] == other[key], key
+    else:
+        assert path.read_bytes() == (run / path.relative_to(out)).read_bytes()
+
+
+def test_the_snakemake_report_is_described(folder):
+    """Every table and figure has a caption and a place in `snakemake --report`."""
+    captions = {path.stem for path in (REPOSITORY / "workflow/report").glob("*.rst")}
+    assert captions == {"cache", "paper", "floors", "quality", "samples", "memory", "lines"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tidy(folder):
+    yield
+    shutil.rmtree(folder / "results", ignore_errors=True)
