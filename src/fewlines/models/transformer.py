@@ -171,7 +171,7 @@ class Transformer(nn.Module):
 
 
 def rope_2d(shape: TransformerShape) -> Tensor:
-    """Rotations `(1 + N, 2, D/2)`, cosines and sines: rows turn the first half of a head, columns
+    """Rotations `(1 + N, D/2, 2)`, cosines and sines: rows turn the first half of a head, columns
     the second. The class token's are zeros, so that its rotated query and key are zero vectors."""
     height, width = shape.grid
     half = shape.head_dim // 2
@@ -185,13 +185,12 @@ def rope_2d(shape: TransformerShape) -> Tensor:
         ],
         dim=-1,
     ).flatten(0, 1)  # (N, D/2)
-    image = torch.stack([angles.cos(), angles.sin()], dim=1)
-    return torch.cat([torch.zeros(1, 2, half), image])
+    image = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    return torch.cat([torch.zeros(1, half, 2), image])
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Turns the interleaved pairs of `(B, T, H, D)` by `(T, 2, D/2)`."""
-    pairs = x.unflatten(-1, (-1, 2))
-    even, odd = pairs.unbind(-1)
-    cos, sin = rotation.to(x.dtype)[:, None].unbind(2)  # (T, 1, D/2)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+    """Turns the interleaved pairs of `(B, T, H, D)` by `(T, D/2, 2)`, as complex numbers."""
+    pairs = torch.view_as_complex(x.to(rotation.dtype).unflatten(-1, (-1, 2)))
+    turned = pairs * torch.view_as_complex(rotation)[:, None]
+    return torch.view_as_real(turned).flatten(-2).type_as(x)

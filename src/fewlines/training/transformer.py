@@ -15,8 +15,8 @@ from fewlines.training.muon import Muon
 
 
 def flops_per_image(shape: TransformerShape) -> float:
-    """Floating-point operations of one training step on one image, forward and backward: six per
-    weight and token in matrix products, and causal attention; Muon's own are not counted."""
+    """Floating-point operations of training on one image, forward and backward: six per weight
+    and token in matrix products, and causal attention. The optimiser's are not counted."""
     attention = shape.dim * shape.dim * 2 + 2 * shape.dim * shape.kv_heads * shape.head_dim
     weights = shape.layers * (attention + 3 * shape.dim * shape.hidden) + shape.dim * shape.codes
     n = shape.geometry.n_tokens
