@@ -125,6 +125,23 @@ def test_a_wrong_configuration_stops_before_any_work(folder, tmp_path):
     assert "model.bach: unknown key; did you mean 'batch'?" in done.stdout + done.stderr
 
 
+def test_the_readmes_five_lines_run(folder, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    names: dict[str, torch.Tensor] = {}
+    exec(code.replace("fashion-mnist", "toy"), names)
+    assert names["images"].shape == (3, 1, 28, 28)
+    assert names["images"].dtype == torch.uint8
+
+
+def test_publishing_a_run_that_is_not_finished_is_refused(run, tmp_path):
+    command = [str(BIN / "fewlines"), "publish", "--run", str(tmp_path), "--reference"]
+    command += [str(tmp_path / "reference"), "--readme", str(REPOSITORY / "README.md")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "provenance.json is missing; finish the run" in done.stderr
+
+
 STAGES = {
     "train-tokenizer": (
         "--images {data} --output {out}/tokenizer.safetensors --metrics {out}/tokenizer.json"

@@ -26,6 +26,7 @@ MODULES = {
     "tables": "report",
     "figures": "report",
     "report": "report",
+    "publish": "report",
 }
 
 

@@ -18,12 +18,13 @@ def measure_likelihood(
     config: Experiment, model: Path, tokens: Path, cache: str, output: Path
 ) -> None:
     """Nats per token under a cache, against the full cache on the same held-out images."""
+    limited = config.cache(cache)
     network = load_network(model, Transformer)
     tensors, _ = read_tokens(tokens)
     count, batch = config.likelihood.images, config.likelihood.batch
     labels, codes = tensors["test_labels"][:count], tensors["test_codes"][:count]
     bar = progress(f"likelihood {cache}", len(labels), "images")
-    found = likelihood_under(network, labels, codes, config.cache(cache), batch, bar.update)
+    found = likelihood_under(network, labels, codes, limited, batch, bar.update)
     bar.close()
     delta, low, high = paired_interval(found.nll - found.nll_full)
     summary = {

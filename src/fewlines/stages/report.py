@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from fewlines.config import Experiment
-from fewlines.files import write_json
+from fewlines.errors import FewlinesError
+from fewlines.files import replacing, write_json
 from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.figures import draw_lines, draw_memory, draw_quality, draw_samples
 from fewlines.report.page import CAPTIONS, write_page
 from fewlines.report.provenance import provenance as describe_run
+from fewlines.report.readme import put_numbers
 from fewlines.report.results import Results
 from fewlines.report.tables import (
     cache_table,
@@ -53,3 +56,17 @@ def report(config: Experiment, run: Path, output: Path, provenance: Path) -> Non
     }
     pictures = {name: run / f"figures/{name}.png" for name in CAPTIONS}
     write_page(output, readable, pictures, facts)
+
+
+def publish(run: Path, reference: Path, readme: Path) -> None:
+    """Make a finished run the tracked one, and write the README's numbers from it."""
+    names = ["provenance.json", "tokenizer.json", "classifier.json", "model.json"]
+    tables = [f"tables/{name}.csv" for name in ("cache", "paper", "floors")]
+    pictures = [f"figures/{name}.png" for name in ("quality", "samples", "memory", "lines")]
+    for name in (*names, *tables, *pictures):
+        source = run / name
+        if not source.exists():
+            raise FewlinesError(f"{source} is missing; finish the run with 'snakemake' first")
+        with replacing(reference / source.name) as temporary:
+            shutil.copyfile(source, temporary)
+    put_numbers(readme, reference)

@@ -18,6 +18,7 @@ from fewlines.progress import progress
 
 def generate(config: Experiment, model: Path, cache: str, shard: int, output: Path) -> None:
     """Draw one shard of the images of one cache, under every seed."""
+    limited = config.cache(cache)
     network = load_network(model, Transformer).to(machine.device())
     sampling = config.sampling
     edges = [sampling.samples * part // sampling.shards for part in range(sampling.shards + 1)]
@@ -28,7 +29,7 @@ def generate(config: Experiment, model: Path, cache: str, shard: int, output: Pa
         f"seed_{seed}": draw(
             network,
             labels,
-            config.cache(cache),
+            limited,
             seed,
             first=numbers.start,
             batch=sampling.batch,

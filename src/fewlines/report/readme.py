@@ -1,0 +1,72 @@
+"""The README's numbers: a block between two marks, written from the tracked reference run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from fewlines.errors import FewlinesError
+from fewlines.files import read_json, write_text
+from fewlines.report.tables import readable_table
+
+START = "<!-- numbers: written by `make reference` from results/reference, not by hand -->"
+END = "<!-- end of numbers -->"
+
+PAPER_COLUMNS = (
+    "source", "cache", "process MB", "decode peak MB", "KV MB", "ms/image", "FID",
+    "× memory (process)", "× memory (decode peak)", "× time", "FID ratio",
+)  # fmt: skip
+CACHE_COLUMNS = (
+    "policy", "budget", "capacity", "ΔNLL (95%)", "FID", "KV MB", "ms/image", "× memory",
+    "× time vs lean", "× time vs stock",
+)  # fmt: skip
+
+
+def numbers(reference: Path) -> str:
+    """The block, from `paper.csv`, `cache.csv`, `floors.csv` and `provenance.json`."""
+    paper, cache, floors = (
+        pd.read_csv(reference / f"{name}.csv") for name in ("paper", "cache", "floors")
+    )
+    facts = read_json(reference / "provenance.json")
+    floor = floors.set_index("floor")["fid_mean"]
+    batch = int(paper["batch"].dropna().iloc[0])
+    samples, seeds = int(cache["samples"].iloc[0]), int(cache["seeds"].iloc[0])
+    modified = " (modified)" if facts["modified"] else ""
+    return "\n\n".join(
+        [
+            START,
+            f"**The paper's table, re-measured** ({batch} images decoded at once; ratios are full "
+            "÷ few lines, the paper's rows are its own):",
+            _markdown(paper, PAPER_COLUMNS),
+            "**Every cache of the default experiment** "
+            f"({seeds} seeds of {samples:,} images; ΔNLL in nats/token against `full`, paired, on "
+            f"{int(cache['likelihood_images'].iloc[0])} held-out images; times at batch "
+            f"{int(cache['cost_batch'].iloc[0])}):",
+            _markdown(cache, CACHE_COLUMNS),
+            "FID is measured in the features of a classifier trained on the same images and "
+            "compares with nothing outside this table. On as many real images it is "
+            f"{floor['real']:.2f}, on the tokenizer's reconstructions "
+            f"{floor['reconstruction']:.2f}.",
+            f"Commit `{facts['commit'][:12]}`{modified}, {facts['precision']}, "
+            f"{facts['processor']} with {facts['cores']} cores, "
+            f"torch {facts['versions']['torch']}, Python {facts['python']}.",
+            END,
+        ]
+    )
+
+
+def _markdown(table: pd.DataFrame, columns: tuple[str, ...]) -> str:
+    return readable_table(table)[list(columns)].to_markdown(index=False)
+
+
+def put_numbers(readme: Path, reference: Path) -> None:
+    """Replace the block in the README."""
+    text = readme.read_text(encoding="utf-8")
+    if START not in text or END not in text:
+        raise FewlinesError(
+            f"{readme} has no block for numbers; it needs the lines {START} … {END}"
+        )
+    before, rest = text.split(START, 1)
+    _, after = rest.split(END, 1)
+    write_text(readme, before + numbers(reference) + after)
