@@ -3,15 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CORES ?= $(shell $(PYTHON) -c "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())")
 
 .PHONY: reproduce quick reference test lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
-	$(BIN)/snakemake --cores $(CORES)
+	$(BIN)/snakemake
+	$(MAKE) --no-print-directory results/fashion-mnist/snakemake.html
 
 quick: $(READY)  ## the same chain in minutes, with few steps and few samples
-	$(BIN)/snakemake --cores $(CORES) --configfile experiments/quick.yaml
+	$(BIN)/snakemake --configfile experiments/quick.yaml
+	$(MAKE) --no-print-directory results/quick/snakemake.html CONFIG="--configfile experiments/quick.yaml"
+
+results/%/snakemake.html: results/%/report.html  # Snakemake's own report, with provenance of every file
+	$(BIN)/snakemake --report $@ $(CONFIG)
 
 reference: reproduce  ## make the default experiment's results the ones that the README quotes
 	$(BIN)/fewlines publish --run results/fashion-mnist --reference results/reference --readme README.md
