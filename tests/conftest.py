@@ -10,6 +10,7 @@ from fewlines.cache.policy import registry
 from fewlines.models.transformer import Transformer, TransformerShape
 
 GRID = (4, 5)
+torch.set_num_threads(1)  # tensors this small are slower on more
 
 
 def tiny_transformer(dtype: torch.dtype = torch.float32, kv_heads: int = 2) -> Transformer:

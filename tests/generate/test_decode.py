@@ -5,6 +5,7 @@ import torch
 
 import fewlines
 from conftest import CACHES, GRID
+from fewlines.cache.policy import registry
 from fewlines.errors import FewlinesError
 from fewlines.generate.decode import decode
 from fewlines.generate.sampler import Sampler, draw_noise
@@ -15,7 +16,7 @@ GUIDED = Sampler(guidance=2.0, temperature=0.9, top_k=8, top_p=0.95)
 
 
 @pytest.mark.parametrize("sampler", [Sampler(), GUIDED], ids=["plain", "guided"])
-@pytest.mark.parametrize("policy", ["lines", "streaming"])
+@pytest.mark.parametrize("policy", [name for name in registry() if name != "full"])
 @pytest.mark.parametrize("fold", [False, True])
 def test_a_budget_of_the_image_gives_the_tokens_of_the_full_cache(
     model, capsys, policy, fold, sampler
@@ -52,7 +53,7 @@ def test_live_bytes_never_exceed_the_capacity_at_any_step(model, cache):
         seen.append(buffers.bytes)
         for groups in buffers.layers:
             for group in groups:
-                assert group.length[step] <= geometry.prefix + budget
+                assert group.k.shape[2] <= geometry.prefix + budget
 
     decode(model, torch.tensor([0, 1, 2, 3]), draw_noise(0, range(4), N), cache, watch=watch)
     assert len(seen) == N

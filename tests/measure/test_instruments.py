@@ -43,7 +43,7 @@ def test_a_small_cache_costs_likelihood_and_kl_starts_where_it_first_evicts(mode
     labels, codes = draws(model, count=12)
     found = measure_likelihood(model, labels, codes, cache, batch=5)
     whole = measure_likelihood(model, labels, codes, cache, batch=12)
-    torch.testing.assert_close(found.nll, whole.nll)
+    torch.testing.assert_close(found.nll, whole.nll, atol=1e-5, rtol=1e-5)
     room = cache.budget.tokens(GRID) - cache.fold
     assert found.kl[:, : room + 1].abs().max() < 1e-5  # nobody was evicted yet
     assert found.kl[:, room + 1 :].mean() > 1e-4

@@ -8,7 +8,7 @@ prefix and the capacity, the token being decoded included.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewlines.cache.placement import Placement
-from fewlines.cache.policy import NOBODY
+from fewlines.cache.slots import RankedSlots, Slots, TableSlots, Write
 
 Engine = Literal["lean", "stock"]
 
@@ -47,19 +47,14 @@ class HeadGroup:
         # Additive bias of each slot: 0 for a token, log n for a summary of n, -inf for nothing yet.
         self.bias = torch.full((len(heads), 1, entries), -math.inf, dtype=dtype, device=device)
         self.bias[..., : self.prefix] = 0
-        slots = placement.slots[layer, heads].T + self.prefix  # (N, Hg)
-        has_victim = placement.victims[layer, heads].T != NOBODY
-        self.same = (slots == slots[:, :1]).all(1) & (has_victim == has_victim[:, :1]).all(1)
-        self.slots = torch.from_numpy(slots).to(device)
-        self.has_victim = torch.from_numpy(has_victim).to(device)
-        self.first_slot, self.first_has_victim = slots[:, 0].tolist(), has_victim[:, 0].tolist()
-        # Entries that are written or may be after each step: what attention has to read.
-        written = np.maximum.accumulate(slots, axis=0) + 1  # (N, Hg)
-        folding = np.logical_or.accumulate(has_victim.any(1)) & self.fold
-        self.length = np.where(folding, entries, written.max(1)).tolist()
-        self.ragged = (folding | (written.min(1) < written.max(1))).tolist()
+        self.slots: Slots = (
+            TableSlots(placement, layer, heads, entries, device)
+            if placement.scoring is None
+            else RankedSlots(placement, placement.scoring, batch, len(heads), entries, device)
+        )
         self.folded = torch.zeros(len(heads), dtype=dtype, device=device)
-        self.rows = torch.arange(len(heads), device=device)
+        self.rows = torch.arange(batch, device=device)[:, None]
+        self.columns = torch.arange(len(heads), device=device)
 
     @property
     def bytes(self) -> int:
@@ -69,43 +64,42 @@ class HeadGroup:
         self.k[:, :, : self.prefix] = k
         self.v[:, :, : self.prefix] = v
 
-    def write(self, step: int, k: Tensor, v: Tensor) -> None:
-        """Put token `step`, `(B, Hg, 1, D)`, into its slot; fold whoever is there, if it folds."""
-        if self.same[step]:
-            slot = self.first_slot[step]
-            if self.fold and self.first_has_victim[step]:
-                self.folded += 1
-                for buffer in (self.k, self.v):
-                    mean = buffer[:, :, -1]
-                    mean.add_((buffer[:, :, slot] - mean) / self.folded[:, None])
-                self.bias[:, 0, -1] = self.folded.log()
-            self.k[:, :, slot] = k[:, :, 0]
-            self.v[:, :, slot] = v[:, :, 0]
-            self.bias[:, 0, slot] = 0
-            return
-        slots = self.slots[step]
-        if self.fold:
-            victims = self.has_victim[step]
-            self.folded += victims
-            share = victims / self.folded.clamp(min=1)
+    def write(self, step: int, k: Tensor, v: Tensor) -> Write:
+        """Put token `step`, `(B, H, 1, D)`, into its slot; fold whoever is there, if it folds."""
+        write = self.slots.write(step, self.k)
+        place = self._place(write.slot)
+        if self.fold and write.evicts is not False:
+            self.folded += write.evicts
+            share = (write.evicts / self.folded.clamp(min=1))[:, None]
             for buffer in (self.k, self.v):
                 mean = buffer[:, :, -1]
-                mean.add_((buffer[:, self.rows, slots] - mean) * share[:, None])
+                mean.add_((buffer[place] - mean) * share)
             self.bias[:, 0, -1] = self.folded.log()
-        self.k[:, self.rows, slots] = k[:, :, 0]
-        self.v[:, self.rows, slots] = v[:, :, 0]
-        self.bias[self.rows, 0, slots] = 0
+        self.k[place] = k[:, :, 0]
+        self.v[place] = v[:, :, 0]
+        if write.evicts is not True:  # a slot that was taken has its bias already
+            self.bias[self.columns, 0, write.slot] = 0
+        return write
 
-    def attend(self, step: int, q: Tensor) -> Tensor:
-        """Queries `(B, Hg, r, D)`, `r` of them to a key-value head → `(B, Hg, r, D)`."""
-        n = self.length[step]
+    def _place(self, slot: int | Tensor) -> tuple[Any, ...]:
+        """The index of a slot in `(B, H, E, D)`."""
+        if isinstance(slot, int):
+            return (slice(None), slice(None), slot)
+        return (slice(None) if slot.ndim == 1 else self.rows, self.columns, slot)
+
+    def attend(self, step: int, write: Write, q: Tensor) -> Tensor:
+        """Queries `(B, H, r, D)`, `r` of them to a key-value head → `(B, H, r, D)`."""
+        n = write.length
         B, H, r, D = q.shape
         k, v = (buffer[:, :, :n].flatten(0, 1) for buffer in (self.k, self.v))
         q = q.reshape(B * H, r, D) * D**-0.5
         scores = torch.bmm(q, k.transpose(1, 2)).view(B, H, r, n)
-        if self.ragged[step]:
+        if write.ragged:
             scores += self.bias[..., :n]
-        return torch.bmm(scores.softmax(-1).view(B * H, r, n), v).view(B, H, r, D)
+        weights = scores.softmax(-1)
+        if self.slots.observes:
+            self.slots.observe(step, weights)
+        return torch.bmm(weights.view(B * H, r, n), v).view(B, H, r, D)
 
     def attend_to_all(self, q: Tensor) -> Tensor:
         """As public code does: masked attention over the whole buffer, written or not."""
@@ -159,6 +153,11 @@ class BoundedCache:
         """Bytes of keys and values held, prefix and summaries included."""
         return sum(group.bytes for groups in self.layers for group in groups)
 
+    @property
+    def policy_bytes(self) -> int:
+        """Bytes of the bookkeeping of a scoring policy; 0 where the victims are known."""
+        return sum(group.slots.bytes for groups in self.layers for group in groups)
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         groups, geometry = self.layers[layer], self.placement.geometry
         if self.position == 0:
@@ -178,10 +177,13 @@ class BoundedCache:
         q = q.unflatten(1, (k.shape[1], -1)).squeeze(3)  # (B, H, r, D)
         parts = []
         for group in groups:
-            group.write(step, *self._of(group, k, v))
+            write = group.write(step, *self._of(group, k, v))
             (group_q,) = self._of(group, q)
-            stock = self.engine == "stock"
-            parts.append(group.attend_to_all(group_q) if stock else group.attend(step, group_q))
+            parts.append(
+                group.attend_to_all(group_q)
+                if self.engine == "stock"
+                else group.attend(step, write, group_q)
+            )
         if len(parts) == 1:
             return parts[0].flatten(1, 2).unsqueeze(2)
         order = np.argsort(np.concatenate([group.heads for group in groups]))

@@ -14,7 +14,7 @@ import numpy as np
 
 from fewlines.cache.budget import Budget
 from fewlines.cache.geometry import Geometry, Table
-from fewlines.cache.policy import NOBODY, Policy, StaticPolicy, registry
+from fewlines.cache.policy import NOBODY, Policy, ScoringPolicy, StaticPolicy, registry
 from fewlines.errors import FewlinesError
 
 
@@ -64,14 +64,15 @@ class Cache:
         if (capacity >= n).all():
             nobody = np.full((*shape, n), NOBODY)
             return Placement(geometry, np.full(shape, n), nobody, fold=False)
-        if not isinstance(self.policy, StaticPolicy):
-            raise FewlinesError(f"cache: {self.policy} has no victims that are known beforehand")
         room = capacity - self.fold
         if room.min() < 1:
             raise FewlinesError(
                 f"cache: {self.slug} leaves no room for the token being decoded beside its "
                 f"summary slot; write a budget of at least 2 tokens"
             )
+        if isinstance(self.policy, ScoringPolicy):
+            return Placement(geometry, capacity, None, self.fold, self.policy)
+        assert isinstance(self.policy, StaticPolicy)
         return Placement(geometry, capacity, self.policy.victims(geometry, room), self.fold)
 
 
@@ -112,8 +113,10 @@ class Placement:
 
     Attributes:
         capacity: `(L, H)`, slots for image tokens, the summary slot included.
-        victims: `(L, H, N)`, the token evicted at each step, or `NOBODY`.
+        victims: `(L, H, N)`, the token evicted at each step, or `NOBODY`; None where a scoring
+            policy picks them while the image is drawn.
         fold: whether the last slot of each head is a summary of its victims.
+        scoring: that policy; None where the victims are known.
 
     Raises:
         FewlinesError: the victims leave more tokens resident than there is room for, or name a
@@ -122,11 +125,20 @@ class Placement:
 
     geometry: Geometry
     capacity: Table
-    victims: Table
+    victims: Table | None
     fold: bool
+    scoring: ScoringPolicy | None = None
 
     def __post_init__(self) -> None:
-        _ = self.slots
+        if self.victims is not None:
+            _ = self.slots
+
+    @property
+    def known_victims(self) -> Table:
+        """The victims, of a policy that knows them before the first token."""
+        if self.victims is None:
+            raise FewlinesError(f"cache: {self.scoring} picks its victims while an image is drawn")
+        return self.victims
 
     @cached_property
     def room(self) -> Table:
@@ -136,11 +148,11 @@ class Placement:
     @cached_property
     def slots(self) -> Table:
         """`(L, H, N)`, the slot that each image token is written to."""
-        flat_victims = self.victims.reshape(-1, self.geometry.n_tokens)
+        flat_victims = self.known_victims.reshape(-1, self.geometry.n_tokens)
         rows = np.column_stack([self.room.reshape(-1), flat_victims])
         distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
         slots = np.stack([_assign_slots(int(row[0]), row[1:]) for row in distinct])
-        return slots[inverse].reshape(self.victims.shape)
+        return slots[inverse].reshape(self.known_victims.shape)
 
     @cached_property
     def evicted_at(self) -> Table:
@@ -149,15 +161,16 @@ class Placement:
         A query at step `q` sees token `k` itself if and only if `k ≤ q < evicted_at[k]`.
         """
         n = self.geometry.n_tokens
-        evicted = np.full(self.victims.shape, n)
-        layer, head, step = np.nonzero(self.victims != NOBODY)
-        evicted[layer, head, self.victims[layer, head, step]] = step
+        victims = self.known_victims
+        evicted = np.full(victims.shape, n)
+        layer, head, step = np.nonzero(victims != NOBODY)
+        evicted[layer, head, victims[layer, head, step]] = step
         return evicted
 
     @property
     def is_full(self) -> bool:
         """Nothing is ever evicted."""
-        return bool((self.victims == NOBODY).all())
+        return self.victims is not None and bool((self.victims == NOBODY).all())
 
     def kv_entries(self) -> int:
         """Entries held for one image in all layers and heads, the prefix included."""

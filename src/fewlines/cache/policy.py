@@ -7,7 +7,9 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import ClassVar
+from typing import ClassVar, Protocol
+
+from torch import Tensor
 
 from fewlines.cache.geometry import Geometry, Table
 
@@ -43,6 +45,52 @@ class StaticPolicy(Policy):
         Returns:
             `(L, H, N)`, for each step the position of a resident image token, or `NOBODY`.
         """
+
+
+class View(Protocol):
+    """What a scoring policy may look at, once per line, in one layer: the `R` residents of each
+    row and head, and how they were attended to. Whatever is not asked for is not computed.
+
+    Attributes:
+        step: the image token about to be written.
+        geometry: the image and the model.
+        positions: `(B, H, R)`, the image position of each resident.
+        keys: `(B, H, R, D)`, rotated.
+        attention: `(B, H, Q, R)`, probability that each of the last `Q ≤ w` queries gave each
+            resident, mean over the query heads of a key-value head, oldest query first; 0 from
+            queries before the resident was written.
+        total: `(B, H, R)`, sum of that probability over all queries so far.
+    """
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def geometry(self) -> Geometry: ...
+    @property
+    def positions(self) -> Tensor: ...
+    @property
+    def keys(self) -> Tensor: ...
+    @property
+    def attention(self) -> Tensor: ...
+    @property
+    def total(self) -> Tensor: ...
+
+
+class ScoringPolicy(Policy):
+    """A policy that judges the residents of every row and head while the image is drawn.
+
+    It is asked once per line, before the line's first token is written (once per `room` tokens
+    where a line does not fit); the lowest scores then go one by one as the line's tokens come.
+    Attributes:
+        needs: which of `attention` and `total` the view must offer.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def score(self, view: View) -> Tensor:
+        """How much each resident is worth, `(B, H, R)`; higher stays, `inf` is pinned. Of equal
+        scores the older token goes first."""
 
 
 def registry() -> dict[str, type[Policy]]:

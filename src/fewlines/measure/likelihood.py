@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from scipy import special
 from torch import Tensor
 
-from fewlines.cache.placement import Cache
+from fewlines.cache.buffer import BoundedCache
+from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.teacher import TeacherForced
 from fewlines.models.transformer import Transformer
 
@@ -36,20 +37,38 @@ def measure_likelihood(
 ) -> Likelihood:
     """Likelihood of `codes` `(n, N)` with the cache limited exactly as in sampling."""
     placement = cache.place(model.shape.geometry)
-    limited = None if placement.is_full else TeacherForced(placement)
+    limited = (
+        None if placement.is_full or placement.scoring is not None else TeacherForced(placement)
+    )
     nll, nll_full, kl = [], [], []
     for rows, truth in zip(labels.split(batch), codes.long().split(batch), strict=True):
         full = model.teacher_forced(rows, truth).float().log_softmax(-1)  # (B, N, V)
         nll_full.append(_nll(full, truth))
-        if limited is None:
+        if placement.is_full:
             nll.append(nll_full[-1])
             kl.append(torch.zeros_like(truth, dtype=torch.float32))
         else:
-            under = model.teacher_forced(rows, truth, limited).float().log_softmax(-1)
+            logits = (
+                step_by_step(model, rows, truth, placement)
+                if limited is None
+                else model.teacher_forced(rows, truth, limited)
+            )
+            under = logits.float().log_softmax(-1)
             nll.append(_nll(under, truth))
             kl.append(F.kl_div(under, full, reduction="none", log_target=True).sum(-1))
         done(len(rows))
     return Likelihood(torch.cat(nll), torch.cat(nll_full), torch.cat(kl))
+
+
+def step_by_step(model: Transformer, labels: Tensor, codes: Tensor, placement: Placement) -> Tensor:
+    """Teacher-forced logits `(B, N, V)` by the decode loop itself, a token a step: for policies
+    whose victims depend on the image."""
+    buffers = BoundedCache(placement, len(labels), model.shape.head_dim)
+    x = model.embed_labels(labels)
+    logits = [model(x, 0, buffers)]
+    for code in codes[:, :-1].split(1, dim=1):
+        logits.append(model(model.embed_codes(code), buffers.position, buffers))
+    return torch.cat(logits, dim=1)
 
 
 def _nll(log_probabilities: Tensor, codes: Tensor) -> Tensor:
