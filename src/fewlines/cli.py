@@ -49,11 +49,12 @@ def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
         )
         for option, kind in typing.get_type_hints(stage).items():
             if option != "return":
-                _add_option(command, option, kind)
+                given = inspect.signature(stage).parameters[option]
+                _add_option(command, option, kind, given.default is inspect.Parameter.empty)
     return parser
 
 
-def _add_option(command: argparse.ArgumentParser, name: str, kind: Any) -> None:
+def _add_option(command: argparse.ArgumentParser, name: str, kind: Any, required: bool) -> None:
     option = f"--{name.replace('_', '-')}"
     if kind is Experiment:
         text = "YAML file of the experiment; may be given again, later files override"
@@ -61,7 +62,8 @@ def _add_option(command: argparse.ArgumentParser, name: str, kind: Any) -> None:
     elif typing.get_origin(kind) is list:
         command.add_argument(option, type=typing.get_args(kind)[0], nargs="+", required=True)
     else:
-        command.add_argument(option, type=kind, required=True, metavar=kind.__name__.upper())
+        kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind)
+        command.add_argument(option, type=kind, required=required, metavar=kind.__name__.upper())
 
 
 if __name__ == "__main__":

@@ -108,6 +108,7 @@ class QualitySettings(Section):
 
 class LikelihoodSettings(Section):
     images: int = Field(500, gt=1, description="held-out images, the first of the test set")
+    test_images: Positive | None = Field(None, description="of the model's own figure; null: all")
     batch: Positive = Field(50, description="images of a forward")
 
 

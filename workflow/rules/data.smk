@@ -1,13 +1,14 @@
+# Shared by all experiments: nothing here may depend on one of them.
 rule data:
-    input:
-        config=ancient(RESOLVED),
     output:
         DATA,
     log:
-        f"{RUN}/logs/data.log",
+        f"results/data/logs/{EXPERIMENT.data.source}.log",
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("data"),
+        source=EXPERIMENT.data.source,
+        path=f"--path {EXPERIMENT.data.path}" if EXPERIMENT.data.path else "",
     shell:
-        "fewlines fetch-data --config {input.config} --output {output} 2>&1 | tee {log}"
+        "fewlines fetch-data --source {params.source} {params.path} --output {output} "
+        "2>&1 | tee {log}"

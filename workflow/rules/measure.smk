@@ -40,6 +40,24 @@ rule floors:
         "--real {output.real} --rebuilt {output.rebuilt} 2>&1 | tee {log}"
 
 
+rule model_test:
+    input:
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+        tokens=rules.tokens.output,
+    output:
+        f"{RUN}/model-test.json",
+    log:
+        f"{RUN}/logs/model-test.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        settings=settings("likelihood"),
+    shell:
+        "fewlines measure-model --config {input.config} --threads {threads} "
+        "--model {input.model} --tokens {input.tokens} --output {output} 2>&1 | tee {log}"
+
+
 rule likelihood:
     input:
         config=ancient(RESOLVED),

@@ -77,6 +77,7 @@ rule report:
         rules.tokenizer.output.metrics,
         rules.classifier.output.metrics,
         rules.model.output.metrics,
+        rules.model_test.output,
         config=ancient(RESOLVED),
     output:
         page=f"{RUN}/report.html",

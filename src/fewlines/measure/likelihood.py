@@ -19,11 +19,17 @@ from fewlines.models.transformer import Transformer
 @dataclass(frozen=True)
 class Likelihood:
     """Per image, in nats/token: `nll` under the cache, `nll_full` under the full cache, both
-    `(n,)`; `kl` `(n, N)` is KL(full ‖ cache) at every token."""
+    `(n,)`; `kl` `(n, N)` is KL(full ‖ cache) at every token of a grid."""
 
     nll: Tensor
     nll_full: Tensor
     kl: Tensor
+    grid: tuple[int, int]
+
+    def kl_by_line(self) -> Tensor:
+        """`(h,)`, mean over images and columns."""
+        by_line: Tensor = self.kl.unflatten(1, self.grid).double().mean((0, 2))
+        return by_line
 
 
 @torch.inference_mode()
@@ -57,7 +63,7 @@ def measure_likelihood(
             nll.append(_nll(under, truth))
             kl.append(F.kl_div(under, full, reduction="none", log_target=True).sum(-1))
         done(len(rows))
-    return Likelihood(torch.cat(nll), torch.cat(nll_full), torch.cat(kl))
+    return Likelihood(torch.cat(nll), torch.cat(nll_full), torch.cat(kl), model.shape.grid)
 
 
 def step_by_step(model: Transformer, labels: Tensor, codes: Tensor, placement: Placement) -> Tensor:

@@ -40,7 +40,7 @@ class Results:
         return self._read("paper.json")
 
     def metrics(self, network: str) -> dict[str, Any]:
-        """Of the `tokenizer`, the `classifier` or the `model`."""
+        """Of the `tokenizer`, the `classifier` or the `model`, and of the `model-test`."""
         return self._read(f"{network}.json")
 
     def samples(self, cache: str) -> Path:

@@ -212,13 +212,15 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def network_table(results: Results) -> pd.DataFrame:
     """How well the three networks learned, and how close training came to the machine's rate."""
-    tokenizer, classifier, model = map(results.metrics, ("tokenizer", "classifier", "model"))
+    tokenizer, classifier, model, test = map(
+        results.metrics, ("tokenizer", "classifier", "model", "model-test")
+    )
     rows = [
         ("tokenizer", "mean squared error on [−1, 1], test", f"{tokenizer['mse']:.4f}"),
         ("tokenizer", "codes in use, test", f"{tokenizer['codes_used']:.1%}"),
         ("classifier", "accuracy, test", f"{classifier['accuracy']:.1%}"),
         ("model", "parameters", f"{model['parameters']:,}"),
-        ("model", f"nats/token, {model['test_images']:,} test images", f"{model['nll_test']:.4f}"),
+        ("model", f"nats/token, {test['images']:,} test images", f"{test['nll']:.4f}"),
     ]
     if model["gemm_share"]:
         share = f"{model['gemm_share']:.0%} of {model['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s"

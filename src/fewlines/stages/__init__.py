@@ -20,6 +20,7 @@ MODULES = {
     "gather": "samples",
     "measure-quality": "quality",
     "measure-floors": "quality",
+    "measure-model": "likelihood",
     "measure-likelihood": "likelihood",
     "measure-cost": "cost",
     "measure-paper": "cost",

@@ -6,26 +6,25 @@ from pathlib import Path
 
 from fewlines.config import Experiment
 from fewlines.files import write_json
+from fewlines.measure.likelihood import Likelihood, paired_interval
 from fewlines.measure.likelihood import measure_likelihood as likelihood_under
-from fewlines.measure.likelihood import paired_interval
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer
 from fewlines.progress import progress
 from fewlines.stages.tokens import read_tokens
 
 
+def measure_model(config: Experiment, model: Path, tokens: Path, output: Path) -> None:
+    """Nats per token of the model itself, with a full cache, on all test images."""
+    found = _measure(config, model, tokens, "full", config.likelihood.test_images)
+    write_json(output, {"nll": found.nll.mean().item(), "images": len(found.nll)})
+
+
 def measure_likelihood(
     config: Experiment, model: Path, tokens: Path, cache: str, output: Path
 ) -> None:
     """Nats per token under a cache, against the full cache on the same held-out images."""
-    limited = config.cache(cache)
-    network = load_network(model, Transformer)
-    tensors, _ = read_tokens(tokens)
-    count, batch = config.likelihood.images, config.likelihood.batch
-    labels, codes = tensors["test_labels"][:count], tensors["test_codes"][:count]
-    bar = progress(f"likelihood {cache}", len(labels), "images")
-    found = likelihood_under(network, labels, codes, limited, batch, bar.update)
-    bar.close()
+    found = _measure(config, model, tokens, cache, config.likelihood.images)
     delta, low, high = paired_interval(found.nll - found.nll_full)
     summary = {
         "images": len(found.nll),
@@ -34,6 +33,20 @@ def measure_likelihood(
         "nll_delta_low": low,
         "nll_delta_high": high,
         "kl": found.kl.double().mean().item(),
-        "kl_by_line": found.kl.unflatten(1, network.shape.grid).double().mean((0, 2)).tolist(),
+        "kl_by_line": found.kl_by_line().tolist(),
     }
     write_json(output, summary)
+
+
+def _measure(
+    config: Experiment, model: Path, tokens: Path, cache: str, count: int | None
+) -> Likelihood:
+    """Under a cache, on the first `count` test images."""
+    limited = config.cache(cache)
+    network = load_network(model, Transformer)
+    tensors, _ = read_tokens(tokens)
+    labels, codes = tensors["test_labels"][:count], tensors["test_codes"][:count]
+    bar = progress(f"likelihood {cache}", len(labels), "images")
+    found = likelihood_under(network, labels, codes, limited, config.likelihood.batch, bar.update)
+    bar.close()
+    return found

@@ -7,11 +7,10 @@ from pathlib import Path
 import torch
 
 from fewlines import machine
-from fewlines.cache.placement import cache
 from fewlines.config import Experiment
 from fewlines.data import SOURCES, ImageData
+from fewlines.errors import FewlinesError
 from fewlines.files import write_json, write_tensors
-from fewlines.measure.likelihood import measure_likelihood
 from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.models.transformer import TransformerShape
@@ -25,9 +24,11 @@ from fewlines.training.transformer import TransformerTask, flops_per_image
 EVALUATION_BATCH = 250
 
 
-def fetch_data(config: Experiment, output: Path) -> None:
-    """Find or fetch the images of `data.source`."""
-    SOURCES[config.data.source](config.data.path).save(output)
+def fetch_data(source: str, output: Path, path: Path | None = None) -> None:
+    """Find or fetch the images of a source; `path` is a folder with its files."""
+    if source not in SOURCES:
+        raise FewlinesError(f"unknown data source '{source}'; there are {', '.join(SOURCES)}")
+    SOURCES[source](path).save(output)
 
 
 def train_tokenizer(config: Experiment, images: Path, output: Path, metrics: Path) -> None:
@@ -72,7 +73,7 @@ def tokenize(images: Path, tokenizer: Path, output: Path) -> None:
 
 
 def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -> None:
-    """Train the autoregressive transformer; its likelihood on all test images goes to `metrics`."""
+    """Train the autoregressive transformer; how fast it went goes to `metrics`."""
     tensors, header = read_tokens(tokens)
     settings = config.model
     shape = TransformerShape(
@@ -91,16 +92,7 @@ def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -
     )
     seconds = train(task, "model", _checkpoints(output), config.checkpoint_seconds)
     rate = settings.batch * flops_per_image(shape) / seconds if seconds else None
-    task.network.requires_grad_(False)
-    labels, codes = tensors["test_labels"], tensors["test_codes"]
-    bar = progress("test likelihood", len(labels), "images")
-    found = measure_likelihood(
-        task.network, labels, codes, cache("full"), config.likelihood.batch, bar.update
-    )
-    bar.close()
     summary = {
-        "nll_test": found.nll.mean().item(),
-        "test_images": len(labels),
         "parameters": sum(parameter.numel() for parameter in task.network.parameters()),
         "precision": str(dtype).removeprefix("torch."),
         "seconds_per_step": seconds,

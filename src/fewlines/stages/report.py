@@ -60,7 +60,9 @@ def report(config: Experiment, run: Path, output: Path, provenance: Path) -> Non
 
 def publish(run: Path, reference: Path, readme: Path) -> None:
     """Make a finished run the tracked one, and write the README's numbers from it."""
-    names = ["provenance.json", "tokenizer.json", "classifier.json", "model.json"]
+    names = [
+        f"{name}.json" for name in ("provenance", "tokenizer", "classifier", "model", "model-test")
+    ]
     tables = [f"tables/{name}.csv" for name in ("cache", "paper", "floors")]
     pictures = [f"figures/{name}.png" for name in ("quality", "samples", "memory", "lines")]
     for name in (*names, *tables, *pictures):
