@@ -112,6 +112,11 @@ class LikelihoodSettings(Section):
     batch: Positive = Field(50, description="images of a forward")
 
 
+class CalibrationSettings(Section):
+    images: Positive = Field(300, description="training images, the first of the set")
+    batch: Positive = Field(50, description="images of a forward")
+
+
 class CostSettings(Section):
     batch: Positive = Field(64, description="images decoded together")
     repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")
@@ -178,6 +183,7 @@ class Experiment(Section):
     tokenizer: TokenizerSettings = TokenizerSettings()
     classifier: ClassifierSettings = ClassifierSettings()
     model: ModelSettings = ModelSettings()
+    calibration: CalibrationSettings = CalibrationSettings()
     sampling: SamplingSettings = SamplingSettings()
     quality: QualitySettings = QualitySettings()
     likelihood: LikelihoodSettings = LikelihoodSettings()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fewlines
-from conftest import CACHES, GRID, tiny_transformer
+from conftest import CACHES, GRID, calibrated, tiny_transformer
 from fewlines.cache.buffer import BoundedCache
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Cache, Placement
@@ -113,7 +113,8 @@ def name(value: object) -> str:
 def test_decoding_and_the_parallel_forward_agree_with_the_slow_model(cache, kv_heads):
     model = tiny_transformer(kv_heads=kv_heads)
     labels, codes = images(model)
-    placement = cache.place(model.shape.geometry)
+    geometry = model.shape.geometry
+    placement = calibrated(cache, geometry).place(geometry)
     slow = model.teacher_forced(labels, codes, SlowAttention(placement))
     if placement.scoring is None:
         parallel = model.teacher_forced(labels, codes, TeacherForced(placement))
@@ -158,7 +159,7 @@ def decode_attention(placement: Placement, q, k, v) -> torch.Tensor:
 def test_a_prefix_longer_than_one_is_kept_whole(cache):
     geometry = Geometry(GRID, prefix=6, layers=1, heads=2)
     q, k, v = attention_inputs(geometry, query_heads=4)
-    placement = cache.place(geometry)
+    placement = calibrated(cache, geometry).place(geometry)
     slow = SlowAttention(placement)(0, q, k, v)
     torch.testing.assert_close(decode_attention(placement, q, k, v), slow)
     if placement.scoring is None:

@@ -8,16 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fewlines
+from conftest import calibrated
 from fewlines.cache.budget import Budget
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Cache, Placement
-from fewlines.cache.policy import NOBODY, StaticPolicy, registry
+from fewlines.cache.policy import NOBODY, ScoringPolicy, registry
 from fewlines.errors import FewlinesError
 
 POLICIES = [
     name
     for name, policy in registry().items()
-    if issubclass(policy, StaticPolicy) and name != "full"
+    if not issubclass(policy, ScoringPolicy) and name != "full"
 ]
 
 
@@ -30,7 +31,8 @@ POLICIES = [
 )
 def test_no_policy_exceeds_its_budget_and_nobody_comes_back(policy, height, width, tokens, fold):
     geometry = Geometry((height, width), prefix=1, layers=2, heads=3)
-    placement = fewlines.cache(policy, tokens=tokens, fold=fold).place(geometry)
+    cache = calibrated(fewlines.cache(policy, tokens=tokens, fold=fold), geometry)
+    placement = cache.place(geometry)
     slots, victims = placement.slots, placement.victims
     assert slots.max() < min(tokens, geometry.n_tokens) - placement.fold
     for layer, head in np.ndindex(slots.shape[:2]):
@@ -49,7 +51,8 @@ def test_no_policy_exceeds_its_budget_and_nobody_comes_back(policy, height, widt
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_budget_of_the_whole_image_evicts_nobody(policy):
     geometry = Geometry((3, 4), prefix=1, layers=1, heads=1)
-    placement = fewlines.cache(policy, lines=3, fold=True).place(geometry)
+    cache = calibrated(fewlines.cache(policy, lines=3, fold=True), geometry)
+    placement = cache.place(geometry)
     assert placement.is_full
     assert placement.kv_entries() == 13
 
@@ -96,6 +99,10 @@ def test_wrong_caches_are_explained():
         (
             lambda: fewlines.cache("lines", tokens=1, fold=True).place(Geometry((2, 2), 1, 1, 1)),
             "no room for the token being decoded",
+        ),
+        (
+            lambda: fewlines.cache("scheduled", tokens=2).place(Geometry((2, 2), 1, 1, 1)),
+            "scheduled needs a calibration of this model; 'fewlines calibrate' writes one",
         ),
         (lambda: Budget.parse({"lines": "many"}), "'many' is not a number of lines"),
     ):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fewlines
-from conftest import CACHES, GRID
+from conftest import CACHES, GRID, calibrated
 from fewlines.cache.policy import registry
 from fewlines.errors import FewlinesError
 from fewlines.generate.decode import decode
@@ -23,7 +23,7 @@ def test_a_budget_of_the_image_gives_the_tokens_of_the_full_cache(
 ):
     full = fewlines.generate(model, LABELS, fewlines.cache("full"), sampler=sampler)
     for budget in ({"lines": GRID[0]}, {"tokens": 500}, {"fraction": 1}):
-        cache = fewlines.cache(policy, **budget, fold=fold)
+        cache = calibrated(fewlines.cache(policy, **budget, fold=fold), model.shape.geometry)
         assert torch.equal(fewlines.generate(model, LABELS, cache, sampler=sampler), full)
         assert "this is the full cache" in capsys.readouterr().err
 

@@ -51,3 +51,14 @@ def settings(*sections):
 def run_folder(wildcards, input):
     """The folder of the run, from the experiment that lies in it."""
     return os.path.dirname(input.config)
+
+
+def calibration(wildcards):
+    """The calibration, for caches that go by one."""
+    slug = getattr(wildcards, "cache", EXPERIMENT.paper.cache.build().slug)
+    needed = EXPERIMENT.cache(slug).needs_calibration
+    return [f"{RUN}/calibration.safetensors"] if needed else []
+
+
+def calibration_option(wildcards, input):
+    return f"--calibration {input.calibration}" if input.calibration else ""

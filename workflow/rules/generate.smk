@@ -3,6 +3,7 @@ rule generate:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
+        calibration=calibration,
     output:
         temp(f"{RUN}/samples/{{cache}}.{{scatteritem}}.safetensors"),
     log:
@@ -11,9 +12,10 @@ rule generate:
         "../envs/fewlines.yaml"
     params:
         settings=settings("sampling", "precision"),
+        calibration=calibration_option,
         shard=lambda wildcards: int(wildcards.scatteritem.split("-of-")[0]) - 1,
     shell:
-        "fewlines generate --config {input.config} --threads {threads} --model {input.model} "
+        "fewlines generate --config {input.config} --threads {threads} --model {input.model} {params.calibration} "
         "--cache {wildcards.cache} --shard {params.shard} --output {output} 2>&1 | tee {log}"
 
 

@@ -62,6 +62,7 @@ rule likelihood:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
+        calibration=calibration,
         tokens=rules.tokens.output,
     output:
         f"{RUN}/likelihood/{{cache}}.json",
@@ -71,9 +72,10 @@ rule likelihood:
         "../envs/fewlines.yaml"
     params:
         settings=settings("likelihood"),
+        calibration=calibration_option,
     shell:
         "fewlines measure-likelihood --config {input.config} --threads {threads} "
-        "--model {input.model} --tokens {input.tokens} --cache {wildcards.cache} "
+        "--model {input.model} {params.calibration} --tokens {input.tokens} --cache {wildcards.cache} "
         "--output {output} 2>&1 | tee {log}"
 
 
@@ -82,6 +84,7 @@ rule cost:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
+        calibration=calibration,
     output:
         f"{RUN}/cost/{{cache}}.json",
     log:
@@ -91,15 +94,17 @@ rule cost:
     threads: workflow.cores
     params:
         settings=settings("cost", "precision"),
+        calibration=calibration_option,
     shell:
         "fewlines measure-cost --config {input.config} --threads {threads} "
-        "--model {input.model} --cache {wildcards.cache} --output {output} 2>&1 | tee {log}"
+        "--model {input.model} {params.calibration} --cache {wildcards.cache} --output {output} 2>&1 | tee {log}"
 
 
 rule paper_cost:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
+        calibration=calibration,
     output:
         f"{RUN}/paper.json",
     log:
@@ -109,6 +114,7 @@ rule paper_cost:
     threads: workflow.cores
     params:
         settings=settings("paper", "precision"),
+        calibration=calibration_option,
     shell:
         "fewlines measure-paper --config {input.config} --threads {threads} "
-        "--model {input.model} --output {output} 2>&1 | tee {log}"
+        "--model {input.model} {params.calibration} --output {output} 2>&1 | tee {log}"

@@ -16,3 +16,22 @@ rule model:
         "fewlines train-model --config {input.config} --threads {threads} "
         "--tokens {input.tokens} --output {output.weights} --metrics {output.metrics} "
         "2>&1 | tee {log}"
+
+
+rule calibration:
+    input:
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+        tokens=rules.tokens.output,
+    output:
+        f"{RUN}/calibration.safetensors",
+    log:
+        f"{RUN}/logs/calibration.log",
+    conda:
+        "../envs/fewlines.yaml"
+    threads: workflow.cores
+    params:
+        settings=settings("calibration"),
+    shell:
+        "fewlines calibrate --config {input.config} --threads {threads} "
+        "--model {input.model} --tokens {input.tokens} --output {output} 2>&1 | tee {log}"

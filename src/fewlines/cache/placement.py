@@ -6,15 +6,24 @@ teacher-forced forward takes the step at which each token is evicted. They canno
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fewlines.cache.budget import Budget
+from fewlines.cache.calibration import Calibration
 from fewlines.cache.geometry import Geometry, Table
-from fewlines.cache.policy import NOBODY, Policy, ScoringPolicy, StaticPolicy, registry
+from fewlines.cache.policy import (
+    NOBODY,
+    CalibratedPolicy,
+    Policy,
+    ScoringPolicy,
+    StaticPolicy,
+    registry,
+)
 from fewlines.errors import FewlinesError
 
 
@@ -28,11 +37,13 @@ class Cache:
         fold: a victim is folded into a summary slot, not dropped: the slot holds the mean key,
             the mean value and the number `n` of its victims and enters the softmax with the
             additive bias `log n` (after KeepKV 2504.09936 and ZSMerge 2503.10714).
+        calibration: where the model's heads look, for policies that go by it.
     """
 
     policy: Policy
     budget: Budget | None = None
     fold: bool = False
+    calibration: Calibration | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.budget is None and self.policy.name != "full":
@@ -72,8 +83,29 @@ class Cache:
             )
         if isinstance(self.policy, ScoringPolicy):
             return Placement(geometry, capacity, None, self.fold, self.policy)
-        assert isinstance(self.policy, StaticPolicy)
-        return Placement(geometry, capacity, self.policy.victims(geometry, room), self.fold)
+        return Placement(geometry, capacity, self._victims(geometry, room), self.fold)
+
+    def _victims(self, geometry: Geometry, room: Table) -> Table:
+        if isinstance(self.policy, StaticPolicy):
+            return self.policy.victims(geometry, room)
+        assert isinstance(self.policy, CalibratedPolicy)
+        if self.calibration is None:
+            raise FewlinesError(
+                f"cache: {self.policy} needs a calibration of this model; "
+                "'fewlines calibrate' writes one, --calibration names it"
+            )
+        self.calibration.check(geometry)
+        return self.policy.victims(geometry, room, self.calibration)
+
+    @property
+    def needs_calibration(self) -> bool:
+        return isinstance(self.policy, CalibratedPolicy)
+
+    def calibrated(self, path: Path | None) -> Cache:
+        """The same cache with the calibration in a file, if it needs one and there is one."""
+        if path is None or not self.needs_calibration:
+            return self
+        return replace(self, calibration=Calibration.load(path))
 
 
 def cache(
@@ -83,6 +115,7 @@ def cache(
     fraction: float | None = None,
     tokens: int | None = None,
     fold: bool = False,
+    calibration: str | Path | None = None,
     **options: Any,
 ) -> Cache:
     """A cache in a user's words: `cache("streaming", lines=3, sinks=4)`."""
@@ -90,7 +123,8 @@ def cache(
     given = [Budget.parse({unit: amount}) for unit, amount in amounts.items() if amount is not None]
     if len(given) > 1:
         raise FewlinesError("cache: give one of lines, fraction and tokens, not several")
-    return Cache(make_policy(policy, options), given[0] if given else None, fold)
+    made = Cache(make_policy(policy, options), given[0] if given else None, fold)
+    return made.calibrated(Path(calibration) if calibration else None)
 
 
 def make_policy(name: str, options: dict[str, Any]) -> Policy:

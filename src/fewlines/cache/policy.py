@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from fewlines.cache.calibration import Calibration
 from fewlines.cache.geometry import Geometry, Table
 
 NOBODY = -1
@@ -45,6 +46,14 @@ class StaticPolicy(Policy):
         Returns:
             `(L, H, N)`, for each step the position of a resident image token, or `NOBODY`.
         """
+
+
+class CalibratedPolicy(Policy):
+    """A static policy that was shown, once, where each head of this model looks."""
+
+    @abstractmethod
+    def victims(self, geometry: Geometry, room: Table, calibration: Calibration) -> Table:
+        """As `StaticPolicy.victims`, given the calibration of this model and grid."""
 
 
 class View(Protocol):

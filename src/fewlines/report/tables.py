@@ -48,12 +48,7 @@ def _cache_row(results: Results, slug: str) -> dict[str, Any]:
         "seeds": len(sets),
         **{key: likelihood[key] for key in ("nll", "nll_delta", "nll_delta_low", "nll_delta_high")},
         "kl": likelihood["kl"],
-        "fid_mean": sets["fid"].mean(),
-        "fid_sd": sets["fid"].std(),
-        "kid_mean": sets["kid"].mean(),
-        "is_mean": sets["is"].mean(),
-        "precision": sets["precision"].mean(),
-        "recall": sets["recall"].mean(),
+        **_over_seeds(sets),
         "kv_bytes": this["kv_bytes"],
         "peak_bytes": this["peak_bytes"],
         "seconds_per_image": float(np.median(this["seconds"])) / cost["batch"],
@@ -71,6 +66,18 @@ def _cache_row(results: Results, slug: str) -> dict[str, Any]:
     }
 
 
+def _over_seeds(sets: pd.DataFrame) -> dict[str, float]:
+    """Mean quality of the sets of all seeds, and the spread of FID."""
+    return {
+        "fid_mean": sets["fid"].mean(),
+        "fid_sd": sets["fid"].std(),
+        "kid_mean": sets["kid"].mean(),
+        "is_mean": sets["is"].mean(),
+        "precision": sets["precision"].mean(),
+        "recall": sets["recall"].mean(),
+    }
+
+
 def floor_table(results: Results) -> pd.DataFrame:
     """What a perfect model would reach, by the same instruments and as many images."""
     rows = []
@@ -80,12 +87,7 @@ def floor_table(results: Results) -> pd.DataFrame:
             {
                 "floor": name,
                 "samples": results.floor(name)["samples"],
-                "fid_mean": sets["fid"].mean(),
-                "fid_sd": sets["fid"].std(),
-                "kid_mean": sets["kid"].mean(),
-                "is_mean": sets["is"].mean(),
-                "precision": sets["precision"].mean(),
-                "recall": sets["recall"].mean(),
+                **_over_seeds(sets),
             }
         )
     return pd.DataFrame(rows)

@@ -16,6 +16,7 @@ MODULES = {
     "train-classifier": "networks",
     "tokenize": "networks",
     "train-model": "networks",
+    "calibrate": "calibrate",
     "generate": "samples",
     "gather": "samples",
     "measure-quality": "quality",

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from fewlines import machine
+from fewlines.cache.placement import Cache
 from fewlines.config import Experiment
 from fewlines.files import write_json
 from fewlines.measure.cost import Configuration, Workload
@@ -15,29 +16,34 @@ from fewlines.measure.memory import peak_method
 from fewlines.stages.samples import sampler
 
 
-def measure_cost(config: Experiment, model: Path, cache: str, output: Path) -> None:
+def measure_cost(
+    config: Experiment, model: Path, cache: str, output: Path, calibration: Path | None = None
+) -> None:
     """Time and memory of one cache beside both full caches, interleaved in one run."""
-    _write_cost(config, model, cache, config.cost.batch, config.cost.repeats, output)
+    limited = config.cache(cache).calibrated(calibration)
+    _write_cost(config, model, limited, config.cost.batch, config.cost.repeats, output)
 
 
-def measure_paper(config: Experiment, model: Path, output: Path) -> None:
+def measure_paper(
+    config: Experiment, model: Path, output: Path, calibration: Path | None = None
+) -> None:
     """The paper's comparison, at a batch where the cache is what fills memory."""
-    slug = config.paper.cache.build().slug
-    _write_cost(config, model, slug, config.paper.batch, config.paper.repeats, output)
+    limited = config.paper.cache.build().calibrated(calibration)
+    _write_cost(config, model, limited, config.paper.batch, config.paper.repeats, output)
 
 
 def _write_cost(
-    config: Experiment, model: Path, slug: str, batch: int, repeats: int, output: Path
+    config: Experiment, model: Path, cache: Cache, batch: int, repeats: int, output: Path
 ) -> None:
     full = config.cache("full")
     configurations = [Configuration("full", full, "lean"), Configuration("stock", full, "stock")]
-    if slug != "full":
-        configurations.append(Configuration(slug, config.cache(slug), "lean"))
+    if cache.slug != "full":
+        configurations.append(Configuration(cache.slug, cache, "lean"))
     dtype = machine.resolve_precision(config.precision)
     workload = Workload(model, batch, sampler(config.sampling), dtype, torch.get_num_threads())
     rows = measure(configurations, workload, repeats)
     content = {
-        "cache": slug,
+        "cache": cache.slug,
         "batch": batch,
         "precision": str(dtype).removeprefix("torch."),
         "peak_method": peak_method(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fewlines.cache.placement import Cache
 from fewlines.config import Experiment
 from fewlines.files import write_json
 from fewlines.measure.likelihood import Likelihood, paired_interval
@@ -16,15 +17,22 @@ from fewlines.stages.tokens import read_tokens
 
 def measure_model(config: Experiment, model: Path, tokens: Path, output: Path) -> None:
     """Nats per token of the model itself, with a full cache, on all test images."""
-    found = _measure(config, model, tokens, "full", config.likelihood.test_images)
+    full = config.cache("full")
+    found = _measure(config, model, tokens, full, config.likelihood.test_images)
     write_json(output, {"nll": found.nll.mean().item(), "images": len(found.nll)})
 
 
 def measure_likelihood(
-    config: Experiment, model: Path, tokens: Path, cache: str, output: Path
+    config: Experiment,
+    model: Path,
+    tokens: Path,
+    cache: str,
+    output: Path,
+    calibration: Path | None = None,
 ) -> None:
     """Nats per token under a cache, against the full cache on the same held-out images."""
-    found = _measure(config, model, tokens, cache, config.likelihood.images)
+    limited = config.cache(cache).calibrated(calibration)
+    found = _measure(config, model, tokens, limited, config.likelihood.images)
     delta, low, high = paired_interval(found.nll - found.nll_full)
     summary = {
         "images": len(found.nll),
@@ -39,14 +47,13 @@ def measure_likelihood(
 
 
 def _measure(
-    config: Experiment, model: Path, tokens: Path, cache: str, count: int | None
+    config: Experiment, model: Path, tokens: Path, cache: Cache, count: int | None
 ) -> Likelihood:
     """Under a cache, on the first `count` test images."""
-    limited = config.cache(cache)
     network = load_network(model, Transformer)
     tensors, _ = read_tokens(tokens)
     labels, codes = tensors["test_labels"][:count], tensors["test_codes"][:count]
-    bar = progress(f"likelihood {cache}", len(labels), "images")
-    found = likelihood_under(network, labels, codes, limited, config.likelihood.batch, bar.update)
+    bar = progress(f"likelihood {cache.slug}", len(labels), "images")
+    found = likelihood_under(network, labels, codes, cache, config.likelihood.batch, bar.update)
     bar.close()
     return found

@@ -16,9 +16,16 @@ from fewlines.models.transformer import Transformer
 from fewlines.progress import progress
 
 
-def generate(config: Experiment, model: Path, cache: str, shard: int, output: Path) -> None:
+def generate(
+    config: Experiment,
+    model: Path,
+    cache: str,
+    shard: int,
+    output: Path,
+    calibration: Path | None = None,
+) -> None:
     """Draw one shard of the images of one cache, under every seed."""
-    limited = config.cache(cache)
+    limited = config.cache(cache).calibrated(calibration)
     network = load_network(model, Transformer).to(machine.device())
     sampling = config.sampling
     edges = [sampling.samples * part // sampling.shards for part in range(sampling.shards + 1)]

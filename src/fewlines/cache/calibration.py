@@ -1,0 +1,51 @@
+"""Where each head of a model looks, on average: measured once, on training images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fewlines.cache.geometry import Geometry
+from fewlines.errors import FewlinesError
+from fewlines.files import read_tensors, write_tensors
+
+Attention = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Attributes: `attention` `(L, H, N, N)`, the mean probability that the query of one image
+    token gives to another, mean over images and over the query heads of a key-value head;
+    `grid` and `images` it was measured on."""
+
+    attention: Attention
+    grid: tuple[int, int]
+    images: int
+
+    def save(self, path: Path) -> None:
+        header = {"grid": self.grid, "images": self.images}
+        write_tensors(path, {"attention": torch.from_numpy(self.attention).half()}, header)
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        tensors, header = read_tensors(path)
+        if "attention" not in tensors:
+            raise FewlinesError(f"{path} is not a calibration; 'fewlines calibrate' writes one")
+        height, width = header["grid"]
+        return cls(tensors["attention"].float().numpy(), (height, width), header["images"])
+
+    def check(self, geometry: Geometry) -> None:
+        """Raises if it was measured on another model or grid."""
+        n = geometry.n_tokens
+        wanted = (geometry.layers, geometry.heads, n, n)
+        if self.attention.shape != wanted or self.grid != geometry.grid:
+            raise FewlinesError(
+                f"calibration: measured for {self.attention.shape[0]} layers of "
+                f"{self.attention.shape[1]} heads on a {self.grid[0]}×{self.grid[1]} grid, but the "
+                f"model has {geometry.layers} of {geometry.heads} on "
+                f"{geometry.grid[0]}×{geometry.grid[1]}; run 'fewlines calibrate' for it"
+            )

@@ -1,0 +1,37 @@
+"""A static schedule of which token each head lets go, calibrated once: ours.
+
+Where a head of a raster model looks is a matter of place more than of content. So before each
+query, each head evicts the resident with the least expected future attention, summed over all
+queries still to come: Belady's rule in expectation. Nothing is scored while an image is drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fewlines.cache.calibration import Calibration
+from fewlines.cache.geometry import Geometry, Table
+from fewlines.cache.policy import NOBODY, CalibratedPolicy
+
+
+@dataclass(frozen=True)
+class Scheduled(CalibratedPolicy):
+    name: ClassVar[str] = "scheduled"
+
+    def victims(self, geometry: Geometry, room: Table, calibration: Calibration) -> Table:
+        n = geometry.n_tokens
+        # (L, H, N, N): what each token will still be worth, from each query on.
+        future = calibration.attention[:, :, ::-1].cumsum(2, dtype=np.float64)[:, :, ::-1]
+        victims = np.full((*room.shape, n), NOBODY)
+        for layer, head in np.ndindex(room.shape):
+            resident = np.zeros(n, dtype=bool)
+            for step in range(n):
+                if resident.sum() == room[layer, head]:
+                    worth = np.where(resident, future[layer, head, step], np.inf)
+                    victims[layer, head, step] = worth.argmin()
+                    resident[victims[layer, head, step]] = False
+                resident[step] = True
+        return victims

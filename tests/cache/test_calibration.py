@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import fewlines
+from conftest import GRID, tiny_transformer
+from fewlines.cache.calibration import Calibration
+from fewlines.cache.geometry import Geometry
+from fewlines.cache.policy import NOBODY
+from fewlines.errors import FewlinesError
+from fewlines.files import write_tensors
+from fewlines.measure.attention import expected_attention
+
+N = GRID[0] * GRID[1]
+
+
+def test_expected_attention_is_the_mean_of_what_the_model_does():
+    model = tiny_transformer()
+    codes = torch.randint(16, (5, N), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(5) % 3
+    found = expected_attention(model, labels, codes, batch=2)
+    weights = []
+
+    def attend(layer, q, k, v):
+        k, v = (x.repeat_interleave(2, dim=1) for x in (k, v))
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        scores += torch.full_like(scores[0, 0], -torch.inf).triu(1)
+        weights.append(scores.softmax(-1))
+        return weights[-1] @ v
+
+    logits = model.teacher_forced(labels, codes, attend)
+    torch.testing.assert_close(logits, model.teacher_forced(labels, codes), atol=1e-4, rtol=1e-4)
+    mean = torch.stack(weights).mean(1).unflatten(1, (2, 2)).mean(2)[..., 1:, 1:]
+    np.testing.assert_allclose(found.attention[..., :-1, :-1], mean.numpy(), atol=1e-5)
+    assert not found.attention[..., -1].any()
+
+
+def test_the_schedule_lets_go_what_nobody_will_look_at():
+    """Three tokens of room on a line of six: the first is looked at to the end, the second never
+    again, the others once, by the next query."""
+    n = 6
+    attention = np.zeros((1, 1, n, n), np.float32)
+    attention[..., :, 0] = 1
+    for step in range(1, n):
+        attention[..., step, step - 1] += 1
+    calibration = Calibration(attention, (1, n), images=1)
+    cache = fewlines.cache("scheduled", tokens=3)
+    placement = cache.__class__(cache.policy, cache.budget, calibration=calibration).place(
+        Geometry((1, n), prefix=1, layers=1, heads=1)
+    )
+    assert placement.victims[0, 0].tolist() == [NOBODY, NOBODY, NOBODY, 1, 2, 3]
+
+
+def test_a_calibration_survives_its_file_and_fits_one_model_only(tmp_path):
+    path = tmp_path / "calibration.safetensors"
+    attention = np.random.default_rng(0).random((2, 2, N, N), np.float32)
+    Calibration(attention, GRID, images=7).save(path)
+    again = Calibration.load(path)
+    assert (again.grid, again.images) == (GRID, 7)
+    np.testing.assert_allclose(again.attention, attention, atol=1e-3)
+    cache = fewlines.cache("scheduled", lines=1, calibration=path)
+    cache.place(tiny_transformer().shape.geometry)
+    with pytest.raises(FewlinesError, match=r"2 heads on a 4×5 grid, but .* 4 on 4×5"):
+        cache.place(tiny_transformer(kv_heads=4).shape.geometry)
+    write_tensors(path, {"weights": torch.zeros(1)})
+    with pytest.raises(FewlinesError, match="is not a calibration"):
+        Calibration.load(path)
