@@ -16,6 +16,7 @@ from fewlines.cache.buffer import BoundedCache
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.policy import NOBODY
+from fewlines.cache.slots import comparable
 from fewlines.cache.teacher import TeacherForced
 from fewlines.models.transformer import Transformer
 
@@ -87,7 +88,7 @@ class SlowAttention:
             attention=probabilities[first:step, resident][None, None],
             total=probabilities[:step, resident].sum(0)[None, None],
         )
-        score = self.placement.scoring.score(view)[0, 0].tolist()
+        score = comparable(self.placement.scoring.score(view))[0, 0].tolist()
         return [token for _, token in sorted(zip(score, resident, strict=True))]
 
 

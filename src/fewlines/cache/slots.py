@@ -31,6 +31,13 @@ class Write(NamedTuple):
     ragged: bool
 
 
+def comparable(score: Tensor) -> Tensor:
+    """Scores to 12 bits, so that the rounding of a sum never decides between equals: the keys of
+    equal codes have equal norms, but for their last bit."""
+    mantissa, exponent = torch.frexp(score.float())
+    return torch.ldexp((mantissa * 4096).round() / 4096, exponent)
+
+
 class Slots(ABC):
     """The writes of a group of heads, step by step."""
 
@@ -136,7 +143,7 @@ class RankedSlots(Slots):
         if going == 0:
             return
         view = RankedView(self, step, resident, keys)
-        score = self.policy.score(view)
+        score = comparable(self.policy.score(view))
         oldest_first = view.positions.argsort(-1)
         order = score.gather(-1, oldest_first).argsort(stable=True, dim=-1)
         self.victims = oldest_first.gather(-1, order)[..., :going]

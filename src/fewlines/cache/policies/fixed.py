@@ -1,0 +1,40 @@
+"""The 'fixed' pattern of sparse transformers (arXiv 1904.10509): the current line, and the last
+columns of every line before it.
+
+Their 'strided' pattern saves computation, not cache: its queries need every token resident in
+turn, so there is nothing that a cache could let go, and no policy for it here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fewlines.cache.geometry import Geometry, Table
+from fewlines.cache.policy import NOBODY, StaticPolicy
+
+
+@dataclass(frozen=True)
+class Fixed(StaticPolicy):
+    """As many last columns as the room holds for all lines, at least one; tokens left of them go
+    first, oldest first. Where even the columns do not fit, the oldest of them go."""
+
+    name: ClassVar[str] = "fixed"
+
+    def victims(self, geometry: Geometry, room: Table) -> Table:
+        height, width = geometry.grid
+        victims = np.full((*room.shape, geometry.n_tokens), NOBODY)
+        for layer, head in np.ndindex(room.shape):
+            columns = max(1, (int(room[layer, head]) - width) // max(1, height - 1))
+            resident: list[int] = []
+            for step in range(geometry.n_tokens):
+                if len(resident) == room[layer, head]:
+                    line = step - step % width
+                    left = (t for t in resident if t < line and t % width < width - columns)
+                    victim = next(left, resident[0])
+                    victims[layer, head, step] = victim
+                    resident.remove(victim)
+                resident.append(step)
+        return victims

@@ -1,0 +1,19 @@
+"""Key norm (arXiv 2406.11430): keys of low norm draw attention and stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fewlines.cache.policy import ScoringPolicy, View
+
+
+@dataclass(frozen=True)
+class KNorm(ScoringPolicy):
+    name: ClassVar[str] = "knorm"
+
+    def score(self, view: View) -> Tensor:
+        norm: Tensor = view.keys.float().norm(dim=-1)
+        return -norm

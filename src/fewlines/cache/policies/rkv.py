@@ -1,0 +1,33 @@
+"""R-KV (arXiv 2505.24133): importance against redundancy, `λI − (1 − λ)R`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewlines.cache.policy import ScoringPolicy, View
+
+
+@dataclass(frozen=True)
+class RKV(ScoringPolicy):
+    """`I`: mean attention of the last `window` queries, max-pooled over `kernel` neighbours in
+    raster order; `R`: mean cosine similarity of a key to those of the other residents."""
+
+    name: ClassVar[str] = "rkv"
+    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    window: int = 8
+    kernel: int = 7
+    share: float = 0.1
+
+    def score(self, view: View) -> Tensor:
+        order = view.positions.argsort(-1)
+        seen = view.attention[:, :, -self.window :].mean(2).gather(-1, order)
+        pooled = F.max_pool1d(seen, self.kernel, stride=1, padding=self.kernel // 2)
+        importance = pooled.new_empty(pooled.shape).scatter(-1, order, pooled)
+        keys = F.normalize(view.keys.float(), dim=-1)
+        others = max(1, keys.shape[2] - 1)
+        redundancy = ((keys @ keys.sum(2).unsqueeze(-1)).squeeze(-1) - 1) / others
+        return self.share * importance - (1 - self.share) * redundancy

@@ -1,0 +1,31 @@
+"""SnapKV (arXiv 2404.14469): attention of the last queries, pooled over neighbouring positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewlines.cache.policy import ScoringPolicy, View
+
+
+@dataclass(frozen=True)
+class SnapKV(ScoringPolicy):
+    """Worth: the attention of the last `window` queries, averaged over `kernel` residents that are
+    neighbours in raster order; the window's own tokens go last. A window is at most a line."""
+
+    name: ClassVar[str] = "snapkv"
+    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    window: int = 8
+    kernel: int = 5
+
+    def score(self, view: View) -> Tensor:
+        order = view.positions.argsort(-1)
+        seen = view.attention[:, :, -self.window :].mean(2).gather(-1, order)
+        pooled = F.avg_pool1d(seen, self.kernel, stride=1, padding=self.kernel // 2)
+        score = torch.empty_like(seen).scatter(-1, order, pooled)
+        recent = view.positions >= view.step - self.window
+        return torch.where(recent, 1.0 + view.positions, score)

@@ -1,0 +1,19 @@
+"""TOVA (arXiv 2401.06104): what the last query alone attended to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fewlines.cache.policy import ScoringPolicy, View
+
+
+@dataclass(frozen=True)
+class Tova(ScoringPolicy):
+    name: ClassVar[str] = "tova"
+    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+
+    def score(self, view: View) -> Tensor:
+        return view.attention[:, :, -1]
