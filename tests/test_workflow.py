@@ -67,9 +67,10 @@ def planned(output: str) -> dict[str, int]:
 def test_every_table_figure_and_report_is_there(run):
     table = pd.read_csv(run / "tables/cache.csv")
     assert list(table.columns[: len(CACHE_COLUMNS)]) == CACHE_COLUMNS
-    full, few = table.to_dict("records")
+    full, few, scheduled = table.to_dict("records")
     assert (full["policy"], full["budget"]) == ("full", "all")
     assert (few["policy"], few["budget"], few["capacity"]) == ("streaming", "lines: 3", 43)
+    assert (scheduled["policy"], scheduled["capacity"]) == ("scheduled+fold", 29)
     assert full["nll_delta"] == full["kl"] == 0
     assert few["kv_bytes"] / full["kv_bytes"] == pytest.approx(43 / 197, rel=1e-4)
     paper = pd.read_csv(run / "tables/paper.csv")
@@ -155,6 +156,10 @@ STAGES = {
     "train-model": (
         "--tokens {run}/tokens.safetensors --output {out}/model.safetensors "
         "--metrics {out}/model.json"
+    ),
+    "calibrate": (
+        "--model {run}/model.safetensors --tokens {run}/tokens.safetensors "
+        "--output {out}/calibration.safetensors"
     ),
     "generate": (
         "--model {run}/model.safetensors --cache streaming-3lines --shard 0 "
