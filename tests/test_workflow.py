@@ -117,6 +117,19 @@ def test_tables_and_report_are_made_again_without_measuring(folder, run):
     assert (run / "report.html").exists()
 
 
+def test_likelihoods_alone_need_no_samples(folder, run, tmp_path):
+    experiment = yaml.safe_load(TOY.read_text())
+    experiment["caches"].append({"policy": "linear", "budget": {"lines": 1}})
+    config = tmp_path / "more.yaml"
+    config.write_text(yaml.safe_dump(experiment))
+    jobs = planned(snakemake(folder, "-n", "likelihood_table", config=config))
+    assert jobs == {"likelihood": 1, "likelihood_table": 1}
+    snakemake(folder, "likelihood_table", config=config)
+    table = pd.read_csv(run / "tables/likelihood.csv")
+    assert table["policy"].tolist() == ["full", "streaming", "scheduled+fold", "linear"]
+    assert (table["nll_delta_low"] <= table["nll_delta"]).all()
+
+
 def test_a_wrong_configuration_stops_before_any_work(folder, tmp_path):
     config = tmp_path / "wrong.yaml"
     config.write_text(TOY.read_text().replace("batch: 8, warmup", "bach: 8, warmup"))

@@ -15,8 +15,9 @@ rule generate:
         calibration=calibration_option,
         shard=lambda wildcards: int(wildcards.scatteritem.split("-of-")[0]) - 1,
     shell:
-        "fewlines generate --config {input.config} --threads {threads} --model {input.model} {params.calibration} "
-        "--cache {wildcards.cache} --shard {params.shard} --output {output} 2>&1 | tee {log}"
+        "fewlines generate --config {input.config} --threads {threads} --model {input.model} "
+        "{params.calibration} --cache {wildcards.cache} --shard {params.shard} "
+        "--output {output} 2>&1 | tee {log}"
 
 
 rule samples:

@@ -26,6 +26,7 @@ MODULES = {
     "measure-cost": "cost",
     "measure-paper": "cost",
     "tables": "report",
+    "likelihood-table": "report",
     "figures": "report",
     "report": "report",
     "publish": "report",

@@ -23,6 +23,7 @@ from fewlines.report.tables import (
     readable_table,
     write_table,
 )
+from fewlines.report.tables import likelihood_table as likelihoods
 
 
 def tables(config: Experiment, run: Path) -> None:
@@ -31,6 +32,12 @@ def tables(config: Experiment, run: Path) -> None:
     write_table(cache_table(results), output, "cache")
     write_table(paper_table(results), output, "paper")
     write_table(floor_table(results), output, "floors")
+
+
+def likelihood_table(config: Experiment, run: Path) -> None:
+    """Write the table of likelihoods alone, of all caches of the experiment."""
+    results = Results(config, run)
+    write_table(likelihoods(results), run / "tables", "likelihood")
 
 
 def figures(config: Experiment, run: Path) -> None:
