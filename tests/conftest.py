@@ -59,4 +59,11 @@ CACHES = [
     if policy != "full"
     for budget in BUDGETS
     for fold in (False, True)
+] + [
+    calibrated(
+        fewlines.cache("scheduled", lines=lines, fold=fold, split="calibrated"),
+        tiny_transformer().shape.geometry,
+    )
+    for lines in (1, 2)
+    for fold in (False, True)
 ]

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from fewlines.cache.budget import Budget
-from fewlines.cache.placement import Cache, make_policy
+from fewlines.cache.placement import Cache, Split, make_policy
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
 
@@ -141,6 +141,7 @@ class CacheSettings(Section):
     policy: str
     budget: Annotated[Any, BeforeValidator(_budget), PlainSerializer(_written)] = None
     fold: bool = False
+    split: Split = "uniform"
     options: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
 
     @model_validator(mode="after")
@@ -152,7 +153,7 @@ class CacheSettings(Section):
         return self
 
     def build(self) -> Cache:
-        return Cache(make_policy(self.policy, self.options), self.budget, self.fold)
+        return Cache(make_policy(self.policy, self.options), self.budget, self.fold, self.split)
 
 
 class PaperSettings(Section):

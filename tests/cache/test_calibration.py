@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fewlines
 from conftest import GRID, tiny_transformer
 from fewlines.cache.calibration import Calibration
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.policy import NOBODY
+from fewlines.cache.split import _convex_hull
 from fewlines.errors import FewlinesError
 from fewlines.files import write_tensors
 from fewlines.measure.attention import expected_attention
@@ -46,10 +51,8 @@ def test_the_schedule_lets_go_what_nobody_will_look_at():
     for step in range(1, n):
         attention[..., step, step - 1] += 1
     calibration = Calibration(attention, (1, n), images=1)
-    cache = fewlines.cache("scheduled", tokens=3)
-    placement = cache.__class__(cache.policy, cache.budget, calibration=calibration).place(
-        Geometry((1, n), prefix=1, layers=1, heads=1)
-    )
+    cache = replace(fewlines.cache("scheduled", tokens=3), calibration=calibration)
+    placement = cache.place(Geometry((1, n), prefix=1, layers=1, heads=1))
     assert placement.victims[0, 0].tolist() == [NOBODY, NOBODY, NOBODY, 1, 2, 3]
 
 
@@ -67,3 +70,29 @@ def test_a_calibration_survives_its_file_and_fits_one_model_only(tmp_path):
     write_tensors(path, {"weights": torch.zeros(1)})
     with pytest.raises(FewlinesError, match="is not a calibration"):
         Calibration.load(path)
+
+
+def test_calibrated_budgets_keep_the_total_and_give_where_it_counts():
+    """One head looks at everything before it, one only at the token just before: the second needs
+    two entries, all others are the first one's."""
+    n = 8
+    attention = np.zeros((1, 2, n, n), np.float32)
+    attention[0, 0] = np.tril(np.full((n, n), 1 / n))
+    for step in range(1, n):
+        attention[0, 1, step, step - 1] = 1
+    calibration = Calibration(attention, (1, n), images=1)
+    geometry = Geometry((1, n), prefix=1, layers=1, heads=2)
+    uniform = fewlines.cache("scheduled", tokens=4, fold=True)
+    split = replace(uniform, split="calibrated", calibration=calibration)
+    placement = split.place(geometry)
+    assert placement.capacity.tolist() == [[5, 3]]  # each with its summary slot
+    assert placement.kv_entries() == replace(split, split="uniform").place(geometry).kv_entries()
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=12))
+def test_the_hull_is_convex_and_below(curve):
+    values = np.array(curve)
+    hull = _convex_hull(values)
+    assert (hull <= values + 1e-9).all()
+    assert (np.diff(hull, 2) >= -1e-9).all()
+    assert (hull[0], hull[-1]) == (values[0], values[-1])

@@ -45,15 +45,15 @@ def test_the_batch_and_the_shard_do_not_change_an_image(model64, cache):
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: cache.slug)
 def test_live_bytes_never_exceed_the_capacity_at_any_step(model, cache):
     geometry, head_dim = model.shape.geometry, model.shape.head_dim
-    budget = cache.budget.tokens(GRID)
+    placement, budget = cache.place(geometry), cache.budget.tokens(GRID)
     bound = (geometry.prefix + budget) * geometry.layers * geometry.heads * 2 * head_dim * 4 * 4
     seen = []
 
     def watch(step, buffers):
         seen.append(buffers.bytes)
-        for groups in buffers.layers:
+        for groups, capacity in zip(buffers.layers, placement.capacity, strict=True):
             for group in groups:
-                assert group.k.shape[2] <= geometry.prefix + budget
+                assert (group.k.shape[2] <= geometry.prefix + capacity[group.heads]).all()
 
     decode(model, torch.tensor([0, 1, 2, 3]), draw_noise(0, range(4), N), cache, watch=watch)
     assert len(seen) == N

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,12 @@ class Calibration:
     attention: Attention
     grid: tuple[int, int]
     images: int
+
+    @cached_property
+    def future(self) -> npt.NDArray[np.float64]:
+        """`(L, H, N, N)`: how much all queries from each one on will look at each token."""
+        backwards = self.attention[:, :, ::-1].cumsum(2, dtype=np.float64)
+        return backwards[:, :, ::-1]
 
     def save(self, path: Path) -> None:
         header = {"grid": self.grid, "images": self.images}

@@ -6,10 +6,11 @@ teacher-forced forward takes the step at which each token is evicted. They canno
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +25,10 @@ from fewlines.cache.policy import (
     StaticPolicy,
     registry,
 )
+from fewlines.cache.split import SMALLEST, split_by_mass
 from fewlines.errors import FewlinesError
+
+Split = Literal["uniform", "calibrated"]
 
 
 @dataclass(frozen=True)
@@ -37,24 +41,30 @@ class Cache:
         fold: a victim is folded into a summary slot, not dropped: the slot holds the mean key,
             the mean value and the number `n` of its victims and enters the softmax with the
             additive bias `log n` (after KeepKV 2504.09936 and ZSMerge 2503.10714).
+        split: over layers and heads; `calibrated` gives each head what its expected attention
+            is worth, the same for every image and `uniform`'s total.
         calibration: where the model's heads look, for policies that go by it.
     """
 
     policy: Policy
     budget: Budget | None = None
     fold: bool = False
-    calibration: Calibration | None = field(default=None, repr=False, compare=False)
+    split: Split = "uniform"
+    calibration: Calibration | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.budget is None and self.policy.name != "full":
             raise FewlinesError(f"cache: {self.policy} needs a budget, such as {{lines: 3}}")
         if self.policy.name == "full" and (self.budget is not None or self.fold):
             raise FewlinesError("cache: 'full' keeps every token; leave out budget and fold")
+        if self.split == "calibrated" and not self.needs_calibration:
+            raise FewlinesError(f"cache: {self.policy} is not calibrated; leave out the split")
 
     @property
     def policy_text(self) -> str:
         """As tables name it: `scheduled+fold`."""
-        return f"{self.policy}{'+fold' if self.fold else ''}"
+        fold = "+fold" if self.fold else ""
+        return f"{self.policy}{fold}{'+budgets' if self.split == 'calibrated' else ''}"
 
     @property
     def budget_text(self) -> str:
@@ -63,39 +73,35 @@ class Cache:
     @property
     def slug(self) -> str:
         """For file names: `streaming+fold-3lines`."""
-        options = str(self.policy).replace("(", "-").replace(")", "").replace("=", "")
-        name = f"{options.replace(',', '-')}{'+fold' if self.fold else ''}"
+        name = re.sub(r"[(,]", "-", re.sub(r"[=)]", "", self.policy_text))
         return name if self.budget is None else f"{name}-{self.budget.slug}"
 
     def place(self, geometry: Geometry) -> Placement:
         """The slots of this cache for a model and an image size."""
-        n = geometry.n_tokens
-        shape = (geometry.layers, geometry.heads)
-        capacity = np.full(shape, n if self.budget is None else self.budget.tokens(geometry.grid))
-        if (capacity >= n).all():
-            nobody = np.full((*shape, n), NOBODY)
-            return Placement(geometry, np.full(shape, n), nobody, fold=False)
-        room = capacity - self.fold
-        if room.min() < 1:
-            raise FewlinesError(
-                f"cache: {self.slug} leaves no room for the token being decoded beside its "
-                f"summary slot; write a budget of at least 2 tokens"
-            )
-        if isinstance(self.policy, ScoringPolicy):
-            return Placement(geometry, capacity, None, self.fold, self.policy)
-        return Placement(geometry, capacity, self._victims(geometry, room), self.fold)
+        return _place(self, geometry)
 
-    def _victims(self, geometry: Geometry, room: Table) -> Table:
+    def victims(self, geometry: Geometry, room: Table) -> Table:
+        """The policy's victims, of a policy that knows them beforehand."""
         if isinstance(self.policy, StaticPolicy):
             return self.policy.victims(geometry, room)
         assert isinstance(self.policy, CalibratedPolicy)
+        return self.policy.victims(geometry, room, self._calibration(geometry))
+
+    def _calibration(self, geometry: Geometry) -> Calibration:
         if self.calibration is None:
             raise FewlinesError(
                 f"cache: {self.policy} needs a calibration of this model; "
                 "'fewlines calibrate' writes one, --calibration names it"
             )
         self.calibration.check(geometry)
-        return self.policy.victims(geometry, room, self.calibration)
+        return self.calibration
+
+    def split_room(self, geometry: Geometry, total: int) -> Table:
+        """Room of each head `(L, H)` by calibration, `total` in all."""
+        assert isinstance(self.policy, CalibratedPolicy)
+        if total < SMALLEST * geometry.layers * geometry.heads:
+            raise FewlinesError(f"cache: {self.slug} leaves less than {SMALLEST} tokens to a head")
+        return split_by_mass(self.policy, geometry, total, self._calibration(geometry))
 
     @property
     def needs_calibration(self) -> bool:
@@ -108,6 +114,28 @@ class Cache:
         return replace(self, calibration=Calibration.load(path))
 
 
+@lru_cache(maxsize=32)
+def _place(cache: Cache, geometry: Geometry) -> Placement:
+    n = geometry.n_tokens
+    shape = (geometry.layers, geometry.heads)
+    capacity = np.full(shape, n if cache.budget is None else cache.budget.tokens(geometry.grid))
+    if (capacity >= n).all():
+        nobody = np.full((*shape, n), NOBODY)
+        return Placement(geometry, np.full(shape, n), nobody, fold=False)
+    room = capacity - cache.fold
+    if cache.split == "calibrated":
+        room = cache.split_room(geometry, int(room.sum()))
+        capacity = room + cache.fold
+    if room.min() < 1:
+        raise FewlinesError(
+            f"cache: {cache.slug} leaves no room for the token being decoded beside its "
+            f"summary slot; write a budget of at least 2 tokens"
+        )
+    if isinstance(cache.policy, ScoringPolicy):
+        return Placement(geometry, capacity, None, cache.fold, cache.policy)
+    return Placement(geometry, capacity, cache.victims(geometry, room), cache.fold)
+
+
 def cache(
     policy: str,
     *,
@@ -115,6 +143,7 @@ def cache(
     fraction: float | None = None,
     tokens: int | None = None,
     fold: bool = False,
+    split: Split = "uniform",
     calibration: str | Path | None = None,
     **options: Any,
 ) -> Cache:
@@ -123,7 +152,7 @@ def cache(
     given = [Budget.parse({unit: amount}) for unit, amount in amounts.items() if amount is not None]
     if len(given) > 1:
         raise FewlinesError("cache: give one of lines, fraction and tokens, not several")
-    made = Cache(make_policy(policy, options), given[0] if given else None, fold)
+    made = Cache(make_policy(policy, options), given[0] if given else None, fold, split)
     return made.calibrated(Path(calibration) if calibration else None)
 
 

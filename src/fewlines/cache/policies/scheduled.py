@@ -23,14 +23,12 @@ class Scheduled(CalibratedPolicy):
 
     def victims(self, geometry: Geometry, room: Table, calibration: Calibration) -> Table:
         n = geometry.n_tokens
-        # (L, H, N, N): what each token will still be worth, from each query on.
-        future = calibration.attention[:, :, ::-1].cumsum(2, dtype=np.float64)[:, :, ::-1]
         victims = np.full((*room.shape, n), NOBODY)
         for layer, head in np.ndindex(room.shape):
             resident = np.zeros(n, dtype=bool)
             for step in range(n):
                 if resident.sum() == room[layer, head]:
-                    worth = np.where(resident, future[layer, head, step], np.inf)
+                    worth = np.where(resident, calibration.future[layer, head, step], np.inf)
                     victims[layer, head, step] = worth.argmin()
                     resident[victims[layer, head, step]] = False
                 resident[step] = True

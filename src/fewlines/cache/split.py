@@ -1,0 +1,72 @@
+"""How a total is split over layers and heads: as calibration says what each head would lose."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+import numpy.typing as npt
+
+from fewlines.cache.calibration import Calibration
+from fewlines.cache.geometry import Geometry, Table
+from fewlines.cache.policy import NOBODY, CalibratedPolicy
+
+SMALLEST = 2  # tokens of a head: the one being decoded and one more
+
+
+def split_by_mass(
+    policy: CalibratedPolicy, geometry: Geometry, total: int, calibration: Calibration
+) -> Table:
+    """Room of each head, `(L, H)`, that loses the least expected attention mass in all.
+
+    Tokens go one by one to the head whose curve falls most steeply, each curve replaced by its
+    convex hull from below, on which this greedy choice is the optimum.
+
+    Args:
+        total: tokens of all heads of all layers together.
+    """
+    shape = (geometry.layers, geometry.heads)
+    losses = np.stack(
+        [
+            _lost_mass(policy, geometry, np.full(shape, room), calibration)
+            for room in range(SMALLEST, geometry.n_tokens + 1)
+        ],
+        axis=-1,
+    )  # (L, H, rooms)
+    gains = -np.diff(np.apply_along_axis(_convex_hull, -1, losses), axis=-1)
+    rooms = np.full(shape, SMALLEST)
+    heads = list(np.ndindex(shape))
+    queue = [(-gains[head][0], head) for head in heads]
+    heapq.heapify(queue)
+    for _ in range(total - SMALLEST * len(heads)):
+        _, head = heapq.heappop(queue)
+        rooms[head] += 1
+        given = rooms[head] - SMALLEST
+        if given < gains.shape[-1]:
+            heapq.heappush(queue, (-gains[head][given], head))
+    return rooms
+
+
+def _lost_mass(
+    policy: CalibratedPolicy, geometry: Geometry, room: Table, calibration: Calibration
+) -> npt.NDArray[np.float64]:
+    """Expected attention `(L, H)` to tokens that are gone, summed over an image's queries."""
+    victims = policy.victims(geometry, room, calibration)
+    future = calibration.future  # (L, H, q, k)
+    layer, head, step = np.nonzero(victims != NOBODY)
+    lost = np.zeros(room.shape)
+    np.add.at(lost, (layer, head), future[layer, head, step, victims[layer, head, step]])
+    return lost
+
+
+def _convex_hull(curve: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The largest convex function below a curve at 0, 1, 2, …"""
+    corners: list[int] = []
+    for x in range(len(curve)):
+        while len(corners) > 1:
+            a, b = corners[-2:]
+            if (curve[b] - curve[a]) * (x - a) < (curve[x] - curve[a]) * (b - a):
+                break
+            corners.pop()
+        corners.append(x)
+    return np.interp(np.arange(len(curve)), corners, curve[corners])
