@@ -12,7 +12,7 @@ def test_a_dumped_experiment_reads_back_as_itself():
         {"policy": "streaming", "budget": {"lines": 3}, "options": {"sinks": 8}, "fold": True},
         {"policy": "streaming", "budget": {"lines": 3}},
     ]
-    experiment = validate_experiment({"caches": caches})
+    experiment = validate_experiment({"caches": caches, "paper": {"cache": caches[3]}})
     assert validate_experiment(yaml.safe_load(dump_experiment(experiment))) == experiment
     assert list(experiment.cache_by_slug) == [
         "full", "lines-1of6", "streaming-sinks8+fold-3lines", "streaming-3lines",
@@ -39,7 +39,10 @@ def test_a_dumped_experiment_reads_back_as_itself():
         ({"caches": [{"policy": "full", "options": {"sinks": 1}}]}, "does not take sinks"),
         ({"caches": [{"policy": "lines", "budget": {"lines": 3}}]}, r"add \{policy: full\}"),
         ({"caches": [{"policy": "full"}, {"policy": "full"}]}, "full is listed more than once"),
-        ({"caches": [{"policy": "full"}]}, "paper.cache: streaming-3lines is not one of caches"),
+        (
+            {"caches": [{"policy": "full"}]},
+            "paper.cache: scheduled.fold-3lines is not one of caches",
+        ),
         ({"data": {"source": "mnist"}}, "data.source: unknown data source 'mnist'; there are"),
         ({"precision": "fp16"}, "precision: .*'auto', 'float32' or 'bfloat16'"),
         ({"sampling": {"samples": 10}}, "kid_subset_size: must not exceed"),

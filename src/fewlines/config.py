@@ -118,7 +118,7 @@ class CalibrationSettings(Section):
 
 
 class CostSettings(Section):
-    batch: Positive = Field(64, description="images decoded together")
+    batch: Positive = Field(32, description="images decoded together")
     repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")
 
 
@@ -159,8 +159,8 @@ class CacheSettings(Section):
 class PaperSettings(Section):
     """The paper's table: full cache against this one, where the cache is what fills memory."""
 
-    cache: CacheSettings = CacheSettings(policy="streaming", budget={"lines": 3})
-    batch: Positive = Field(512, description="images decoded together")
+    cache: CacheSettings = CacheSettings(policy="scheduled", budget={"lines": 3}, fold=True)
+    batch: Positive = Field(256, description="images decoded together")
     repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")
 
 
@@ -170,7 +170,8 @@ def _default_caches() -> tuple[CacheSettings, ...]:
         for policy in ("streaming", "lines")
         for k in (7, 4, 3, 2)
     ]
-    return (CacheSettings(policy="full"), *few)
+    ours = [CacheSettings(policy="scheduled", budget={"lines": k}, fold=True) for k in (3, 2)]
+    return (CacheSettings(policy="full"), *few, *ours)
 
 
 class Experiment(Section):
