@@ -15,7 +15,8 @@ from fewlines.files import write_text
 
 CAPTIONS = {
     "quality": "FID and likelihood of every cache against its memory and time. Bars: standard "
-    "deviation over seeds, and 95% intervals over held-out images.",
+    "deviation over seeds, and 95% intervals over held-out images. Times are relative to the lean "
+    "full cache in the same interleaved run.",
     "samples": "The same classes and the same noise under each cache.",
     "memory": "Resident memory above the loaded weights while one batch is decoded, every "
     "configuration in a process of its own.",

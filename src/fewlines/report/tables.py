@@ -120,8 +120,9 @@ def floor_table(results: Results) -> pd.DataFrame:
 def paper_table(results: Results) -> pd.DataFrame:
     """The paper's two rows, and ours below them: both full caches and the few lines.
 
-    Ratios are full ÷ few lines, so above 1 is a gain; ours are against the full cache of the
-    same row's name, with quartiles over interleaved repeats for time.
+    Ratios of memory and time are full ÷ few lines, that of FID few lines ÷ full; ours stand in the
+    row of the full cache that they compare with, with quartiles over interleaved repeats for time
+    and the extremes over seeds for FID.
     """
     (_, memory, seconds, fid), (_, few_memory, few_seconds, few_fid) = PUBLISHED
     rows: list[dict[str, Any]] = [
