@@ -37,7 +37,7 @@ def numbers(reference: Path) -> str:
         [
             START,
             f"**The paper's table, re-measured** ({batch} images decoded at once; memory and time "
-            "are compared as full ÷ few lines, FID as few lines ÷ full; the paper's rows are its own):",
+            "as full ÷ few lines, FID as few lines ÷ full; the paper's rows are its own):",
             _markdown(paper, PAPER_COLUMNS),
             "**Every cache of the default experiment** "
             f"({seeds} seeds of {samples:,} images; ΔNLL in nats/token against `full`, paired, on "
