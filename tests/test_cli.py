@@ -18,7 +18,7 @@ caches:
   - {policy: full}
   - {policy: streaming, budget: {lines: 3}}
   - {policy: lines, budget: {lines: 1}}
-paper: {cache: {policy: lines, budget: {lines: 1}}}
+paper: {cache: lines-1lines}
 sampling: {samples: 4, seeds: [0]}
 quality: {kid_subset_size: 2}
 likelihood: {images: 6, batch: 4}

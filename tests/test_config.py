@@ -12,7 +12,7 @@ def test_a_dumped_experiment_reads_back_as_itself():
         {"policy": "streaming", "budget": {"lines": 3}, "options": {"sinks": 8}, "fold": True},
         {"policy": "streaming", "budget": {"lines": 3}},
     ]
-    experiment = validate_experiment({"caches": caches, "paper": {"cache": caches[3]}})
+    experiment = validate_experiment({"caches": caches, "paper": {"cache": "streaming-3lines"}})
     assert validate_experiment(yaml.safe_load(dump_experiment(experiment))) == experiment
     assert list(experiment.cache_by_slug) == [
         "full", "lines-1of6", "streaming-sinks8+fold-3lines", "streaming-3lines",

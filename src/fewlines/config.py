@@ -159,7 +159,7 @@ class CacheSettings(Section):
 class PaperSettings(Section):
     """The paper's table: full cache against this one, where the cache is what fills memory."""
 
-    cache: CacheSettings = CacheSettings(policy="scheduled", budget={"lines": 3}, fold=True)
+    cache: str = Field("scheduled+fold-3lines", description="one of caches, by its name")
     batch: Positive = Field(256, description="images decoded together")
     repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")
 
@@ -201,8 +201,10 @@ class Experiment(Section):
         twice = {slug for slug in slugs if slugs.count(slug) > 1}
         if twice:
             raise ValueError(f"caches: {', '.join(sorted(twice))} is listed more than once")
-        if self.paper.cache.build().slug not in slugs:
-            raise ValueError(f"paper.cache: {self.paper.cache.build().slug} is not one of caches")
+        if self.paper.cache not in slugs:
+            raise ValueError(
+                f"paper.cache: {self.paper.cache} is not one of caches: {', '.join(slugs)}"
+            )
         if self.quality.kid_subset_size > self.sampling.samples:
             raise ValueError("quality.kid_subset_size: must not exceed sampling.samples")
         if self.sampling.shards > self.sampling.samples:
@@ -274,7 +276,7 @@ def _section_at(location: tuple[int | str, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = section.model_fields[part].annotation
-        if part in ("caches", "cache"):
+        if part == "caches":
             annotation = CacheSettings
         assert isinstance(annotation, type)
         section = annotation

@@ -55,7 +55,7 @@ def run_folder(wildcards, input):
 
 def calibration(wildcards):
     """The calibration, for caches that go by one."""
-    slug = getattr(wildcards, "cache", EXPERIMENT.paper.cache.build().slug)
+    slug = getattr(wildcards, "cache", EXPERIMENT.paper.cache)
     needed = EXPERIMENT.cache(slug).needs_calibration
     return [f"{RUN}/calibration.safetensors"] if needed else []
 

@@ -28,7 +28,7 @@ def measure_paper(
     config: Experiment, model: Path, output: Path, calibration: Path | None = None
 ) -> None:
     """The paper's comparison, at a batch where the cache is what fills memory."""
-    limited = config.paper.cache.build().calibrated(calibration)
+    limited = config.cache(config.paper.cache).calibrated(calibration)
     _write_cost(config, model, limited, config.paper.batch, config.paper.repeats, output)
 
 
