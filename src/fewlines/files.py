@@ -17,6 +17,9 @@ from safetensors.torch import save_file
 from fewlines.errors import FewlinesError
 
 
+HEADER = "fewlines"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; rename it to `path` when the block ends well."""
@@ -51,10 +54,12 @@ def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Tensors and a JSON-like description in one safetensors file."""
-    header = {key: json.dumps(value) for key, value in (metadata or {}).items()}
+    # One entry: safetensors writes several in an order that changes from run to run.
+    header = {HEADER: json.dumps(metadata or {})}
     with replacing(path) as temporary:
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata=header)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner may read
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -69,7 +74,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise FewlinesError(
             f"{path} is not a complete safetensors file ({error}); delete it and run again"
         ) from None
-    return tensors, {key: json.loads(value) for key, value in header.items()}
+    return tensors, json.loads(header.get(HEADER, "{}"))
 
 
 def sha256(path: Path) -> str:
