@@ -21,7 +21,7 @@ def test_the_same_tensors_are_the_same_bytes(tmp_path):
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "file.json"
     write_json(path, {"old": True})
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
+    with pytest.raises(RuntimeError), replacing(path) as temporary:  # noqa: PT012
         temporary.write_text("half of the ne")
         raise RuntimeError
     assert read_json(path) == {"old": True}

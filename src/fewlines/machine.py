@@ -74,12 +74,6 @@ def gemm_rate(dtype: torch.dtype = torch.float32, side: int = 1536) -> float:
     return 2 * side**3 / _best_seconds(lambda: a @ a)
 
 
-def read_bandwidth(megabytes: int = 256) -> float:
-    """Best measured rate of reading memory that no cache holds, in bytes/s."""
-    a = torch.ones(megabytes * 2**18, device=device())
-    return a.nbytes / _best_seconds(a.sum)
-
-
 def _best_seconds(operation: Callable[[], Any], repeats: int = 7) -> float:
     operation()
     seconds = []
