@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import lru_cache
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from fewlines.cache.calibration import Calibration
@@ -102,6 +104,15 @@ class ScoringPolicy(Policy):
         scores the older token goes first."""
 
 
+def pooled_attention(view: View, window: int, pool: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean attention `(B, H, R)` of the last `window` queries, pooled over residents that are
+    neighbours in raster order, wherever their slots lie."""
+    order = view.positions.argsort(-1)
+    seen = view.attention[:, :, -window:].mean(2).gather(-1, order)
+    return torch.empty_like(seen).scatter(-1, order, pool(seen))
+
+
+@lru_cache
 def registry() -> dict[str, type[Policy]]:
     """Every policy by its name: the modules of `fewlines.cache.policies`, one class in each."""
     return dict(sorted((policy.name, policy) for policy in _discover()))

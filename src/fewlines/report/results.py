@@ -7,8 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fewlines.cache.geometry import Geometry
 from fewlines.config import Experiment
 from fewlines.files import read_json
+from fewlines.models.checkpoint import load_network
+from fewlines.models.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,11 @@ class Results:
     @cached_property
     def caches(self) -> list[str]:
         return list(self.experiment.cache_by_slug)
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Of the run's model."""
+        return load_network(self.folder / "model.safetensors", Transformer).shape.geometry
 
     def quality(self, cache: str) -> dict[str, Any]:
         return self._read(f"quality/{cache}.json")

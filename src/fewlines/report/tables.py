@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fewlines.files import read_tensors, write_text
+from fewlines.files import write_text
 from fewlines.measure.cost import ratio_interval
-from fewlines.models.transformer import TransformerShape
 from fewlines.report.results import Results
 
 # The paper's own table: GB, seconds per image, FID.
@@ -44,7 +43,7 @@ def likelihood_table(results: Results) -> pd.DataFrame:
 def _identity(results: Results, slug: str) -> dict[str, Any]:
     """Which cache a row is about."""
     cache = results.experiment.cache(slug)
-    geometry = transformer_shape(results).geometry
+    geometry = results.geometry
     budget = geometry.n_tokens if cache.budget is None else cache.budget.tokens(geometry.grid)
     return {
         "model": "base",
@@ -176,12 +175,6 @@ def paper_table(results: Results) -> pd.DataFrame:
                 "fid_ratio_high": ratios.max(),
             }
     return pd.DataFrame(rows)
-
-
-def transformer_shape(results: Results) -> TransformerShape:
-    """The shape that the run's model states."""
-    _, header = read_tensors(results.folder / "model.safetensors")
-    return TransformerShape(**{**header["shape"], "grid": tuple(header["shape"]["grid"])})
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:

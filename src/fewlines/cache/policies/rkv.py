@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.cache.policy import ScoringPolicy, View
+from fewlines.cache.policy import ScoringPolicy, View, pooled_attention
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,8 @@ class RKV(ScoringPolicy):
     share: float = 0.1
 
     def score(self, view: View) -> Tensor:
-        order = view.positions.argsort(-1)
-        seen = view.attention[:, :, -self.window :].mean(2).gather(-1, order)
-        pooled = F.max_pool1d(seen, self.kernel, stride=1, padding=self.kernel // 2)
-        importance = pooled.new_empty(pooled.shape).scatter(-1, order, pooled)
+        pool = partial(F.max_pool1d, kernel_size=self.kernel, stride=1, padding=self.kernel // 2)
+        importance = pooled_attention(view, self.window, pool)
         keys = F.normalize(view.keys.float(), dim=-1)
         others = max(1, keys.shape[2] - 1)
         redundancy = ((keys @ keys.sum(2).unsqueeze(-1)).squeeze(-1) - 1) / others

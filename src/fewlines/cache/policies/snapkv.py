@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.cache.policy import ScoringPolicy, View
+from fewlines.cache.policy import ScoringPolicy, View, pooled_attention
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,7 @@ class SnapKV(ScoringPolicy):
     kernel: int = 5
 
     def score(self, view: View) -> Tensor:
-        order = view.positions.argsort(-1)
-        seen = view.attention[:, :, -self.window :].mean(2).gather(-1, order)
-        pooled = F.avg_pool1d(seen, self.kernel, stride=1, padding=self.kernel // 2)
-        score = torch.empty_like(seen).scatter(-1, order, pooled)
+        pool = partial(F.avg_pool1d, kernel_size=self.kernel, stride=1, padding=self.kernel // 2)
+        score = pooled_attention(view, self.window, pool)
         recent = view.positions >= view.step - self.window
         return torch.where(recent, 1.0 + view.positions, score)
