@@ -53,17 +53,21 @@ def calibrated(cache: Cache, geometry: Geometry) -> Cache:
     return replace(cache, calibration=Calibration(np.tril(random), geometry.grid, images=1))
 
 
-CACHES = [
-    calibrated(fewlines.cache(policy, **budget, fold=fold), tiny_transformer().shape.geometry)
-    for policy in registry()
-    if policy != "full"
-    for budget in BUDGETS
-    for fold in (False, True)
-] + [
-    calibrated(
-        fewlines.cache("scheduled", lines=lines, fold=fold, split="calibrated"),
-        tiny_transformer().shape.geometry,
-    )
-    for lines in (1, 2)
-    for fold in (False, True)
-]
+CACHES = (
+    [
+        calibrated(fewlines.cache(policy, **budget, fold=fold), tiny_transformer().shape.geometry)
+        for policy in registry()
+        if policy != "full"
+        for budget in BUDGETS
+        for fold in (False, True)
+    ]
+    + [
+        calibrated(
+            fewlines.cache("scheduled", lines=lines, fold=fold, split="calibrated"),
+            tiny_transformer().shape.geometry,
+        )
+        for lines in (1, 2)
+        for fold in (False, True)
+    ]
+    + [fewlines.cache("linear", lines=2, anchor=1, pool=pool) for pool in ("max", "query")]
+)

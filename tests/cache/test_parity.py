@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 import fewlines
 from conftest import CACHES, GRID, calibrated, tiny_transformer
-from fewlines.cache.buffer import BoundedCache
+from fewlines.cache.buffer import BoundedCache, torch_step
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.policy import NOBODY
@@ -50,8 +51,9 @@ class SlowAttention:
         for position in range(q.shape[1]):
             step = position - P
             if step >= 0:
-                if scoring and step % min(geometry.width, room) == 0:
-                    going = self.ranked(step, resident, k, probabilities[P:, P:])
+                every = min(geometry.width, room)
+                if scoring and step % every == 0:
+                    going = self.ranked(step, every, resident, q, k, probabilities[P:, P:])
                 if scoring:
                     victim = going.pop(0) if len(resident) == room else NOBODY
                 else:
@@ -74,18 +76,22 @@ class SlowAttention:
             probabilities[position, rows] = weights[:, : len(rows)].mean(0).float()
         return out
 
-    def ranked(self, step, resident, k, probabilities):
+    def ranked(self, step, every, resident, q, k, probabilities):
         """Whom the policy lets go until it is asked again, lowest score first."""
         if not resident:
             return []
-        geometry = self.placement.geometry
-        first = max(0, step - geometry.width)
+        geometry, policy = self.placement.geometry, self.placement.scoring
+        P, window = geometry.prefix, min(policy.window, geometry.width)
+        line = probabilities[step - every : step, resident][None, None]
         view = SimpleNamespace(
             step=step,
             geometry=geometry,
             positions=torch.tensor(resident)[None, None],
-            keys=k[[geometry.prefix + token for token in resident]][None, None],
-            attention=probabilities[first:step, resident][None, None],
+            keys=k[[P + token for token in resident]][None, None].float(),
+            line_mean=line.mean(2),
+            line_max=line.amax(2),
+            line_query=q[:, P + step - every : P + step].mean(1)[None, None].float(),
+            attention=probabilities[max(0, step - window) : step, resident][None, None],
             total=probabilities[:step, resident].sum(0)[None, None],
         )
         score = comparable(self.placement.scoring.score(view))[0, 0].tolist()
@@ -187,3 +193,38 @@ def test_heads_of_different_capacity_and_victims(fold):
     torch.testing.assert_close(decode_attention(placement, q, k, v), slow)
     torch.testing.assert_close(TeacherForced(placement, torch.float64)(0, q, k, v), slow)
     assert BoundedCache(placement, 3, 8).bytes == placement.kv_entries() * 3 * 8 * 4 * 2
+
+
+KERNEL_CACHES = [
+    ("full", {}),
+    ("streaming", {"lines": 2, "sinks": 2}),
+    ("random", {"lines": 2}),
+    ("random", {"tokens": 7, "fold": True}),
+    ("linear", {"lines": 1.6, "anchor": 1}),
+    ("h2o", {"lines": 2, "fold": True}),
+]
+
+
+@pytest.mark.parametrize(
+    ("storage", "tolerance"),  # a last bit of a sum may round a stored number the other way
+    [(torch.float32, 1e-4), (torch.float16, 1e-3), (torch.bfloat16, 1e-2)],
+)
+@pytest.mark.parametrize(("policy", "options"), KERNEL_CACHES)
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_compiled_kernel_and_torch_agree(
+    monkeypatch, policy, options, kv_heads, storage, tolerance
+):
+    """In whatever keys and values are stored: arithmetic is float32 on both sides."""
+    model = tiny_transformer(kv_heads=kv_heads)
+    labels, codes = images(model)
+    placement = fewlines.cache(policy, **options).place(model.shape.geometry)
+
+    def logits():
+        buffers = BoundedCache(placement, len(labels), model.shape.head_dim, storage)
+        return step_by_step(model, labels, codes, buffers)
+
+    compiled = logits()
+    monkeypatch.setattr(sys.modules[BoundedCache.__module__], "compiled_step", torch_step)
+    by_torch = logits()
+    assert not torch.equal(compiled, by_torch)  # two implementations, not one
+    torch.testing.assert_close(compiled, by_torch, atol=tolerance, rtol=tolerance)

@@ -7,24 +7,28 @@ prefix and the capacity, the token being decoded included.
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewlines.cache.kernels import STORED, as_array, decode_step
 from fewlines.cache.placement import Placement
-from fewlines.cache.slots import RankedSlots, Slots, TableSlots, Write
+from fewlines.cache.slots import EVICTS, FOLDED, LENGTH, RankedSlots, Slots, TableSlots
 
 Engine = Literal["lean", "stock"]
+BLOCK = 64  # entries by which torch's attention grows: a CUDA graph for each size is too many
 
 
 class HeadGroup:
     """The heads of a layer that have equal capacity, in one buffer.
 
-    Slots: the prefix `0 … P−1`, then the tokens, then the summary if victims are folded.
+    Entries: the prefix `0 … P−1`, then the tokens, then the summary if victims are folded.
     """
 
     def __init__(
@@ -37,74 +41,119 @@ class HeadGroup:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.heads = heads
+        self.heads = torch.tensor(heads, device=device)
+        self.layer_heads = placement.geometry.heads
         self.prefix = placement.geometry.prefix
         self.fold = placement.fold
         entries = self.prefix + int(placement.capacity[layer, heads[0]])
         shape = (batch, len(heads), entries, head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
-        # Additive bias of each slot: 0 for a token, log n for a summary of n, -inf for nothing yet.
-        self.bias = torch.full((len(heads), 1, entries), -math.inf, dtype=dtype, device=device)
-        self.bias[..., : self.prefix] = 0
         self.slots: Slots = (
-            TableSlots(placement, layer, heads, entries, device)
+            TableSlots(placement, layer, heads, batch, device)
             if placement.scoring is None
-            else RankedSlots(placement, placement.scoring, batch, len(heads), entries, device)
+            else RankedSlots(placement, placement.scoring, batch, heads, entries, device)
         )
-        self.folded = torch.zeros(len(heads), dtype=dtype, device=device)
-        self.rows = torch.arange(batch, device=device)[:, None]
-        self.columns = torch.arange(len(heads), device=device)
+        # A running mean does not survive 16 bits: there the summary's entry is its rounded copy.
+        summaries = slice(None) if self.fold else slice(0)
+        exact = torch.promote_types(dtype, torch.float32)
+        self.mean_k, self.mean_v = (x[summaries, :, -1].to(exact) for x in (self.k, self.v))
 
     @property
     def bytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes
+        """Of keys and values, the exact copies of 16-bit summaries included."""
+        copies = (self.mean_k, self.mean_v) if self.mean_k.dtype != self.k.dtype else ()
+        return sum(held.nbytes for held in (self.k, self.v, *copies))
 
     def write_prefix(self, k: Tensor, v: Tensor) -> None:
-        self.k[:, :, : self.prefix] = k
-        self.v[:, :, : self.prefix] = v
+        self.k[:, :, : self.prefix] = k[:, self.heads]
+        self.v[:, :, : self.prefix] = v[:, self.heads]
 
-    def write(self, step: int, k: Tensor, v: Tensor) -> Write:
-        """Put token `step`, `(B, H, 1, D)`, into its slot; fold whoever is there, if it folds."""
-        write = self.slots.write(step, self.k)
-        place = self._place(write.slot)
-        if self.fold and write.evicts is not False:
-            self.folded += write.evicts
-            share = (write.evicts / self.folded.clamp(min=1))[:, None]
-            for buffer in (self.k, self.v):
-                mean = buffer[:, :, -1]
-                mean.add_((buffer[place] - mean) * share)
-            self.bias[:, 0, -1] = self.folded.log()
-        self.k[place] = k[:, :, 0]
-        self.v[place] = v[:, :, 0]
-        if write.evicts is not True:  # a slot that was taken has its bias already
-            self.bias[self.columns, 0, write.slot] = 0
-        return write
 
-    def _place(self, slot: int | Tensor) -> tuple[Any, ...]:
-        """The index of a slot in `(B, H, E, D)`."""
-        if isinstance(slot, int):
-            return (slice(None), slice(None), slot)
-        return (slice(None) if slot.ndim == 1 else self.rows, self.columns, slot)
+# Writes a token's key and value, folds its victim and adds the group's heads of the output.
+Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
-    def attend(self, step: int, write: Write, q: Tensor) -> Tensor:
-        """Queries `(B, H, r, D)`, `r` of them to a key-value head → `(B, H, r, D)`."""
-        n = write.length
-        B, H, r, D = q.shape
-        k, v = (buffer[:, :, :n].flatten(0, 1) for buffer in (self.k, self.v))
-        q = q.reshape(B * H, r, D) * D**-0.5
-        scores = torch.bmm(q, k.transpose(1, 2)).view(B, H, r, n)
-        if write.ragged:
-            scores += self.bias[..., :n]
+
+def compiled_step(group: HeadGroup) -> Step:
+    """By `kernels.decode_step`: float32 arithmetic on the CPU."""
+    kernel = decode_step(group.k.shape[-1], group.k.dtype)
+    slots, nothing = group.slots, np.zeros((0, 1, 1), np.float32)
+    heads, slot, now = (x.numpy() for x in (group.heads, slots.slot, slots.now))
+    buffers = [as_array(x) for x in (group.k, group.v, group.mean_k, group.mean_v)]
+
+    def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        seen = nothing if slots.seen is None else slots.seen.numpy()
+        new = (q.numpy(), k.numpy(), v.numpy())
+        kernel(*new, heads, *buffers, slot, now, out.numpy(), seen, slots.peak)
+
+    return step
+
+
+def torch_step(group: HeadGroup) -> Step:
+    """By torch's operators: any device, any precision. Sizes change only with the host's numbers
+    in `Slots`, so a CUDA graph can be kept of it."""
+    slots, heads, device = group.slots, group.heads, group.k.device
+    entries = torch.arange(group.k.shape[2], device=device)
+    place = (
+        torch.arange(len(group.k), device=device)[:, None],
+        torch.arange(len(heads), device=device),
+    )
+
+    def write(k: Tensor, v: Tensor) -> None:
+        where = (*place, slots.slot)
+        if group.fold and slots.evicting:
+            share = (slots.now[EVICTS] / slots.now[FOLDED].clamp(min=1))[:, None]
+            for mean, buffer in ((group.mean_k, group.k), (group.mean_v, group.v)):
+                mean += (buffer[where] - mean) * share
+                buffer[:, :, -1] = mean  # itself, where storage is exact
+        group.k[where] = k[:, heads].to(group.k.dtype)
+        group.v[where] = v[:, heads].to(group.v.dtype)
+
+    def observe(weights: Tensor) -> None:
+        assert slots.seen is not None
+        slots.seen[(*place, slots.slot)] = 0
+        seen, new = slots.seen[..., : weights.shape[-1]], weights.mean(2).float()
+        torch.maximum(seen, new, out=seen) if slots.peak else seen.add_(new)
+
+    def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        write(k, v)
+        q = q.unflatten(1, (k.shape[1], -1))[:, heads]
+        B, G, r, D = q.shape
+        summaries = group.fold and slots.evicted
+        n = len(entries) if summaries else min(len(entries), -(-slots.longest // BLOCK) * BLOCK)
+        # On the CPU 16 bits are storage only: arithmetic in them is slow, or not there.
+        dtype = q.dtype if device.type == "cpu" else group.k.dtype
+        keys, values = (x[:, :, :n].to(dtype).flatten(0, 1) for x in (group.k, group.v))
+        scores = torch.bmm((q * D**-0.5).to(dtype).flatten(0, 1), keys.transpose(1, 2))
+        scores = scores.view(B, G, r, n)
+        if slots.shortest < n:
+            empty = entries[:n] >= slots.now[LENGTH, :, None]  # (G, n)
+            bias = torch.zeros_like(empty, dtype=dtype).masked_fill(empty, -math.inf)
+            if summaries:
+                bias[:, -1] = slots.now[FOLDED].log()
+            scores += bias[:, None]
         weights = scores.softmax(-1)
-        if self.slots.observes:
-            self.slots.observe(step, weights)
-        return torch.bmm(weights.view(B * H, r, n), v).view(B, H, r, D)
+        if slots.seen is not None:
+            observe(weights)
+        y = torch.bmm(weights.view(B * G, r, n), values).view(B, G, r, D)
+        out.unflatten(1, (-1, r))[:, heads] = y.to(out.dtype)
 
-    def attend_to_all(self, q: Tensor) -> Tensor:
-        """As public code does: masked attention over the whole buffer, written or not."""
-        mask = self.bias.expand(-1, q.shape[2], -1)
-        return F.scaled_dot_product_attention(q, self.k, self.v, attn_mask=mask)
+    return step
+
+
+def stock_step(group: HeadGroup) -> Step:
+    """As public code does: masked attention over the whole buffer, written or not."""
+    slots, entries = group.slots, torch.arange(group.k.shape[2], device=group.k.device)
+
+    def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        group.k[:, :, slots.longest - 1] = k.to(group.k.dtype)
+        group.v[:, :, slots.longest - 1] = v.to(group.v.dtype)
+        q = q.unflatten(1, (group.k.shape[1], -1)).to(group.k.dtype)  # (B, H, r, D)
+        mask = (entries < slots.longest).expand(q.shape[2], -1)
+        y = F.scaled_dot_product_attention(q, group.k, group.v, attn_mask=mask)
+        out.copy_(y.flatten(1, 2))
+
+    return step
 
 
 class BoundedCache:
@@ -114,7 +163,9 @@ class BoundedCache:
 
     Args:
         placement: slots and victims, already checked against the capacity.
-        engine: `lean` reads what is written; `stock` reads the whole buffer under a mask.
+        dtype: what keys and values are stored in; on a GPU also what attention computes in.
+        engine: `lean` reads what is written; `stock` reads the whole buffer under a mask and is
+            for the full cache.
     """
 
     def __init__(
@@ -126,10 +177,12 @@ class BoundedCache:
         device: torch.device | str = "cpu",
         engine: Engine = "lean",
     ) -> None:
-        geometry = placement.geometry
+        assert engine == "lean" or placement.is_full, "the stock engine is for the full cache"
+        geometry, device = placement.geometry, torch.device(device)
         self.placement = placement
-        self.engine = engine
         self.position = 0
+        compiled = device.type == "cpu" and dtype in STORED
+        make = stock_step if engine == "stock" else compiled_step if compiled else torch_step
         self.layers: list[list[HeadGroup]] = []
         for layer in range(geometry.layers):
             capacities = placement.capacity[layer]
@@ -142,11 +195,12 @@ class BoundedCache:
                         batch,
                         head_dim,
                         dtype,
-                        torch.device(device),
+                        device,
                     )
                     for capacity in np.unique(capacities)
                 ]
             )
+        self.steps = [[make(group) for group in groups] for groups in self.layers]
 
     @property
     def bytes(self) -> int:
@@ -163,34 +217,28 @@ class BoundedCache:
         if self.position == 0:
             assert q.shape[2] == geometry.prefix, "the whole prefix comes first, in one call"
             for group in groups:
-                group.write_prefix(*self._of(group, k, v))
+                group.write_prefix(k, v)
             y = F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
             )
         else:
-            y = self._step(groups, self.position - geometry.prefix, q, k, v)
+            y = self._step(layer, q[:, :, 0], k[:, :, 0], v[:, :, 0])
         if layer == geometry.layers - 1:
             self.position += q.shape[2]
         return y
 
-    def _step(self, groups: list[HeadGroup], step: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q = q.unflatten(1, (k.shape[1], -1)).squeeze(3)  # (B, H, r, D)
-        parts = []
-        for group in groups:
-            write = group.write(step, *self._of(group, k, v))
-            (group_q,) = self._of(group, q)
-            parts.append(
-                group.attend_to_all(group_q)
-                if self.engine == "stock"
-                else group.attend(step, write, group_q)
-            )
-        if len(parts) == 1:
-            return parts[0].flatten(1, 2).unsqueeze(2)
-        order = np.argsort(np.concatenate([group.heads for group in groups]))
-        return torch.cat(parts, dim=1)[:, order].flatten(1, 2).unsqueeze(2)
+    def _step(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        for group, step in zip(self.layers[layer], self.steps[layer], strict=True):
+            group.slots.advance(self.position - group.prefix, group.k, q)
+            step(q, k, v, out)
+        return out.unsqueeze(2)
 
-    def _of(self, group: HeadGroup, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The group's heads of tensors `(B, H, …)`."""
-        if len(group.heads) == self.placement.geometry.heads:
-            return tensors
-        return tuple(tensor[:, group.heads] for tensor in tensors)
+    def jump(self, step: int, generator: torch.Generator) -> None:
+        """As if all image tokens before `step` had come, of random keys and values: for
+        instruments."""
+        self.position = self.placement.geometry.prefix + step
+        for group in itertools.chain(*self.layers):
+            group.slots.jump(step)
+            for held in (group.k, group.v, group.mean_k, group.mean_v):
+                held.copy_(torch.randn(held.shape[2:], generator=generator))

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import lru_cache
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -58,19 +58,26 @@ class CalibratedPolicy(Policy):
         """As `StaticPolicy.victims`, given the calibration of this model and grid."""
 
 
+Need = Literal["line_mean", "line_max", "line_query", "attention", "total"]
+
+
 class View(Protocol):
     """What a scoring policy may look at, once per line, in one layer: the `R` residents of each
-    row and head, and how they were attended to. Whatever is not asked for is not computed.
+    row and head, and, of the rest, what it said it needs. What is not asked for is not computed.
+
+    `A` is the probability that a query gave to a resident, mean over the query heads of a
+    key-value head, 0 from queries before the resident was written. A line's queries are those
+    since the policy was asked last.
 
     Attributes:
         step: the image token about to be written.
         geometry: the image and the model.
         positions: `(B, H, R)`, the image position of each resident.
-        keys: `(B, H, R, D)`, rotated.
-        attention: `(B, H, Q, R)`, probability that each of the last `Q ≤ w` queries gave each
-            resident, mean over the query heads of a key-value head, oldest query first; 0 from
-            queries before the resident was written.
-        total: `(B, H, R)`, sum of that probability over all queries so far.
+        keys: `(B, H, R, D)`, rotated, float32.
+        line_mean, line_max: `(B, H, R)`, mean and maximum of `A` over the line's queries.
+        line_query: `(B, H, r, D)`, the line's mean query of each query head, rotated.
+        attention: `(B, H, Q, R)`, `A` of the last `Q ≤ window` queries, oldest first.
+        total: `(B, H, R)`, sum of `A` over all queries so far.
     """
 
     @property
@@ -82,6 +89,12 @@ class View(Protocol):
     @property
     def keys(self) -> Tensor: ...
     @property
+    def line_mean(self) -> Tensor: ...
+    @property
+    def line_max(self) -> Tensor: ...
+    @property
+    def line_query(self) -> Tensor: ...
+    @property
     def attention(self) -> Tensor: ...
     @property
     def total(self) -> Tensor: ...
@@ -92,11 +105,14 @@ class ScoringPolicy(Policy):
 
     It is asked once per line, before the line's first token is written (once per `room` tokens
     where a line does not fit); the lowest scores then go one by one as the line's tokens come.
+
     Attributes:
-        needs: which of `attention` and `total` the view must offer.
+        needs: what the view must offer beside positions and keys.
+        window: how many queries of `attention`; at most a line.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[Need | None] = None
+    window: int = 1
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
@@ -104,11 +120,11 @@ class ScoringPolicy(Policy):
         scores the older token goes first."""
 
 
-def pooled_attention(view: View, window: int, pool: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mean attention `(B, H, R)` of the last `window` queries, pooled over residents that are
-    neighbours in raster order, wherever their slots lie."""
+def pooled_attention(view: View, pool: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean attention `(B, H, R)` of the last queries, pooled over residents that are neighbours in
+    raster order, wherever their slots lie."""
     order = view.positions.argsort(-1)
-    seen = view.attention[:, :, -window:].mean(2).gather(-1, order)
+    seen = view.attention.mean(2).gather(-1, order)
     return torch.empty_like(seen).scatter(-1, order, pool(seen))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,21 +13,7 @@ from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Placement
 from fewlines.cache.policy import NOBODY, ScoringPolicy
 
-
-class Write(NamedTuple):
-    """One step of a group of heads.
-
-    Attributes:
-        slot: of the new token: one for all, `(H,)` per head, or `(B, H)` per row and head.
-        evicts: whether somebody is there, for all or `(H,)` per head.
-        length: entries that attention has to read, from the first on.
-        ragged: whether some of these are empty or summaries, so that the bias counts.
-    """
-
-    slot: int | Tensor
-    evicts: bool | Tensor
-    length: int
-    ragged: bool
+EVICTS, FOLDED, LENGTH = range(3)  # rows of `Slots.now`
 
 
 def comparable(score: Tensor) -> Tensor:
@@ -39,49 +24,70 @@ def comparable(score: Tensor) -> Tensor:
 
 
 class Slots(ABC):
-    """The writes of a group of heads, step by step."""
+    """The writes of a group of `G` heads, step by step. The tensors stay where they are and change
+    what they hold, so that a compiled kernel or a CUDA graph can keep their addresses.
 
+    Attributes:
+        slot: `(B, G)` int64, the entry that the new token takes.
+        now: `(3, G)` int64: whether somebody is there; victims so far, that one included; entries
+            written, from the first on, the summary not counted.
+        shortest, longest: of the entries written.
+        evicting: whether any head evicts at this step.
+        evicted: whether any head has evicted, at this step or before.
+        seen: `(B, G, E)` float32, where the attention on each entry is added up; None if nobody
+            asks.
+        peak: whether `seen` keeps the largest instead of the sum.
+    """
+
+    slot: Tensor
+    now: Tensor
+    shortest = longest = 0
+    evicting = evicted = False
+    seen: Tensor | None = None
+    peak = False
     bytes = 0
 
     @abstractmethod
-    def write(self, step: int, keys: Tensor) -> Write:
-        """Where token `step` goes; `keys` `(B, H, E, D)` are the group's buffer."""
+    def advance(self, step: int, keys: Tensor, q: Tensor) -> None:
+        """Turn to image token `step`; `keys` `(B, G, E, D)` are the group's buffer, `q`
+        `(B, H·r, D)` the layer's queries."""
 
-    def observe(self, step: int, weights: Tensor) -> None:  # noqa: B027
-        """See the attention `(B, H, r, n)` that the query of `step` gave to the first `n` slots."""
-
-    @property
-    def observes(self) -> bool:
-        return False
+    @abstractmethod
+    def jump(self, step: int) -> None:
+        """As if all tokens before `step` had come: for instruments."""
 
 
 class TableSlots(Slots):
     """The slots of a placement whose victims are known: the same for every row."""
 
     def __init__(
-        self,
-        placement: Placement,
-        layer: int,
-        heads: list[int],
-        entries: int,
-        device: torch.device,
+        self, placement: Placement, layer: int, heads: list[int], batch: int, device: torch.device
     ) -> None:
-        slots = placement.slots[layer, heads].T + placement.geometry.prefix  # (N, H)
+        slots = placement.slots[layer, heads].T + placement.geometry.prefix  # (N, G)
         evicts = placement.known_victims[layer, heads].T != NOBODY
-        same = (slots == slots[:, :1]).all(1) & (evicts == evicts[:, :1]).all(1)
-        written = np.maximum.accumulate(slots, axis=0) + 1
-        folding = np.logical_or.accumulate(evicts.any(1)) & placement.fold
-        length = np.where(folding, entries, written.max(1)).tolist()
-        ragged = (folding | (written.min(1) < written.max(1))).tolist()
-        self.writes = [
-            Write(int(slot[0]), bool(evict[0]), *read)
-            if alike
-            else Write(torch.tensor(slot, device=device), torch.tensor(evict, device=device), *read)
-            for alike, slot, evict, *read in zip(same, slots, evicts, length, ragged, strict=True)
-        ]
+        folded = evicts.cumsum(0)
+        length = np.maximum.accumulate(slots, axis=0) + 1
+        table = np.stack([slots, evicts, folded, length], axis=1)  # (N, 4, G)
+        self.table = torch.tensor(table, device=device)
+        self.host = list(
+            zip(
+                length.min(1).tolist(),
+                length.max(1).tolist(),
+                evicts.any(1).tolist(),
+                folded.any(1).tolist(),
+                strict=True,
+            )
+        )
+        row = torch.zeros_like(self.table[0])
+        self.row, self.now = row, row[1:]
+        self.slot = row[0].expand(batch, -1)
 
-    def write(self, step: int, keys: Tensor) -> Write:
-        return self.writes[step]
+    def advance(self, step: int, keys: Tensor, q: Tensor) -> None:
+        self.row.copy_(self.table[step])
+        self.shortest, self.longest, self.evicting, self.evicted = self.host[step]
+
+    def jump(self, step: int) -> None:
+        """The table has it all."""
 
 
 class RankedSlots(Slots):
@@ -92,69 +98,80 @@ class RankedSlots(Slots):
         placement: Placement,
         policy: ScoringPolicy,
         batch: int,
-        heads: int,
+        heads: list[int],
         entries: int,
         device: torch.device,
     ) -> None:
         self.policy, self.geometry = policy, placement.geometry
-        self.prefix, self.entries, self.fold = self.geometry.prefix, entries, placement.fold
+        self.prefix = self.geometry.prefix
         self.room = entries - self.prefix - placement.fold
         self.every = min(self.geometry.width, self.room)
-        shape = (batch, heads, self.room)
-        self.positions = torch.full(shape, NOBODY, device=device)
-        self.victims = self.positions[..., :0]  # (B, H, ·), slots in the order they go
+        self.positions = torch.full((batch, len(heads), self.room), NOBODY, device=device)
+        self.victims = self.positions[..., :0]  # (B, G, ·), slots in the order they go
         self.next = 0
-        wants = policy.needs
-        width = self.geometry.width if "attention" in wants else 0
-        self.history = torch.zeros(batch, heads, width, self.room, device=device)
-        self.total = torch.zeros(shape if "total" in wants else (0,), device=device)
+        self.slot = torch.zeros(batch, len(heads), dtype=torch.long, device=device)
+        self.now = torch.zeros(3, len(heads), dtype=torch.long, device=device)
         self.rows = torch.arange(batch, device=device)[:, None]
-        self.heads = torch.arange(heads, device=device)
+        self.columns = torch.arange(len(heads), device=device)
+        self.heads = torch.tensor(heads, device=device)
+        needs = policy.needs
+        self.peak = needs == "line_max"
+        shape = (batch, len(heads), entries)
+        if needs in ("line_mean", "line_max", "total"):
+            self.seen = torch.zeros(shape, device=device)
+        elif needs == "attention":
+            self.window = min(policy.window, self.geometry.width)
+            self.history = torch.zeros(self.window, *shape, device=device)
+        self.query: Tensor | None = None  # (B, G, r, D), sum over the queries since the ranking
 
     @property
     def bytes(self) -> int:  # type: ignore[override]
         """Bytes of the policy's own bookkeeping."""
-        return self.positions.nbytes + self.history.nbytes + self.total.nbytes
+        kept = [self.positions, self.seen, self.query, getattr(self, "history", None)]
+        return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
-    @property
-    def observes(self) -> bool:
-        return bool(self.policy.needs)
-
-    def write(self, step: int, keys: Tensor) -> Write:
+    def advance(self, step: int, keys: Tensor, q: Tensor) -> None:
         if step % self.every == 0:
             self._rank(step, keys)
-        if step < self.room:
+        self.evicting = self.evicted = step >= self.room
+        self.now[EVICTS] = self.evicting
+        self.now[FOLDED] = max(0, step - self.room + 1)
+        self.now[LENGTH] = self.shortest = self.longest = self.prefix + min(step + 1, self.room)
+        if self.evicting:
+            taken = self.victims[..., self.next]  # (B, G)
+            self.next += 1
+            self.positions[self.rows, self.columns, taken] = step
+            torch.add(taken, self.prefix, out=self.slot)
+        else:
             self.positions[..., step] = step
-            return Write(self.prefix + step, False, self.prefix + step + 1, False)
-        slot = self.victims[..., self.next]  # (B, H)
-        self.next += 1
-        self.positions[self.rows, self.heads, slot] = step
-        if self.history.numel():
-            self.history[self.rows, self.heads, :, slot] = 0
-        if self.total.numel():
-            self.total[self.rows, self.heads, slot] = 0
-        return Write(slot + self.prefix, True, self.entries, self.fold)
+            self.slot.fill_(self.prefix + step)
+        if self.policy.needs == "attention":
+            self.seen = self.history[step % self.window].zero_()
+        elif self.policy.needs == "line_query":
+            q = q.unflatten(1, (self.geometry.heads, -1))[:, self.heads].float()
+            self.query = q if self.query is None else self.query + q
 
     def _rank(self, step: int, keys: Tensor) -> None:
         """Fix the order in which residents go until the next ranking."""
         resident = min(step, self.room)
         going = max(0, step + self.every - max(step, self.room))
         self.next = 0
-        if going == 0:
-            return
-        view = RankedView(self, step, resident, keys)
-        score = comparable(self.policy.score(view))
-        oldest_first = view.positions.argsort(-1)
-        order = score.gather(-1, oldest_first).argsort(stable=True, dim=-1)
-        self.victims = oldest_first.gather(-1, order)[..., :going]
+        if going:
+            view = RankedView(self, step, resident, keys)
+            score = comparable(self.policy.score(view))
+            oldest_first = view.positions.argsort(-1)
+            order = score.gather(-1, oldest_first).argsort(stable=True, dim=-1)
+            self.victims = oldest_first.gather(-1, order)[..., :going]
+        self.query = None
+        if self.seen is not None and self.policy.needs != "total":
+            self.seen.zero_()
 
-    def observe(self, step: int, weights: Tensor) -> None:
-        seen = weights[..., self.prefix : self.prefix + self.room].float().mean(2)  # (B, H, n)
-        n = seen.shape[-1]
-        if self.history.numel():
-            self.history[:, :, step % self.geometry.width, :n] = seen
-        if self.total.numel():
-            self.total[..., :n] += seen
+    def jump(self, step: int) -> None:
+        newest = min(step, self.room)
+        self.positions[..., :newest] = torch.arange(step - newest, step)
+        if step % self.every and step > self.room:
+            self.victims = self.positions.argsort(-1)
+            self.next = 0
 
 
 @dataclass(frozen=True)
@@ -177,15 +194,39 @@ class RankedView:
     @property
     def keys(self) -> Tensor:
         start = self.slots.prefix
-        return self.buffer[:, :, start : start + self.resident]
+        return self.buffer[:, :, start : start + self.resident].float()
 
     @property
-    def attention(self) -> Tensor:
-        width = self.geometry.width
-        oldest = self.step % width if self.step >= width else 0
-        history = self.slots.history.roll(-oldest, dims=2)
-        return history[:, :, : min(self.step, width), : self.resident]
+    def line_mean(self) -> Tensor:
+        return self.line_max / min(self.step, self.slots.every)
+
+    @property
+    def line_max(self) -> Tensor:
+        assert self.slots.seen is not None
+        return self._residents(self.slots.seen)
+
+    @property
+    def line_query(self) -> Tensor:
+        assert self.slots.query is not None
+        return self.slots.query / min(self.step, self.slots.every)
 
     @property
     def total(self) -> Tensor:
-        return self.slots.total[..., : self.resident]
+        assert self.slots.seen is not None
+        return self._residents(self.slots.seen)
+
+    @property
+    def attention(self) -> Tensor:
+        window = self.slots.window
+        queries = range(max(0, self.step - window), self.step)
+        rows = [
+            self._residents(self.slots.history[query % window]).masked_fill(
+                self.positions > query, 0
+            )
+            for query in queries
+        ]
+        return torch.stack(rows, dim=2)
+
+    def _residents(self, entries: Tensor) -> Tensor:
+        start = self.slots.prefix
+        return entries[..., start : start + self.resident]

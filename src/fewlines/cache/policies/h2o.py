@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fewlines.cache.policy import ScoringPolicy, View
+from fewlines.cache.policy import Need, ScoringPolicy, View
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class H2O(ScoringPolicy):
     scoring policies here."""
 
     name: ClassVar[str] = "h2o"
-    needs: ClassVar[frozenset[str]] = frozenset({"total"})
+    needs: ClassVar[Need | None] = "total"
     recent: float = 0.5
 
     def score(self, view: View) -> Tensor:

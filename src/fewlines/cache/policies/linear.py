@@ -8,27 +8,41 @@ fit are our reading: the paper's code is not published.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fewlines.cache.policy import ScoringPolicy, View
+from fewlines.cache.policy import Need, ScoringPolicy, View
 
 
 @dataclass(frozen=True)
 class Linear(ScoringPolicy):
-    """Pins the first `anchor` tokens and the last `recent` lines; the others are worth the mean
-    attention of the last finished line's queries. Where room is short, the oldest of the last
-    lines go next, the anchors never."""
+    """Pins the first `anchor` tokens and the last `recent` lines; the others are worth the
+    attention of the last finished line's queries: its mean, its maximum, or that of the mean
+    query (`pool`). Where room is short, the oldest of the last lines go next, the anchors never."""
 
     name: ClassVar[str] = "linear"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
     anchor: int = 4
     recent: int = 1
+    pool: Literal["mean", "max", "query"] = "mean"
+
+    @property
+    def needs(self) -> Need:  # type: ignore[override]
+        needs: dict[str, Need] = {"mean": "line_mean", "max": "line_max", "query": "line_query"}
+        return needs[self.pool]
 
     def score(self, view: View) -> Tensor:
-        score = view.attention.mean(2)  # (B, H, R), at most 1
+        score = self._attention(view)  # (B, H, R), at most 1
         window = view.step - self.recent * view.geometry.width
         score = torch.where(view.positions < window, score, 1.0 + view.positions)
         return score.masked_fill(view.positions < self.anchor, torch.inf)
+
+    def _attention(self, view: View) -> Tensor:
+        if self.pool == "mean":
+            return view.line_mean
+        if self.pool == "max":
+            return view.line_max
+        scores = view.line_query @ view.keys.transpose(2, 3) * view.keys.shape[-1] ** -0.5
+        attention: Tensor = scores.softmax(-1).mean(2)
+        return attention

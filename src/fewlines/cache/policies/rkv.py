@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.cache.policy import ScoringPolicy, View, pooled_attention
+from fewlines.cache.policy import Need, ScoringPolicy, View, pooled_attention
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class RKV(ScoringPolicy):
     raster order; `R`: mean cosine similarity of a key to those of the other residents."""
 
     name: ClassVar[str] = "rkv"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    needs: ClassVar[Need | None] = "attention"
     window: int = 8
     kernel: int = 7
     share: float = 0.1
 
     def score(self, view: View) -> Tensor:
         pool = partial(F.max_pool1d, kernel_size=self.kernel, stride=1, padding=self.kernel // 2)
-        importance = pooled_attention(view, self.window, pool)
+        importance = pooled_attention(view, pool)
         keys = F.normalize(view.keys.float(), dim=-1)
         others = max(1, keys.shape[2] - 1)
         redundancy = ((keys @ keys.sum(2).unsqueeze(-1)).squeeze(-1) - 1) / others

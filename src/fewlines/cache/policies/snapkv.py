@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.cache.policy import ScoringPolicy, View, pooled_attention
+from fewlines.cache.policy import Need, ScoringPolicy, View, pooled_attention
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class SnapKV(ScoringPolicy):
     neighbours in raster order; the window's own tokens go last. A window is at most a line."""
 
     name: ClassVar[str] = "snapkv"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    needs: ClassVar[Need | None] = "attention"
     window: int = 8
     kernel: int = 5
 
     def score(self, view: View) -> Tensor:
         pool = partial(F.avg_pool1d, kernel_size=self.kernel, stride=1, padding=self.kernel // 2)
-        score = pooled_attention(view, self.window, pool)
+        score = pooled_attention(view, pool)
         recent = view.positions >= view.step - self.window
         return torch.where(recent, 1.0 + view.positions, score)

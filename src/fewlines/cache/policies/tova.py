@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fewlines.cache.policy import ScoringPolicy, View
+from fewlines.cache.policy import Need, ScoringPolicy, View
 
 
 @dataclass(frozen=True)
 class Tova(ScoringPolicy):
     name: ClassVar[str] = "tova"
-    needs: ClassVar[frozenset[str]] = frozenset({"attention"})
+    needs: ClassVar[Need | None] = "attention"
 
     def score(self, view: View) -> Tensor:
         return view.attention[:, :, -1]
