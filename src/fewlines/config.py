@@ -24,6 +24,7 @@ from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Storage = Literal["float32", "float16", "bfloat16"]
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -180,6 +181,7 @@ class Experiment(Section):
     )
     seed: int = Field(0, ge=0, description="of every training")
     precision: Precision = "float32"
+    storage: Storage = Field("float32", description="what keys and values are kept in")
     checkpoint_seconds: Rate = Field(60, description="time between checkpoints of a training")
     data: DataSettings = DataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -22,7 +24,7 @@ def resolve_precision(wanted: str) -> torch.dtype:
     torch multiplies bfloat16 matrices hundreds of times slower than float32 (pytorch #146508)."""
     if wanted == "auto":
         return torch.bfloat16 if torch.cuda.is_available() or has_bf16() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    return DTYPES[wanted]
 
 
 def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

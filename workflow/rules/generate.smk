@@ -11,7 +11,7 @@ rule generate:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("sampling", "precision"),
+        settings=settings("sampling", "precision", "storage"),
         calibration=calibration_option,
         shard=lambda wildcards: int(wildcards.scatteritem.split("-of-")[0]) - 1,
     shell:

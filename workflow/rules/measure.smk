@@ -93,7 +93,7 @@ rule cost:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("cost", "precision"),
+        settings=settings("cost", "precision", "storage"),
         calibration=calibration_option,
     shell:
         "fewlines measure-cost --config {input.config} --threads {threads} "
@@ -113,7 +113,7 @@ rule paper_cost:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("paper", "precision"),
+        settings=settings("paper", "precision", "storage"),
         calibration=calibration_option,
     shell:
         "fewlines measure-paper --config {input.config} --threads {threads} "

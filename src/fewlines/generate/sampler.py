@@ -35,7 +35,7 @@ class Sampler:
         Returns:
             Codes `(B,)`.
         """
-        logits = logits.double() / self.temperature
+        logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             lowest = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < lowest, -torch.inf)
@@ -44,7 +44,7 @@ class Sampler:
             ordered, codes = probabilities.sort(descending=True)
             ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0
             probabilities = torch.zeros_like(probabilities).scatter(-1, codes, ordered)
-        cumulative = probabilities.cumsum(-1)
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         target = noise[:, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 

@@ -23,6 +23,7 @@ from fewlines.cache.buffer import BoundedCache, Engine
 from fewlines.cache.placement import Cache
 from fewlines.errors import FewlinesError
 from fewlines.generate.decode import decode
+from fewlines.generate.packed import prepare
 from fewlines.generate.sampler import Sampler, draw_noise
 from fewlines.measure import memory
 from fewlines.models.checkpoint import load_network
@@ -41,12 +42,15 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Workload:
-    """What every configuration decodes: `batch` images at once of the model at `model_path`."""
+    """What every configuration decodes: `batch` images at once of the model at `model_path`,
+    multiplied in `precision`, keys and values kept in `storage`; those of a stock cache, as public
+    code does, in `precision`."""
 
     model_path: Path
     batch: int
     sampler: Sampler
-    dtype: torch.dtype
+    precision: torch.dtype
+    storage: torch.dtype
     threads: int
 
 
@@ -60,7 +64,8 @@ def measure_cost(
         `peak_bytes` (above the loaded weights), `process_bytes` (peak of the whole process),
         `timeline` (resident bytes above the weights after each step), `seconds` (of each repeat).
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # a worker starts in no time
     workers = []
     bar = progress("cost", len(configurations) * (repeats + 1), "decodes")
     try:
@@ -105,6 +110,8 @@ def _ask(pipe: Connection, question: str, configuration: Configuration) -> Any:
 def _work(pipe: Connection, configuration: Configuration, workload: Workload) -> None:
     torch.set_num_threads(workload.threads)
     model = load_network(workload.model_path, Transformer).to(machine.device())
+    rows = workload.batch * (1 + (workload.sampler.guidance != 1))
+    model = prepare(model, workload.precision, rows, consume=True)
     _decode(configuration, workload, model, batch=1)  # libraries make their pools and caches
     while True:
         try:
@@ -160,7 +167,7 @@ def _decode(
         configuration.cache,
         workload.sampler,
         engine=configuration.engine,
-        dtype=workload.dtype,
+        storage=workload.precision if configuration.engine == "stock" else workload.storage,
         watch=watch,
     )
 

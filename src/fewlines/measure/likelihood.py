@@ -13,6 +13,7 @@ from torch import Tensor
 from fewlines.cache.buffer import BoundedCache
 from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.teacher import TeacherForced
+from fewlines.generate.packed import prepare
 from fewlines.models.transformer import Transformer
 
 
@@ -69,6 +70,7 @@ def measure_likelihood(
 def step_by_step(model: Transformer, labels: Tensor, codes: Tensor, placement: Placement) -> Tensor:
     """Teacher-forced logits `(B, N, V)` by the decode loop itself, a token a step: for policies
     whose victims depend on the image."""
+    model = prepare(model, model.norm.weight.dtype, len(labels))
     buffers = BoundedCache(placement, len(labels), model.shape.head_dim)
     x = model.embed_labels(labels)
     logits = [model(x, 0, buffers)]

@@ -84,6 +84,7 @@ def _cache_row(results: Results, slug: str) -> dict[str, Any]:
         "speedup_stock_high": stock_high,
         "cost_batch": cost["batch"],
         "arithmetic": cost["precision"],
+        "storage": cost["storage"],
         "likelihood_images": results.likelihood(slug)["images"],
         "extractor": quality["extractor"],
     }

@@ -39,13 +39,16 @@ def _write_cost(
     configurations = [Configuration("full", full, "lean"), Configuration("stock", full, "stock")]
     if cache.slug != "full":
         configurations.append(Configuration(cache.slug, cache, "lean"))
-    dtype = machine.resolve_precision(config.precision)
-    workload = Workload(model, batch, sampler(config.sampling), dtype, torch.get_num_threads())
+    precision = machine.resolve_precision(config.precision)
+    storage = machine.DTYPES[config.storage]
+    threads = torch.get_num_threads()
+    workload = Workload(model, batch, sampler(config.sampling), precision, storage, threads)
     rows = measure(configurations, workload, repeats)
     content = {
         "cache": cache.slug,
         "batch": batch,
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": str(precision).removeprefix("torch."),
+        "storage": config.storage,
         "peak_method": peak_method(),
         "threads": workload.threads,
         "rows": rows,

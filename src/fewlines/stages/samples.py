@@ -41,7 +41,8 @@ def generate(
             first=numbers.start,
             batch=sampling.batch,
             sampler=sampler(sampling),
-            dtype=machine.resolve_precision(config.precision),
+            precision=machine.resolve_precision(config.precision),
+            storage=machine.DTYPES[config.storage],
             done=bar.update,
         ).to("cpu", torch.int32)
         for seed in sampling.seeds
