@@ -107,6 +107,7 @@ def images(model: Transformer, batch: int = 3) -> tuple[torch.Tensor, torch.Tens
 def step_by_step(model: Transformer, labels, codes, attend) -> torch.Tensor:
     logits = [model(model.embed_labels(labels), 0, attend)]
     for step in range(N - 1):
+        attend.turn(step)
         logits.append(model(model.embed_codes(codes[:, step : step + 1]), step + 1, attend))
     return torch.cat(logits, 1)
 
@@ -158,6 +159,7 @@ def decode_attention(placement: Placement, q, k, v) -> torch.Tensor:
     out = [buffers(0, q[:, :, :P], k[:, :, :P], v[:, :, :P])]
     for position in range(P, q.shape[2]):
         now = slice(position, position + 1)
+        buffers.turn(position - P)
         out.append(buffers(0, q[:, :, now], k[:, :, now], v[:, :, now]))
     return torch.cat(out, 2)
 

@@ -136,7 +136,7 @@ def test_costs_of_a_real_decode(model, tmp_path):
         Configuration("few", few, "lean"),
     ]
     workload = Workload(
-        tmp_path / "model.safetensors", 8, Sampler(guidance=2.0), torch.float32, threads=1
+        tmp_path / "model.safetensors", 8, Sampler(guidance=2.0), torch.float32, torch.float32, 1
     )
     rows = measure_cost(configurations, workload, repeats=2)
     assert [row["name"] for row in rows] == ["full", "stock", "few"]
@@ -149,7 +149,7 @@ def test_costs_of_a_real_decode(model, tmp_path):
 def test_a_worker_that_dies_is_reported(model, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_text("not a model")
-    workload = Workload(path, 8, Sampler(), torch.float32, threads=1)
+    workload = Workload(path, 8, Sampler(), torch.float32, torch.float32, threads=1)
     configurations = [Configuration("full", fewlines.cache("full"), "lean")]
     with pytest.raises(FewlinesError, match="the process of full ended early"):
         measure_cost(configurations, workload, repeats=1)

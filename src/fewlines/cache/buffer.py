@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -65,6 +65,22 @@ class HeadGroup:
         copies = (self.mean_k, self.mean_v) if self.mean_k.dtype != self.k.dtype else ()
         return sum(held.nbytes for held in (self.k, self.v, *copies))
 
+    def reads(self) -> int:
+        """Entries that `torch_step` reads at this step."""
+        slots, entries = self.slots, self.k.shape[2]
+        if self.fold and slots.evicted:
+            return entries
+        return min(entries, -(-slots.longest // BLOCK) * BLOCK)
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What of a step the host decides: steps of equal signature are the same operations on the
+        same memory."""
+        slots, reads = self.slots, self.reads()
+        seen = 0 if slots.seen is None else slots.seen.data_ptr()
+        folds = self.fold and (slots.evicting, slots.evicted)
+        return reads, slots.shortest < reads, folds, seen
+
     def write_prefix(self, k: Tensor, v: Tensor) -> None:
         self.k[:, :, : self.prefix] = k[:, self.heads]
         self.v[:, :, : self.prefix] = v[:, self.heads]
@@ -119,8 +135,7 @@ def torch_step(group: HeadGroup) -> Step:
         write(k, v)
         q = q.unflatten(1, (k.shape[1], -1))[:, heads]
         B, G, r, D = q.shape
-        summaries = group.fold and slots.evicted
-        n = len(entries) if summaries else min(len(entries), -(-slots.longest // BLOCK) * BLOCK)
+        summaries, n = group.fold and slots.evicted, group.reads()
         # On the CPU 16 bits are storage only: arithmetic in them is slow, or not there.
         dtype = q.dtype if device.type == "cpu" else group.k.dtype
         keys, values = (x[:, :, :n].to(dtype).flatten(0, 1) for x in (group.k, group.v))
@@ -159,7 +174,8 @@ def stock_step(group: HeadGroup) -> Step:
 class BoundedCache:
     """The buffers of all layers for one batch; call it as the model's attention.
 
-    The first call of a layer must bring the whole prefix, every later one the next image token.
+    The first call of a layer must bring the whole prefix; every later one, after a `turn`, the
+    next image token.
 
     Args:
         placement: slots and victims, already checked against the capacity.
@@ -205,12 +221,12 @@ class BoundedCache:
     @property
     def bytes(self) -> int:
         """Bytes of keys and values held, prefix and summaries included."""
-        return sum(group.bytes for groups in self.layers for group in groups)
+        return sum(group.bytes for group in self._groups())
 
     @property
     def policy_bytes(self) -> int:
         """Bytes of the bookkeeping of a scoring policy; 0 where the victims are known."""
-        return sum(group.slots.bytes for groups in self.layers for group in groups)
+        return sum(group.slots.bytes for group in self._groups())
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         groups, geometry = self.layers[layer], self.placement.geometry
@@ -222,23 +238,35 @@ class BoundedCache:
                 q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
             )
         else:
-            y = self._step(layer, q[:, :, 0], k[:, :, 0], v[:, :, 0])
-        if layer == geometry.layers - 1:
-            self.position += q.shape[2]
+            q, k, v = (x.squeeze(2) for x in (q, k, v))
+            y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+            for group, step in zip(self.layers[layer], self.steps[layer], strict=True):
+                group.slots.ask(q)
+                step(q, k, v, y)
+            y = y.unsqueeze(2)
         return y
 
-    def _step(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        for group, step in zip(self.layers[layer], self.steps[layer], strict=True):
-            group.slots.advance(self.position - group.prefix, group.k, q)
-            step(q, k, v, out)
-        return out.unsqueeze(2)
-
-    def jump(self, step: int, generator: torch.Generator) -> None:
-        """As if all image tokens before `step` had come, of random keys and values: for
-        instruments."""
+    def turn(self, step: int) -> None:
+        """To image token `step`, whose key and value the next calls bring."""
         self.position = self.placement.geometry.prefix + step
-        for group in itertools.chain(*self.layers):
+        for group in self._groups():
+            group.slots.turn(step, group.k)
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """Of all groups, see there."""
+        return tuple(group.signature for group in self._groups())
+
+    def jump(self, step: int) -> None:
+        """As if all image tokens before `step` had come: for instruments."""
+        for group in self._groups():
             group.slots.jump(step)
+
+    def fill(self, generator: torch.Generator) -> None:
+        """Put random keys and values everywhere: for instruments."""
+        for group in self._groups():
             for held in (group.k, group.v, group.mean_k, group.mean_v):
-                held.copy_(torch.randn(held.shape[2:], generator=generator))
+                held.copy_(torch.randn(held.shape[-1:], generator=generator))
+
+    def _groups(self) -> Iterator[HeadGroup]:
+        return itertools.chain.from_iterable(self.layers)

@@ -48,9 +48,11 @@ class Slots(ABC):
     bytes = 0
 
     @abstractmethod
-    def advance(self, step: int, keys: Tensor, q: Tensor) -> None:
-        """Turn to image token `step`; `keys` `(B, G, E, D)` are the group's buffer, `q`
-        `(B, H·r, D)` the layer's queries."""
+    def turn(self, step: int, keys: Tensor) -> None:
+        """To image token `step`; `keys` `(B, G, E, D)` are the group's buffer."""
+
+    def ask(self, q: Tensor) -> None:  # noqa: B027
+        """See the layer's queries `(B, H·r, D)` of the step."""
 
     @abstractmethod
     def jump(self, step: int) -> None:
@@ -82,7 +84,7 @@ class TableSlots(Slots):
         self.row, self.now = row, row[1:]
         self.slot = row[0].expand(batch, -1)
 
-    def advance(self, step: int, keys: Tensor, q: Tensor) -> None:
+    def turn(self, step: int, keys: Tensor) -> None:
         self.row.copy_(self.table[step])
         self.shortest, self.longest, self.evicting, self.evicted = self.host[step]
 
@@ -130,7 +132,7 @@ class RankedSlots(Slots):
         kept = [self.positions, self.seen, self.query, getattr(self, "history", None)]
         return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
-    def advance(self, step: int, keys: Tensor, q: Tensor) -> None:
+    def turn(self, step: int, keys: Tensor) -> None:
         if step % self.every == 0:
             self._rank(step, keys)
         self.evicting = self.evicted = step >= self.room
@@ -147,9 +149,13 @@ class RankedSlots(Slots):
             self.slot.fill_(self.prefix + step)
         if self.policy.needs == "attention":
             self.seen = self.history[step % self.window].zero_()
-        elif self.policy.needs == "line_query":
+
+    def ask(self, q: Tensor) -> None:
+        if self.policy.needs == "line_query":
             q = q.unflatten(1, (self.geometry.heads, -1))[:, self.heads].float()
-            self.query = q if self.query is None else self.query + q
+            if self.query is None:
+                self.query = torch.zeros_like(q)
+            self.query += q
 
     def _rank(self, step: int, keys: Tensor) -> None:
         """Fix the order in which residents go until the next ranking."""
@@ -162,7 +168,8 @@ class RankedSlots(Slots):
             oldest_first = view.positions.argsort(-1)
             order = score.gather(-1, oldest_first).argsort(stable=True, dim=-1)
             self.victims = oldest_first.gather(-1, order)[..., :going]
-        self.query = None
+        if self.query is not None:
+            self.query.zero_()
         if self.seen is not None and self.policy.needs != "total":
             self.seen.zero_()
 

@@ -11,11 +11,67 @@ from torch import Tensor
 from fewlines.cache.buffer import BoundedCache, Engine
 from fewlines.cache.placement import Cache
 from fewlines.errors import FewlinesError
+from fewlines.generate.graphs import GraphedSteps
 from fewlines.generate.packed import prepare
 from fewlines.generate.sampler import Sampler, draw_noise
 from fewlines.models.transformer import Transformer
 
 Watch = Callable[[int, BoundedCache], None]
+
+
+class Decoder:
+    """A batch being drawn, a token a step.
+
+    Args:
+        model: as it is, or `prepare`d, which is faster.
+        rows: images of the batch.
+        cache: what stays resident.
+        engine: how a full cache is read, see `BoundedCache`.
+        storage: what keys and values are kept in; the model's own precision where None.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        rows: int,
+        cache: Cache,
+        sampler: Sampler | None = None,
+        engine: Engine = "lean",
+        storage: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.sampler = model, sampler or Sampler()
+        self.guided = self.sampler.guidance != 1
+        shape, weight = model.shape, model.norm.weight
+        self.buffers = BoundedCache(
+            cache.place(shape.geometry),
+            rows * (1 + self.guided),
+            shape.head_dim,
+            storage or weight.dtype,
+            weight.device,
+            engine,
+        )
+        graphed = weight.device.type == "cuda" and engine == "lean"
+        rows *= 1 + self.guided
+        self.graphs = GraphedSteps(model, self.buffers, rows) if graphed else None
+
+    def start(self, labels: Tensor, noise: Tensor) -> Tensor:
+        """Class numbers and noise `(B,)` → the first codes `(B,)`."""
+        if self.guided:
+            labels = torch.cat([labels, torch.full_like(labels, self.model.null_class)])
+        return self._draw(self.model(self.model.embed_labels(labels), 0, self.buffers), noise)
+
+    def step(self, step: int, codes: Tensor, noise: Tensor) -> Tensor:
+        """The codes `(B,)` of image token `step` → those of the next."""
+        codes = torch.cat([codes, codes]) if self.guided else codes
+        self.buffers.turn(step)
+        if self.graphs:
+            return self._draw(self.graphs(codes[:, None]), noise)
+        x = self.model.embed_codes(codes[:, None])
+        return self._draw(self.model(x, self.buffers.position, self.buffers), noise)
+
+    def _draw(self, logits: Tensor, noise: Tensor) -> Tensor:
+        logits = logits[:, -1].float()
+        return self.sampler(self.sampler.guide(logits) if self.guided else logits, noise)
 
 
 @torch.inference_mode()
@@ -33,43 +89,28 @@ def decode(
     """Draw one image per row.
 
     Args:
-        model: as it is, or `prepare`d, which is faster.
         labels: `(B,)`, class numbers; the null class draws without a condition.
         noise: `(B, N)`, uniform float64, one number per token.
-        cache: what stays resident.
-        engine: how a full cache is read, see `BoundedCache`.
-        storage: what keys and values are kept in; the model's own precision where None.
         watch: called after every step, with the step and the buffers, by instruments.
+        model, cache, sampler, engine, storage: see `Decoder`.
 
     Returns:
         Codes `(B, N)` in raster order.
     """
-    sampler = sampler or Sampler()
-    shape, weight = model.shape, model.norm.weight
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= shape.classes:
-        raise FewlinesError(f"labels must lie in 0 … {shape.classes} ({shape.classes}: no class)")
-    n_tokens = shape.geometry.n_tokens
-    guided = sampler.guidance != 1
-    rows = torch.cat([labels, torch.full_like(labels, model.null_class)]) if guided else labels
-    buffers = BoundedCache(
-        cache.place(shape.geometry),
-        len(rows),
-        shape.head_dim,
-        storage or weight.dtype,
-        weight.device,
-        engine,
-    )
-    codes = torch.empty(len(labels), n_tokens, dtype=torch.long, device=weight.device)
-    x = model.embed_labels(rows)
+    classes = model.shape.classes
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= classes:
+        raise FewlinesError(f"labels must lie in 0 … {classes} ({classes}: no class)")
+    decoder = Decoder(model, len(labels), cache, sampler, engine, storage)
+    n_tokens = model.shape.geometry.n_tokens
+    codes = torch.empty(len(labels), n_tokens, dtype=torch.long, device=labels.device)
     for step in range(n_tokens):
-        logits = model(x, buffers.position, buffers)[:, -1].float()
-        logits = sampler.guide(logits) if guided else logits
-        codes[:, step] = sampler(logits, noise[:, step])
+        codes[:, step] = (
+            decoder.step(step - 1, codes[:, step - 1], noise[:, step])
+            if step
+            else decoder.start(labels, noise[:, 0])
+        )
         if watch:
-            watch(step, buffers)
-        if step + 1 < n_tokens:
-            drawn = codes[:, step : step + 1]
-            x = model.embed_codes(torch.cat([drawn, drawn]) if guided else drawn)
+            watch(step, decoder.buffers)
     return codes
 
 

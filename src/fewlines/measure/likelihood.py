@@ -74,7 +74,8 @@ def step_by_step(model: Transformer, labels: Tensor, codes: Tensor, placement: P
     buffers = BoundedCache(placement, len(labels), model.shape.head_dim)
     x = model.embed_labels(labels)
     logits = [model(x, 0, buffers)]
-    for code in codes[:, :-1].split(1, dim=1):
+    for step, code in enumerate(codes[:, :-1].split(1, dim=1)):
+        buffers.turn(step)
         logits.append(model(model.embed_codes(code), buffers.position, buffers))
     return torch.cat(logits, dim=1)
 

@@ -20,7 +20,7 @@ from fewlines.cache.geometry import Geometry
 @dataclass(frozen=True)
 class TransformerShape:
     """Attributes: see LlamaGen; `grid` is the image's `(h, w)` tokens, `classes` excludes the
-    null class that stands for 'no condition'."""
+    null class that stands for 'no condition', `prefix` counts the condition's tokens."""
 
     dim: int
     layers: int
@@ -32,6 +32,7 @@ class TransformerShape:
     multiple_of: int = 256
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
+    prefix: int = 1
 
     @property
     def head_dim(self) -> int:
@@ -44,7 +45,7 @@ class TransformerShape:
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry(self.grid, prefix=1, layers=self.layers, heads=self.kv_heads)
+        return Geometry(self.grid, self.prefix, layers=self.layers, heads=self.kv_heads)
 
 
 class Attend(Protocol):
@@ -155,9 +156,13 @@ class Transformer(nn.Module):
         embedded: Tensor = self.tok_embeddings(codes)
         return embedded
 
-    def forward(self, x: Tensor, start: int = 0, attend: Attend = causal) -> Tensor:
-        """Embedded positions `start … start+T−1`, `(B, T, dim)` → logits `(B, T, V)`."""
-        rotation = self.rotations[start : start + x.shape[1]]
+    def forward(self, x: Tensor, start: int | Tensor = 0, attend: Attend = causal) -> Tensor:
+        """Embedded positions `start … start+T−1`, `(B, T, dim)` → logits `(B, T, V)`. A start in a
+        tensor `(1,)` stands for one position that a CUDA graph can be replayed at."""
+        if isinstance(start, Tensor):
+            rotation = self.rotations.index_select(0, start)
+        else:
+            rotation = self.rotations[start : start + x.shape[1]]
         for layer, block in enumerate(self.layers):
             x = block(layer, x, rotation, attend)
         logits: Tensor = self.output(self.norm(x))
@@ -171,8 +176,8 @@ class Transformer(nn.Module):
 
 
 def rope_2d(shape: TransformerShape) -> Tensor:
-    """Rotations `(1 + N, D/2, 2)`, cosines and sines: rows turn the first half of a head, columns
-    the second. The class token's are zeros, so that its rotated query and key are zero vectors."""
+    """Rotations `(P + N, D/2, 2)`, cosines and sines: rows turn the first half of a head, columns
+    the second. The prefix's are zeros, so that its rotated queries and keys are zero vectors."""
     height, width = shape.grid
     half = shape.head_dim // 2
     frequencies = 1.0 / shape.rope_base ** (torch.arange(0, half, 2).float() / half)  # (D/4,)
@@ -186,7 +191,7 @@ def rope_2d(shape: TransformerShape) -> Tensor:
         dim=-1,
     ).flatten(0, 1)  # (N, D/2)
     image = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    return torch.cat([torch.zeros(1, half, 2), image])
+    return torch.cat([torch.zeros(shape.prefix, half, 2), image])
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
