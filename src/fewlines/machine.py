@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -39,6 +40,21 @@ def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_bytes() -> int:
+    """Memory that a new process can have."""
+    return psutil.virtual_memory().available
+
+
+def instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The vector instructions that decide the rate of matrix products."""
+    try:
+        flags = set(cpuinfo.read_text().split())
+    except OSError:
+        return platform.machine()
+    known = ("amx_bf16", "avx512_fp16", "avx512_bf16", "avx512f", "avx2", "f16c")
+    return " ".join(name for name in known if name in flags)
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -73,10 +89,11 @@ def synchronise() -> None:
 def gemm_rate(dtype: torch.dtype = torch.float32, side: int = 1536) -> float:
     """Best measured rate of a square matrix product, in FLOP/s."""
     a = torch.randn(side, side, dtype=dtype, device=device())
-    return 2 * side**3 / _best_seconds(lambda: a @ a)
+    return 2 * side**3 / best_seconds(lambda: a @ a)
 
 
-def _best_seconds(operation: Callable[[], Any], repeats: int = 7) -> float:
+def best_seconds(operation: Callable[[], Any], repeats: int = 7) -> float:
+    """The shortest of so many runs after a first."""
     operation()
     seconds = []
     for _ in range(repeats):

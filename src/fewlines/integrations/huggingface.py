@@ -1,0 +1,160 @@
+"""The same weights as a Hugging Face Llama, and its `generate`: a peer to measure against.
+
+Needs the extra `peers` (transformers). A Llama turns a head's first half against its second where
+LlamaGen turns neighbours, so the rows of queries and keys change places; its rotary embedding is
+replaced by one that reads our two-dimensional table. Nothing else differs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
+
+from fewlines import machine
+from fewlines.cache.geometry import Geometry
+from fewlines.models.transformer import Transformer, TransformerShape
+
+
+class RasterRotary(nn.Module):
+    """Cosines and sines `(B, T, D)` of positions `(B, T)`, by the table of the transformer."""
+
+    def __init__(self, rotations: Tensor) -> None:
+        super().__init__()
+        twice = torch.cat([rotations, rotations], dim=1)  # (P + N, D, 2)
+        self.cos, self.sin = nn.Buffer(twice[..., 0]), nn.Buffer(twice[..., 1])
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cos[position_ids].to(x.dtype), self.sin[position_ids].to(x.dtype)
+
+
+def as_llama(model: Transformer) -> LlamaForCausalLM:
+    """A Llama with the model's own weights, in the precision of its matrices. Embedded labels go
+    in as `inputs_embeds`, codes come out."""
+    shape = model.shape
+    config = LlamaConfig(
+        vocab_size=shape.codes,
+        hidden_size=shape.dim,
+        intermediate_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=shape.norm_eps,
+        max_position_embeddings=shape.geometry.prefix + shape.geometry.n_tokens,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.device("meta"):
+        llama = LlamaForCausalLM(config)
+    precision = model.output.weight.dtype
+    llama.load_state_dict(_weights(model), strict=True, assign=True)
+    llama.model.rotary_emb = RasterRotary(model.rotations)
+    made: LlamaForCausalLM = llama.to(precision).eval().requires_grad_(False)
+    return made
+
+
+def _weights(model: Transformer) -> dict[str, Tensor]:
+    shape = model.shape
+    weights = {
+        "model.embed_tokens.weight": model.tok_embeddings.weight,
+        "model.norm.weight": model.norm.weight,
+        "lm_head.weight": model.output.weight,
+    }
+    queries = [shape.heads * shape.head_dim, *[shape.kv_heads * shape.head_dim] * 2]
+    for layer, block in enumerate(model.layers):
+        q, k, v = block.attention.wqkv.weight.split(queries)
+        weights |= {
+            f"model.layers.{layer}.{name}.weight": weight
+            for name, weight in {
+                "self_attn.q_proj": _halves(q, shape),
+                "self_attn.k_proj": _halves(k, shape),
+                "self_attn.v_proj": v,
+                "self_attn.o_proj": block.attention.wo.weight,
+                "mlp.gate_proj": block.feed_forward.w1.weight,
+                "mlp.up_proj": block.feed_forward.w3.weight,
+                "mlp.down_proj": block.feed_forward.w2.weight,
+                "input_layernorm": block.attention_norm.weight,
+                "post_attention_layernorm": block.ffn_norm.weight,
+            }.items()
+        }
+    return weights
+
+
+def _halves(weight: Tensor, shape: TransformerShape) -> Tensor:
+    """Rows of neighbouring pairs `(a0, b0, a1, b1, …)` of each head as `(a0, a1, …, b0, b1, …)`."""
+    pairs = weight.unflatten(0, (-1, shape.head_dim // 2, 2))
+    return pairs.transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def generate_codes(llama: LlamaForCausalLM, prefix: Tensor, n_tokens: int, cache: Any) -> Tensor:
+    """Greedy codes `(B, N)` after an embedded prefix `(B, P, dim)`, by `generate`."""
+    codes: Tensor = llama.generate(
+        inputs_embeds=prefix.to(llama.dtype),
+        attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device),
+        max_new_tokens=n_tokens,
+        do_sample=False,
+        cache=cache,
+    )
+    return codes
+
+
+def empty_cache(llama: LlamaForCausalLM, entries: int, static: bool) -> Any:
+    config = llama.config
+    return StaticCache(config, max_cache_len=entries) if static else DynamicCache(config=config)
+
+
+class LlamaSteps:
+    """Steps of `generate`, timed from any position on a cache filled with random numbers."""
+
+    def __init__(
+        self, llama: LlamaForCausalLM, batch: int, geometry: Geometry, static: bool, steps: int
+    ) -> None:
+        self.llama, self.batch, self.geometry = llama, batch, geometry
+        self.static, self.steps = static, steps
+
+    def seconds(self, position: int) -> float:
+        """Of a step, from image token `position` on."""
+        entries = self.geometry.prefix + position
+        cache = self._filled(entries)
+        self._continue(cache, entries, 1)
+        machine.synchronise()
+        start = time.perf_counter()
+        self._continue(cache, entries + 1, self.steps)
+        machine.synchronise()
+        return (time.perf_counter() - start) / self.steps
+
+    def whole(self) -> float:
+        """Of a whole batch."""
+        n_tokens = self.geometry.n_tokens
+        prefix = torch.zeros(self.batch, self.geometry.prefix, self.llama.config.hidden_size)
+        cache = empty_cache(self.llama, self.geometry.prefix + n_tokens, self.static)
+        machine.synchronise()
+        start = time.perf_counter()
+        generate_codes(self.llama, prefix.to(machine.device()), n_tokens, cache)
+        machine.synchronise()
+        return time.perf_counter() - start
+
+    def _filled(self, entries: int) -> Any:
+        config, total = self.llama.config, self.geometry.prefix + self.geometry.n_tokens
+        cache = empty_cache(self.llama, total, self.static)
+        row = torch.randn(config.head_dim).to(self.llama.device, self.llama.dtype)
+        shape = (self.batch, config.num_key_value_heads, entries, config.head_dim)
+        for layer in range(config.num_hidden_layers):
+            cache.update(row.expand(shape), row.expand(shape), layer)
+        return cache
+
+    def _continue(self, cache: Any, entries: int, steps: int) -> None:
+        shape = (self.batch, entries + 1)
+        self.llama.generate(
+            input_ids=torch.zeros(shape, dtype=torch.long, device=self.llama.device),
+            attention_mask=torch.ones(shape, dtype=torch.long, device=self.llama.device),
+            max_new_tokens=steps,
+            do_sample=False,
+            cache=cache,
+        )

@@ -1,0 +1,298 @@
+"""What decoding costs at a published shape: steps timed where they differ, and added up.
+
+A setting is a shape, a grid, a batch and a precision; its rows are the caches and engines that are
+compared there. Every measurement is a process of its own, so that peaks are its own and one that
+runs out of memory takes nobody with it; the rows of a setting take turns, so that whatever
+disturbs the machine disturbs them alike.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from fewlines import machine
+from fewlines.cache.placement import Cache
+from fewlines.errors import FewlinesError
+from fewlines.generate.decode import Decoder
+from fewlines.generate.packed import prepare
+from fewlines.measure import memory, roofline
+from fewlines.measure.operators import Decode, Device, weight_bytes
+from fewlines.models.shapes import published_shape, random_transformer
+from fewlines.models.transformer import TransformerShape
+from fewlines.progress import progress
+
+PeerEngine = Literal["hf-dynamic", "hf-static"]
+OUT_OF_MEMORY, TIME_LIMIT = "out of memory", "time limit"
+RESERVE = 1.0e9  # bytes that a measurement leaves free
+STEPS = 4  # timed at a position, where steps are alike
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of decoding: an `engine`, and the `cache` it keeps."""
+
+    engine: Literal["lean", "stock", "hf-dynamic", "hf-static"]
+    cache: Cache
+    batch: int
+    storage: torch.dtype
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where rows are compared.
+
+    Attributes:
+        full_run: decode a whole image once as well, to check the sum of the steps.
+        limit_seconds: for one measurement.
+        cap: bytes that each row's batch was chosen to fill; None where the batch is given.
+    """
+
+    shape_name: str
+    shape: TransformerShape
+    precision: torch.dtype
+    rows: tuple[Row, ...]
+    full_run: bool
+    limit_seconds: float
+    threads: int
+    cap: float | None = None
+
+    def decode(self, row: Row) -> Decode:
+        return Decode(
+            self.shape,
+            row.batch,
+            row.cache,
+            self.precision.itemsize,
+            row.storage.itemsize,
+            whole=row.engine in ("stock", "hf-static"),
+        )
+
+
+def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
+    """Measure all rows of a setting, in turns.
+
+    Returns:
+        `probes` of the machine by batch, and for each row `outcome` (`ok`, `out of memory`, `time
+        limit`), `kv_bytes`, `peak_bytes` (above the weights), `seconds` (of an image, each repeat),
+        `steps` (seconds of a step at each position, each repeat), `full_run_seconds`.
+    """
+    batches = sorted({row.batch for row in setting.rows})
+    bar = progress(setting.shape_name, len(batches) + len(setting.rows) * repeats, "measurements")
+    probes: dict[int, Any] = {}
+    for batch in batches:
+        probes[batch] = _ask(setting.limit_seconds, _probe, setting, batch)
+        bar.update()
+    rows = [_blank(setting, row) for row in setting.rows]
+    for repeat in range(repeats):
+        for row, result in zip(setting.rows, rows, strict=True):
+            if result["outcome"] == "ok":
+                whole = setting.full_run and repeat == 0
+                _add(result, _ask(setting.limit_seconds, _measure, setting, row, whole))
+            bar.update()
+    bar.close()
+    return {"probes": probes, "rows": rows}
+
+
+def _blank(setting: Setting, row: Row) -> dict[str, Any]:
+    decode = setting.decode(row)
+    return {
+        "engine": row.engine,
+        "policy": row.cache.policy_text,
+        "budget": row.cache.budget_text,
+        "batch": row.batch,
+        "storage": str(row.storage).removeprefix("torch."),
+        "outcome": "ok",
+        "mean_read_bytes": decode.mean_read_bytes(),
+        "kv_bytes": decode.kv_bytes,
+        "seconds": [],
+        "steps": [],
+    }
+
+
+def _add(result: dict[str, Any], answer: dict[str, Any] | str) -> None:
+    if isinstance(answer, str):
+        result["outcome"] = answer
+        return
+    for key in ("seconds", "steps"):
+        result[key].append(answer.pop(key))
+    result |= {key: value for key, value in answer.items() if key not in result}
+
+
+def _ask(limit: float, work: Callable[..., Any], *arguments: Any) -> Any:
+    """The answer of a new process, or what became of it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, work, arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(limit):
+            return TIME_LIMIT
+        answer = ours.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode == -9:  # by the kernel, when memory ran out
+            return OUT_OF_MEMORY
+        raise FewlinesError(f"bench: a measurement ended with status {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+    return answer
+
+
+def _answer(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    adjustment = Path("/proc/self/oom_score_adj")
+    if adjustment.exists():
+        adjustment.write_text("1000")  # if somebody must go, then this process
+    try:
+        pipe.send(work(*arguments))
+    except MemoryError:
+        pipe.send(OUT_OF_MEMORY)
+
+
+def _probe(setting: Setting, batch: int) -> dict[str, Any]:
+    torch.set_num_threads(setting.threads)
+    return roofline.probe(setting.shape, batch)
+
+
+@torch.inference_mode()
+def _measure(setting: Setting, row: Row, whole: bool) -> dict[str, Any]:
+    torch.set_num_threads(setting.threads)
+    decode = setting.decode(row)
+    if decode.process_bytes > machine.available_bytes() - RESERVE:
+        raise MemoryError
+    generator = torch.Generator().manual_seed(0)
+    model = random_transformer(setting.shape, setting.precision, generator)
+    run = _peer(model, setting, row) if row.engine.startswith("hf") else _ours(model, setting, row)
+    memory.reset_peak()
+    before = memory.resident_bytes()
+    stepper = run()
+    positions = _positions(setting, row)
+    seconds = {position: stepper.seconds(position) for position in positions}
+    n_tokens = setting.shape.geometry.n_tokens
+    mean = np.trapezoid(list(seconds.values()), positions) / (positions[-1] - positions[0])
+    result = {
+        "seconds": float(mean) * n_tokens / row.batch,
+        "steps": seconds,
+        "peak_bytes": memory.peak_bytes() - before,
+        "weight_bytes": before,
+    }
+    if whole:
+        result["full_run_seconds"] = stepper.whole() / row.batch
+    return result
+
+
+def _positions(setting: Setting, row: Row) -> list[int]:
+    """Image tokens to time steps at, so that costs between them lie on straight lines."""
+    geometry = setting.shape.geometry
+    placement = row.cache.place(geometry)
+    last = geometry.n_tokens - 1 - geometry.width
+    if placement.is_full:
+        wanted = [0, last // 8, last // 4, last // 2, 3 * last // 4, last]
+    else:
+        full = int(placement.capacity.max())
+        wanted = [0, full // 2, full, full + geometry.width, (full + last) // 2, last]
+    lines = {min(position, last) // geometry.width * geometry.width for position in wanted}
+    return sorted(lines)
+
+
+class _Ours:
+    """Steps of our own engines."""
+
+    def __init__(self, model: Any, setting: Setting, row: Row) -> None:
+        self.geometry, self.batch = setting.shape.geometry, row.batch
+        self.decoder = Decoder(model, row.batch, row.cache, None, row.engine, row.storage)  # type: ignore[arg-type]
+        self.decoder.buffers.fill(torch.Generator().manual_seed(1))
+        self.codes = torch.zeros(row.batch, dtype=torch.long, device=machine.device())
+        self.noise = torch.rand(row.batch, dtype=torch.float64, device=machine.device())
+        # A scoring policy works once per line: time a whole one.
+        scores = row.cache.place(self.geometry).scoring is not None
+        self.window = self.geometry.width if scores else STEPS
+
+    def seconds(self, position: int) -> float:
+        """Of a step, from image token `position` on."""
+        buffers = self.decoder.buffers
+        for _ in range(2):  # the second time is the warm one
+            buffers.jump(position)
+            machine.synchronise()
+            start = time.perf_counter()
+            for step in range(position, position + self.window):
+                self.codes = self.decoder.step(step, self.codes, self.noise)
+            machine.synchronise()
+        return (time.perf_counter() - start) / self.window
+
+    def whole(self) -> float:
+        """Of a whole batch, after the prefix."""
+        machine.synchronise()
+        start = time.perf_counter()
+        for step in range(self.geometry.n_tokens - 1):
+            self.codes = self.decoder.step(step, self.codes, self.noise)
+        machine.synchronise()
+        return time.perf_counter() - start
+
+
+def _ours(model: Any, setting: Setting, row: Row) -> Callable[[], _Ours]:
+    model = prepare(model.to(machine.device()), setting.precision, row.batch, consume=True)
+    return lambda: _Ours(model, setting, row)
+
+
+def _peer(model: Any, setting: Setting, row: Row) -> Callable[[], Any]:
+    from fewlines.integrations.huggingface import LlamaSteps, as_llama
+
+    llama = as_llama(model.to(machine.device()))
+    static = row.engine == "hf-static"
+    return lambda: LlamaSteps(llama, row.batch, setting.shape.geometry, static, STEPS)
+
+
+def largest_batch(setting_decode: Decode, cap: float) -> int:
+    """Rows that fit into `cap` bytes, weights included; 0 if none does."""
+    weights = weight_bytes(setting_decode.shape, setting_decode.weight_itemsize)
+    per_row = setting_decode.peak_bytes / setting_decode.rows
+    return max(0, int((cap - weights) / per_row))
+
+
+def host(probe: dict[str, Any], precision: str, batch: int) -> Device:
+    """This machine, as a probe of it found it, for batches of that size."""
+    rate = max(probe["linear_rates"][precision].values())
+    return Device(
+        machine.processor(),
+        probe["bandwidth"],
+        rate,
+        machine.available_bytes(),
+        probe["operator_seconds"],
+        {batch: rate},
+    )
+
+
+def setting_of(
+    shape: str, grid: tuple[int, int], precision: torch.dtype, threads: int, **options: Any
+) -> Setting:
+    """A setting of a published shape on any grid."""
+    made = published_shape(shape).on(grid)
+    return Setting(shape, made, precision, threads=threads, **options)
+
+
+def facts() -> dict[str, Any]:
+    """Of the machine, for every row."""
+    return {
+        "processor": machine.processor(),
+        "instructions": machine.instructions(),
+        "cores": machine.cores(),
+        "device": machine.device().type,
+        **{"peak_method": memory.peak_method()},
+        **asdict(_Versions()),
+    }
+
+
+@dataclass(frozen=True)
+class _Versions:
+    torch: str = torch.__version__

@@ -1,0 +1,97 @@
+"""What this machine can do at best: the read bandwidth and the rate of the linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fewlines import machine
+from fewlines.cache.kernels import as_array, decode_step
+from fewlines.generate.packed import PackedLinear
+from fewlines.measure.operators import linear_flops, linears
+from fewlines.models.transformer import TransformerShape
+
+PROBE_BYTES = 2**30  # far beyond any cache
+
+
+def read_bandwidth() -> float:
+    """Best measured rate of reading memory once, bytes/s: a sum, and the attention kernels."""
+    floats = torch.ones(PROBE_BYTES // 4, device=machine.device())
+    rates = [floats.nbytes / machine.best_seconds(floats.sum)]
+    if machine.device().type == "cpu":
+        del floats
+        rates += [_kernel_bandwidth(dtype) for dtype in (torch.float32, torch.float16)]
+    return max(rates)
+
+
+def _kernel_bandwidth(storage: torch.dtype, rows: int = 32, head_dim: int = 64) -> float:
+    entries = PROBE_BYTES // (2 * rows * head_dim * storage.itemsize)
+    keys, values = torch.ones(2, rows, 1, entries, head_dim, dtype=storage)
+    new, none = np.ones((rows, 1, head_dim), np.float32), np.zeros((0, 1, 1), np.float32)
+    slot, heads = np.zeros((rows, 1), np.int64), np.zeros(1, np.int64)
+    now = np.array([[0], [0], [entries]])
+    step = decode_step(head_dim, storage)
+    arrays = (new, new, new, heads, as_array(keys), as_array(values), none, none)
+    seconds = machine.best_seconds(lambda: step(*arrays, slot, now, new.copy(), none, False), repeats=3)
+    return 2 * keys.nbytes / seconds
+
+
+def linear_rates(shape: TransformerShape, rows: int) -> dict[str, dict[str, float]]:
+    """FLOP/s of all linear layers of a step, by precision and path. Layers that are alike take
+    turns on as many different weights as a step reads, or as fit into a probe."""
+    precisions = [torch.float32]
+    if machine.device().type == "cuda" or machine.has_bf16():
+        precisions.append(torch.bfloat16)
+    return {
+        str(dtype).removeprefix("torch."): {
+            "linear": _linear_rate(shape, rows, dtype, packed=False),
+            "packed": _linear_rate(shape, rows, dtype, packed=True),
+        }
+        for dtype in precisions
+    }
+
+
+def _linear_rate(shape: TransformerShape, rows: int, dtype: torch.dtype, packed: bool) -> float:
+    generator = torch.Generator().manual_seed(0)
+    device = machine.device()
+    layers: list[tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]] = []
+    held = flops = 0
+    for out, into in linears(shape):
+        row = torch.randn(into, generator=generator)
+        weight = row.expand(out, into).to(device, dtype, copy=True).contiguous()
+        x = torch.randn(rows, into, generator=generator).to(device, dtype)
+        if packed:
+            layers.append((PackedLinear(weight, dtype, max(rows, 2)), x))
+        else:
+            layers.append((_plain(weight), x))
+        held, flops = held + weight.nbytes, flops + 2 * rows * out * into
+        if held > PROBE_BYTES:
+            break
+    with torch.inference_mode():
+        seconds = machine.best_seconds(lambda: [layer(x) for layer, x in layers], repeats=5)
+    return flops / seconds
+
+
+def _plain(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: F.linear(x, weight)
+
+
+def operator_seconds(rows: int, width: int) -> float:
+    """Of one small operator on `(rows, width)`, mostly that of starting it."""
+    a, b = torch.ones(2, rows, width, device=machine.device())
+    count = 200
+    return machine.best_seconds(lambda: [a + b for _ in range(count)]) / count
+
+
+def probe(shape: TransformerShape, rows: int) -> dict[str, Any]:
+    """All of it, for a batch of `rows` rows of a model."""
+    return {
+        "bandwidth": read_bandwidth(),
+        "linear_rates": linear_rates(shape, rows),
+        "linear_flops": linear_flops(shape, rows),
+        "operator_seconds": operator_seconds(rows, shape.dim),
+    }
