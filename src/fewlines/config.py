@@ -22,6 +22,7 @@ from fewlines.cache.budget import Budget
 from fewlines.cache.placement import Cache, Split, make_policy
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
+from fewlines.models.shapes import SHAPES
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Storage = Literal["float32", "float16", "bfloat16"]
@@ -157,6 +158,42 @@ class CacheSettings(Section):
         return Cache(make_policy(self.policy, self.options), self.budget, self.fold, self.split)
 
 
+def _known_shape(name: str) -> str:
+    if name not in SHAPES:
+        raise ValueError(f"unknown shape '{name}'; there are {', '.join(SHAPES)}")
+    return name
+
+
+class EfficiencyRun(Section):
+    """Every grid with every batch, and with the batch that fills every cap, is one setting."""
+
+    shape: Annotated[str, BeforeValidator(_known_shape)] = "llamagen-b"
+    grids: tuple[Positive, ...] = Field((64,), description="tokens of a side")
+    batches: tuple[Positive, ...] = ()
+    caps: tuple[Rate, ...] = Field((), description="GB that each row's batch may fill")
+    precision: Precision = "float32"
+    storage: Storage = Field("float16", description="of keys and values, stock caches excepted")
+    engines: tuple[Literal["lean", "stock", "hf-dynamic", "hf-static"], ...] = Field(
+        ("lean", "stock"), description="that run the full cache"
+    )
+    caches: tuple[CacheSettings, ...] = Field((), description="that run beside it")
+    full_run: bool = Field(False, description="decode whole images too, to check the sum of steps")
+
+
+class EfficiencySettings(Section):
+    """What decoding costs at published shapes."""
+
+    repeats: Positive = Field(3, description="measurements of each row, interleaved")
+    limit_seconds: Rate = Field(300, description="for one measurement")
+    runs: tuple[EfficiencyRun, ...] = (
+        EfficiencyRun(
+            grids=(64, 96),
+            batches=(32,),
+            caches=(CacheSettings(policy="streaming", budget={"lines": 4}),),
+        ),
+    )
+
+
 class PaperSettings(Section):
     """The paper's table: full cache against this one, where the cache is what fills memory."""
 
@@ -193,6 +230,7 @@ class Experiment(Section):
     likelihood: LikelihoodSettings = LikelihoodSettings()
     cost: CostSettings = CostSettings()
     paper: PaperSettings = PaperSettings()
+    efficiency: EfficiencySettings = EfficiencySettings()
     caches: tuple[CacheSettings, ...] = Field(default_factory=_default_caches, min_length=1)
 
     @model_validator(mode="after")
@@ -278,8 +316,8 @@ def _section_at(location: tuple[int | str, ...]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = section.model_fields[part].annotation
-        if part == "caches":
-            annotation = CacheSettings
+        if part in ("caches", "runs"):
+            annotation = {"caches": CacheSettings, "runs": EfficiencyRun}[part]
         assert isinstance(annotation, type)
         section = annotation
     return list(section.model_fields)

@@ -55,35 +55,32 @@ def as_llama(model: Transformer) -> LlamaForCausalLM:
     precision = model.output.weight.dtype
     llama.load_state_dict(_weights(model), strict=True, assign=True)
     llama.model.rotary_emb = RasterRotary(model.rotations)
-    made: LlamaForCausalLM = llama.to(precision).eval().requires_grad_(False)
-    return made
+    return llama.to(precision).eval().requires_grad_(False)
 
 
 def _weights(model: Transformer) -> dict[str, Tensor]:
-    shape = model.shape
-    weights = {
-        "model.embed_tokens.weight": model.tok_embeddings.weight,
-        "model.norm.weight": model.norm.weight,
-        "lm_head.weight": model.output.weight,
+    shape, ours = model.shape, model.state_dict()
+    theirs = {
+        "model.embed_tokens.weight": ours["tok_embeddings.weight"],
+        "model.norm.weight": ours["norm.weight"],
+        "lm_head.weight": ours["output.weight"],
     }
     queries = [shape.heads * shape.head_dim, *[shape.kv_heads * shape.head_dim] * 2]
-    for layer, block in enumerate(model.layers):
-        q, k, v = block.attention.wqkv.weight.split(queries)
-        weights |= {
-            f"model.layers.{layer}.{name}.weight": weight
-            for name, weight in {
-                "self_attn.q_proj": _halves(q, shape),
-                "self_attn.k_proj": _halves(k, shape),
-                "self_attn.v_proj": v,
-                "self_attn.o_proj": block.attention.wo.weight,
-                "mlp.gate_proj": block.feed_forward.w1.weight,
-                "mlp.up_proj": block.feed_forward.w3.weight,
-                "mlp.down_proj": block.feed_forward.w2.weight,
-                "input_layernorm": block.attention_norm.weight,
-                "post_attention_layernorm": block.ffn_norm.weight,
-            }.items()
+    for layer in range(shape.layers):
+        block, name = f"layers.{layer}.", f"model.layers.{layer}."
+        q, k, v = ours[f"{block}attention.wqkv.weight"].split(queries)
+        theirs |= {
+            f"{name}self_attn.q_proj.weight": _halves(q, shape),
+            f"{name}self_attn.k_proj.weight": _halves(k, shape),
+            f"{name}self_attn.v_proj.weight": v,
+            f"{name}self_attn.o_proj.weight": ours[f"{block}attention.wo.weight"],
+            f"{name}mlp.gate_proj.weight": ours[f"{block}feed_forward.w1.weight"],
+            f"{name}mlp.up_proj.weight": ours[f"{block}feed_forward.w3.weight"],
+            f"{name}mlp.down_proj.weight": ours[f"{block}feed_forward.w2.weight"],
+            f"{name}input_layernorm.weight": ours[f"{block}attention_norm.weight"],
+            f"{name}post_attention_layernorm.weight": ours[f"{block}ffn_norm.weight"],
         }
-    return weights
+    return theirs
 
 
 def _halves(weight: Tensor, shape: TransformerShape) -> Tensor:

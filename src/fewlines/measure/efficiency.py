@@ -8,10 +8,11 @@ disturbs the machine disturbs them alike.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,8 @@ import numpy as np
 import torch
 
 from fewlines import machine
-from fewlines.cache.placement import Cache
+from fewlines.cache.placement import Cache, make_policy
+from fewlines.config import EfficiencyRun, EfficiencySettings
 from fewlines.errors import FewlinesError
 from fewlines.generate.decode import Decoder
 from fewlines.generate.packed import prepare
@@ -30,7 +32,7 @@ from fewlines.models.shapes import published_shape, random_transformer
 from fewlines.models.transformer import TransformerShape
 from fewlines.progress import progress
 
-PeerEngine = Literal["hf-dynamic", "hf-static"]
+FullEngine = Literal["lean", "stock", "hf-dynamic", "hf-static"]
 OUT_OF_MEMORY, TIME_LIMIT = "out of memory", "time limit"
 RESERVE = 1.0e9  # bytes that a measurement leaves free
 STEPS = 4  # timed at a position, where steps are alike
@@ -40,7 +42,7 @@ STEPS = 4  # timed at a position, where steps are alike
 class Row:
     """One way of decoding: an `engine`, and the `cache` it keeps."""
 
-    engine: Literal["lean", "stock", "hf-dynamic", "hf-static"]
+    engine: FullEngine
     cache: Cache
     batch: int
     storage: torch.dtype
@@ -80,9 +82,10 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
     """Measure all rows of a setting, in turns.
 
     Returns:
-        `probes` of the machine by batch, and for each row `outcome` (`ok`, `out of memory`, `time
-        limit`), `kv_bytes`, `peak_bytes` (above the weights), `seconds` (of an image, each repeat),
-        `steps` (seconds of a step at each position, each repeat), `full_run_seconds`.
+        `probes` of the machine by batch, what the setting is, and for each row `outcome` (`ok`,
+        `out of memory`, `time limit`), `kv_bytes`, `peak_bytes` (above the weights), `seconds` (of
+        an image, each repeat), `steps` (seconds of a step at each position, each repeat),
+        `full_run_seconds`.
     """
     batches = sorted({row.batch for row in setting.rows})
     bar = progress(setting.shape_name, len(batches) + len(setting.rows) * repeats, "measurements")
@@ -98,7 +101,20 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
                 _add(result, _ask(setting.limit_seconds, _measure, setting, row, whole))
             bar.update()
     bar.close()
-    return {"probes": probes, "rows": rows}
+    return {
+        "shape": setting.shape_name,
+        "grid": setting.shape.grid,
+        "n_tokens": setting.shape.geometry.n_tokens,
+        "dtype": _name(setting.precision),
+        "memory_cap": setting.cap,
+        "processor": machine.processor(),
+        "instructions": machine.instructions(),
+        "cores": machine.cores(),
+        "torch": torch.__version__,
+        "peak_method": memory.peak_method(),
+        "probes": probes,
+        "rows": rows,
+    }
 
 
 def _blank(setting: Setting, row: Row) -> dict[str, Any]:
@@ -108,10 +124,11 @@ def _blank(setting: Setting, row: Row) -> dict[str, Any]:
         "policy": row.cache.policy_text,
         "budget": row.cache.budget_text,
         "batch": row.batch,
-        "storage": str(row.storage).removeprefix("torch."),
+        "storage": _name(row.storage),
         "outcome": "ok",
         "mean_read_bytes": decode.mean_read_bytes(),
         "kv_bytes": decode.kv_bytes,
+        "predicted_peak_bytes": decode.peak_bytes,
         "seconds": [],
         "steps": [],
     }
@@ -172,10 +189,11 @@ def _measure(setting: Setting, row: Row, whole: bool) -> dict[str, Any]:
         raise MemoryError
     generator = torch.Generator().manual_seed(0)
     model = random_transformer(setting.shape, setting.precision, generator)
-    run = _peer(model, setting, row) if row.engine.startswith("hf") else _ours(model, setting, row)
+    steps = _peer(model, setting) if row.engine.startswith("hf") else _ours(model, setting, row)
+    steps(replace(row, batch=1)).seconds(0)  # libraries make their pools, kernels are compiled
     memory.reset_peak()
     before = memory.resident_bytes()
-    stepper = run()
+    stepper = steps(row)
     positions = _positions(setting, row)
     seconds = {position: stepper.seconds(position) for position in positions}
     n_tokens = setting.shape.geometry.n_tokens
@@ -184,7 +202,6 @@ def _measure(setting: Setting, row: Row, whole: bool) -> dict[str, Any]:
         "seconds": float(mean) * n_tokens / row.batch,
         "steps": seconds,
         "peak_bytes": memory.peak_bytes() - before,
-        "weight_bytes": before,
     }
     if whole:
         result["full_run_seconds"] = stepper.whole() / row.batch
@@ -196,7 +213,9 @@ def _positions(setting: Setting, row: Row) -> list[int]:
     geometry = setting.shape.geometry
     placement = row.cache.place(geometry)
     last = geometry.n_tokens - 1 - geometry.width
-    if placement.is_full:
+    if row.engine in ("stock", "hf-static"):
+        wanted = [0, last]
+    elif placement.is_full:
         wanted = [0, last // 8, last // 4, last // 2, 3 * last // 4, last]
     else:
         full = int(placement.capacity.max())
@@ -240,24 +259,22 @@ class _Ours:
         return time.perf_counter() - start
 
 
-def _ours(model: Any, setting: Setting, row: Row) -> Callable[[], _Ours]:
+def _ours(model: Any, setting: Setting, row: Row) -> Callable[[Row], _Ours]:
     model = prepare(model.to(machine.device()), setting.precision, row.batch, consume=True)
-    return lambda: _Ours(model, setting, row)
+    return lambda row: _Ours(model, setting, row)
 
 
-def _peer(model: Any, setting: Setting, row: Row) -> Callable[[], Any]:
+def _peer(model: Any, setting: Setting) -> Callable[[Row], Any]:
     from fewlines.integrations.huggingface import LlamaSteps, as_llama
 
-    llama = as_llama(model.to(machine.device()))
-    static = row.engine == "hf-static"
-    return lambda: LlamaSteps(llama, row.batch, setting.shape.geometry, static, STEPS)
+    llama, geometry = as_llama(model.to(machine.device())), setting.shape.geometry
+    return lambda row: LlamaSteps(llama, row.batch, geometry, row.engine == "hf-static", STEPS)
 
 
-def largest_batch(setting_decode: Decode, cap: float) -> int:
+def largest_batch(decode: Decode, cap: float) -> int:
     """Rows that fit into `cap` bytes, weights included; 0 if none does."""
-    weights = weight_bytes(setting_decode.shape, setting_decode.weight_itemsize)
-    per_row = setting_decode.peak_bytes / setting_decode.rows
-    return max(0, int((cap - weights) / per_row))
+    weights = weight_bytes(decode.shape, decode.weight_itemsize)
+    return max(0, int((cap - weights) / (decode.peak_bytes / decode.rows)))
 
 
 def host(probe: dict[str, Any], precision: str, batch: int) -> Device:
@@ -273,26 +290,56 @@ def host(probe: dict[str, Any], precision: str, batch: int) -> Device:
     )
 
 
-def setting_of(
-    shape: str, grid: tuple[int, int], precision: torch.dtype, threads: int, **options: Any
-) -> Setting:
-    """A setting of a published shape on any grid."""
-    made = published_shape(shape).on(grid)
-    return Setting(shape, made, precision, threads=threads, **options)
+def settings_of(efficiency: EfficiencySettings, threads: int) -> dict[str, Setting]:
+    """Every setting of an experiment, by the name its file has."""
+    made = {}
+    for run in efficiency.runs:
+        precision = machine.resolve_precision(run.precision)
+        for grid, (batch, cap) in itertools.product(
+            run.grids,
+            [*((batch, None) for batch in run.batches), *((None, cap) for cap in run.caps)],
+        ):
+            shape = published_shape(run.shape).on((grid, grid))
+            setting = Setting(
+                run.shape,
+                shape,
+                precision,
+                _rows(run, shape, precision, batch, cap),
+                run.full_run,
+                efficiency.limit_seconds,
+                threads,
+                None if cap is None else cap * 1e9,
+            )
+            size = f"batch{batch}" if batch else f"{cap:g}gb"
+            kept = f"{_name(precision)}-{run.storage}"
+            made[f"{run.shape}-{grid}x{grid}-{size}-{kept}"] = setting
+    return made
 
 
-def facts() -> dict[str, Any]:
-    """Of the machine, for every row."""
-    return {
-        "processor": machine.processor(),
-        "instructions": machine.instructions(),
-        "cores": machine.cores(),
-        "device": machine.device().type,
-        **{"peak_method": memory.peak_method()},
-        **asdict(_Versions()),
-    }
+def _rows(
+    run: EfficiencyRun,
+    shape: TransformerShape,
+    precision: torch.dtype,
+    batch: int | None,
+    cap: float | None,
+) -> tuple[Row, ...]:
+    storage = machine.DTYPES[run.storage]
+    # Public code keeps keys and values in the precision that it multiplies in.
+    rows = [
+        Row(engine, Cache(make_policy("full", {})), 1, storage if engine == "lean" else precision)
+        for engine in run.engines
+    ]
+    rows += [Row("lean", settings.build(), 1, storage) for settings in run.caches]
+    if batch is not None:
+        return tuple(replace(row, batch=batch) for row in rows)
+    assert cap is not None
+    fitting = []
+    for row in rows:
+        whole = row.engine in ("stock", "hf-static")
+        decode = Decode(shape, 1, row.cache, precision.itemsize, row.storage.itemsize, whole)
+        fitting.append(replace(row, batch=largest_batch(decode, cap * 1e9)))
+    return tuple(row for row in fitting if row.batch)
 
 
-@dataclass(frozen=True)
-class _Versions:
-    torch: str = torch.__version__
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -36,8 +36,10 @@ def _kernel_bandwidth(storage: torch.dtype, rows: int = 32, head_dim: int = 64) 
     now = np.array([[0], [0], [entries]])
     step = decode_step(head_dim, storage)
     arrays = (new, new, new, heads, as_array(keys), as_array(values), none, none)
-    seconds = machine.best_seconds(lambda: step(*arrays, slot, now, new.copy(), none, False), repeats=3)
-    return 2 * keys.nbytes / seconds
+    seconds = machine.best_seconds(
+        lambda: step(*arrays, slot, now, new.copy(), none, False), repeats=3
+    )
+    return float(2 * keys.nbytes / seconds)
 
 
 def linear_rates(shape: TransformerShape, rows: int) -> dict[str, dict[str, float]]:

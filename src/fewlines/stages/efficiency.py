@@ -1,0 +1,43 @@
+"""What decoding costs at published shapes: measured, tabulated, and planned for other devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fewlines import machine
+from fewlines.config import Experiment
+from fewlines.errors import FewlinesError
+from fewlines.files import read_json, write_json
+from fewlines.measure.efficiency import measure_setting, settings_of
+from fewlines.report.efficiency import draw_efficiency, efficiency_table, scaling_table
+from fewlines.report.tables import write_table
+
+
+def measure_efficiency(config: Experiment, setting: str, output: Path) -> None:
+    """Time and memory of all rows of one setting, interleaved."""
+    settings = settings_of(config.efficiency, torch.get_num_threads())
+    if setting not in settings:
+        raise FewlinesError(f"no setting '{setting}' in this experiment; it has {list(settings)}")
+    write_json(output, measure_setting(settings[setting], config.efficiency.repeats))
+
+
+def efficiency(config: Experiment, run: Path) -> None:
+    """Write the table and the figures of all settings of a run's folder."""
+    names = settings_of(config.efficiency, machine.cores())
+    results = [read_json(run / f"efficiency/{name}.json") for name in names]
+    table = efficiency_table(results)
+    write_table(table, run / "tables", "efficiency")
+    write_table(scaling_table(table), run / "tables", "scaling")
+    draw_efficiency(table, run / "figures/efficiency.png")
+
+
+def bench(config: Experiment, run: Path) -> None:
+    """Measure every setting that is not measured yet, then write table and figures: what
+    Snakemake's rule of that name does, by hand."""
+    for name in settings_of(config.efficiency, torch.get_num_threads()):
+        output = run / f"efficiency/{name}.json"
+        if not output.exists():
+            measure_efficiency(config, name, output)
+    efficiency(config, run)
