@@ -107,7 +107,7 @@ def _prefetch(context: Any, array: Any, e: Any, d: Any) -> Any:
 
 
 @numba.njit(inline="always", fastmath=True)
-def _exp(x: Any) -> Any:
+def negative_exp(x: Any) -> Any:
     """e to a power of at most 0, to 2e-7: a polynomial, so that the loop around it vectorises."""
     y = max(x * F32(math.log2(math.e)), F32(-126))
     whole = np.int32(y - F32(0.5))
@@ -224,7 +224,7 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
                     top = max(top, weight[a, e])
                 total = F32(0)
                 for e in range(n + summary):
-                    weight[a, e] = _exp(weight[a, e] - top)
+                    weight[a, e] = negative_exp(weight[a, e] - top)
                     total += weight[a, e]
                 share = F32(1) / total
                 for e in range(n + summary):

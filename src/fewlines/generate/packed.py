@@ -1,14 +1,17 @@
-"""A transformer made ready for decoding: its weights cast and packed once, not at every step."""
+"""A transformer made ready for decoding: its weights cast and packed once, not at every step, and
+on the CPU what lies between the products compiled (`kernels`)."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewlines.models.transformer import Transformer
+from fewlines.generate import kernels
+from fewlines.models.transformer import Attend, Attention, FeedForward, Transformer
 
 
 class PackedLinear(nn.Module):
@@ -39,26 +42,87 @@ class PackedLinear(nn.Module):
         return y.to(x.dtype)
 
 
+class CompiledNorm(nn.Module):
+    def __init__(self, norm: nn.RMSNorm) -> None:
+        super().__init__()
+        assert norm.eps is not None
+        self.weight, self.eps = norm.weight.detach(), norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        flat = (x.flatten(0, 1).numpy(), self.weight.numpy(), self.eps, out.flatten(0, 1).numpy())
+        kernels.rms_norm(*flat)
+        return out
+
+
+class CompiledAttention(nn.Module):
+    """`Attention`, its queries and keys turned in place."""
+
+    def __init__(self, attention: Attention, pack: Callable[[Tensor], PackedLinear]) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = attention.heads, attention.kv_heads
+        self.head_dim = attention.head_dim
+        self.wqkv, self.wo = pack(attention.wqkv.weight), pack(attention.wo.weight)
+
+    def forward(self, layer: int, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+        B, T, _ = x.shape
+        qkv = self.wqkv(x).view(B, T, -1, self.head_dim)
+        kernels.rotate(qkv.flatten(0, 1).numpy(), self.heads + self.kv_heads, rotation.numpy())
+        q, k, v = qkv.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        out: Tensor = self.wo(attend(layer, q, k, v).transpose(1, 2).reshape(B, T, -1))
+        return out
+
+
+class CompiledFeedForward(nn.Module):
+    """`FeedForward`, its two input matrices as one."""
+
+    def __init__(self, feed_forward: FeedForward, pack: Callable[[Tensor], PackedLinear]) -> None:
+        super().__init__()
+        both = torch.cat([feed_forward.w1.weight, feed_forward.w3.weight])
+        self.w13, self.w2 = pack(both), pack(feed_forward.w2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.w13(x)
+        hidden = torch.empty(*both.shape[:-1], both.shape[-1] // 2)
+        kernels.swiglu(both.flatten(0, 1).numpy(), hidden.flatten(0, 1).numpy())
+        out: Tensor = self.w2(hidden)
+        return out
+
+
 def prepare(
     model: Transformer, dtype: torch.dtype, rows: int, *, consume: bool = False
 ) -> Transformer:
     """The same model for decoding `rows` rows at once, with linear layers that multiply in
-    `dtype`; everything between them stays as it is.
+    `dtype`; between them stays what is there, float32 as a rule.
 
     Args:
         consume: take the weights out of `model` as they are packed, so that there is never more
             than one copy of them; the given model is then of no more use.
     """
+    weight = model.norm.weight
+    compiled = weight.device.type == "cpu" and weight.dtype == torch.float32
+
+    def pack(weight: Tensor) -> PackedLinear:
+        return PackedLinear(weight, dtype, rows)
 
     def ready(module: nn.Module) -> nn.Module:
         if isinstance(module, nn.Linear):
-            linear = PackedLinear(module.weight, dtype, rows)
-            if consume:
-                module.weight.data = torch.empty(0)
-            return linear
-        twin = copy.copy(module)
-        twin._modules = {name: ready(child) for name, child in module.named_children()}
-        return twin
+            made: nn.Module = pack(module.weight)
+        elif compiled and isinstance(module, nn.RMSNorm):
+            made = CompiledNorm(module)
+        elif compiled and isinstance(module, Attention):
+            made = CompiledAttention(module, pack)
+        elif compiled and isinstance(module, FeedForward):
+            made = CompiledFeedForward(module, pack)
+        else:
+            made = copy.copy(module)
+            made._modules = {name: ready(child) for name, child in module.named_children()}
+            return made
+        if consume:
+            for linear in module.modules():
+                if isinstance(linear, nn.Linear):
+                    linear.weight.data = torch.empty(0)
+        return made
 
     twin = ready(model)
     assert isinstance(twin, Transformer)

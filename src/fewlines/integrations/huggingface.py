@@ -91,14 +91,13 @@ def _halves(weight: Tensor, shape: TransformerShape) -> Tensor:
 
 def generate_codes(llama: LlamaForCausalLM, prefix: Tensor, n_tokens: int, cache: Any) -> Tensor:
     """Greedy codes `(B, N)` after an embedded prefix `(B, P, dim)`, by `generate`."""
-    codes: Tensor = llama.generate(
+    return llama.generate(  # type: ignore[no-any-return]
         inputs_embeds=prefix.to(llama.dtype),
         attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device),
         max_new_tokens=n_tokens,
         do_sample=False,
         cache=cache,
     )
-    return codes
 
 
 def empty_cache(llama: LlamaForCausalLM, entries: int, static: bool) -> Any:
