@@ -18,6 +18,7 @@ include: "workflow/rules/tokenizer.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/generate.smk"
 include: "workflow/rules/measure.smk"
+include: "workflow/rules/efficiency.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from fewlines.config import dump_experiment, validate_experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import write_text
+from fewlines.measure.efficiency import settings_of
 
 try:
     EXPERIMENT = validate_experiment(config)

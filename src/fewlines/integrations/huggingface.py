@@ -86,7 +86,8 @@ def _weights(model: Transformer) -> dict[str, Tensor]:
 def _halves(weight: Tensor, shape: TransformerShape) -> Tensor:
     """Rows of neighbouring pairs `(a0, b0, a1, b1, …)` of each head as `(a0, a1, …, b0, b1, …)`."""
     pairs = weight.unflatten(0, (-1, shape.head_dim // 2, 2))
-    return pairs.transpose(1, 2).flatten(0, 2).contiguous()
+    halves: Tensor = pairs.transpose(1, 2).flatten(0, 2).contiguous()
+    return halves
 
 
 def generate_codes(llama: LlamaForCausalLM, prefix: Tensor, n_tokens: int, cache: Any) -> Tensor:

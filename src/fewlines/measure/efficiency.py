@@ -35,6 +35,7 @@ from fewlines.progress import progress
 FullEngine = Literal["lean", "stock", "hf-dynamic", "hf-static"]
 OUT_OF_MEMORY, TIME_LIMIT = "out of memory", "time limit"
 RESERVE = 1.0e9  # bytes that a measurement leaves free
+PROBE_SECONDS = 600  # more than any machine needs
 STEPS = 4  # timed at a position, where steps are alike
 
 
@@ -91,7 +92,7 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
     bar = progress(setting.shape_name, len(batches) + len(setting.rows) * repeats, "measurements")
     probes: dict[int, Any] = {}
     for batch in batches:
-        probes[batch] = _ask(setting.limit_seconds, _probe, setting, batch)
+        probes[batch] = _ask(PROBE_SECONDS, _probe, setting, batch)
         bar.update()
     rows = [_blank(setting, row) for row in setting.rows]
     for repeat in range(repeats):

@@ -1,0 +1,49 @@
+EFFICIENCY = list(settings_of(EXPERIMENT.efficiency, workflow.cores))
+
+
+# Times are taken on an otherwise idle machine: the rule claims every core.
+rule efficiency_setting:
+    input:
+        config=ancient(RESOLVED),
+    output:
+        f"{RUN}/efficiency/{{setting}}.json",
+    log:
+        f"{RUN}/logs/efficiency/{{setting}}.log",
+    conda:
+        "../envs/fewlines.yaml"
+    threads: workflow.cores
+    params:
+        settings=settings("efficiency"),
+    shell:
+        "fewlines measure-efficiency --config {input.config} --threads {threads} "
+        "--setting {wildcards.setting} --output {output} 2>&1 | tee {log}"
+
+
+# Published shapes alone: `snakemake efficiency --configfile experiments/efficiency.yaml`.
+rule efficiency:
+    input:
+        expand(f"{RUN}/efficiency/{{setting}}.json", setting=EFFICIENCY),
+        config=ancient(RESOLVED),
+    output:
+        expand(
+            f"{RUN}/tables/{{table}}.{{form}}",
+            table=("efficiency", "scaling"),
+            form=("md", "tex", "csv"),
+        ),
+        report(
+            f"{RUN}/figures/efficiency.png",
+            caption="../report/efficiency.rst",
+            category="Figures",
+            labels={"figure": "Time and memory at published shapes"},
+        ),
+    log:
+        f"{RUN}/logs/efficiency.log",
+    conda:
+        "../envs/fewlines.yaml"
+    threads: workflow.cores
+    params:
+        settings=settings("name", "efficiency"),
+        run=run_folder,
+    shell:
+        "fewlines efficiency --config {input.config} --threads {threads} "
+        "--run {params.run} 2>&1 | tee {log}"
