@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,21 +50,28 @@ def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
         )
         for option, kind in typing.get_type_hints(stage).items():
             if option != "return":
-                given = inspect.signature(stage).parameters[option]
-                _add_option(command, option, kind, given.default is inspect.Parameter.empty)
+                given = inspect.signature(stage).parameters[option].default
+                _add_option(command, option, kind, given)
     return parser
 
 
-def _add_option(command: argparse.ArgumentParser, name: str, kind: Any, required: bool) -> None:
+def _add_option(command: argparse.ArgumentParser, name: str, kind: Any, default: Any) -> None:
     option = f"--{name.replace('_', '-')}"
+    required = default is inspect.Parameter.empty
+    if typing.get_origin(kind) is types.UnionType or type(None) in typing.get_args(kind):
+        kind = next(one for one in typing.get_args(kind) if one is not type(None))
     if kind is Experiment:
         text = "YAML file of the experiment; may be given again, later files override"
         command.add_argument(option, type=Path, action="append", required=True, help=text)
+    elif kind is bool:
+        command.add_argument(option, action="store_true")
     elif typing.get_origin(kind) is list:
         command.add_argument(option, type=typing.get_args(kind)[0], nargs="+", required=True)
     else:
-        kind = next((k for k in typing.get_args(kind) if k is not type(None)), kind)
-        command.add_argument(option, type=kind, required=required, metavar=kind.__name__.upper())
+        allowed = typing.get_args(kind)  # of a Literal
+        given: dict[str, Any] = {"required": True} if required else {"default": default}
+        given |= {"choices": allowed} if allowed else {"metavar": kind.__name__.upper()}
+        command.add_argument(option, type=str if allowed else kind, **given)
 
 
 if __name__ == "__main__":
