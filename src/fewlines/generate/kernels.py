@@ -7,16 +7,15 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import types
 
 from fewlines.cache.kernels import negative_exp
 
 F32 = np.float32
-MATRIX, VECTOR = types.Array(types.float32, 2, "C"), types.Array(types.float32, 1, "C")
+# Compiled at the first call, not on import: compiling starts threads, and then nobody may fork.
 COMPILE = {"parallel": True, "fastmath": True, "nogil": True, "cache": True}
 
 
-@numba.njit(types.void(MATRIX, VECTOR, types.float32, MATRIX), **COMPILE)
+@numba.njit(**COMPILE)
 def rms_norm(x: Any, weight: Any, eps: Any, out: Any) -> None:
     """`x · weight / rms(x)` of rows `(R, dim)`."""
     R, dim = x.shape
@@ -24,12 +23,12 @@ def rms_norm(x: Any, weight: Any, eps: Any, out: Any) -> None:
         total = F32(0)
         for d in range(dim):
             total += x[row, d] * x[row, d]
-        scale = F32(1) / np.sqrt(total / F32(dim) + eps)
+        scale = F32(1) / np.sqrt(total / F32(dim) + F32(eps))
         for d in range(dim):
             out[row, d] = x[row, d] * scale * weight[d]
 
 
-@numba.njit(types.void(MATRIX, MATRIX), **COMPILE)
+@numba.njit(**COMPILE)
 def swiglu(both: Any, out: Any) -> None:
     """`silu(a) · b` of rows `(R, 2·hidden)` that hold a, then b."""
     R, hidden = out.shape
@@ -41,10 +40,7 @@ def swiglu(both: Any, out: Any) -> None:
             out[row, d] = a * gate * both[row, hidden + d]
 
 
-@numba.njit(
-    types.void(types.Array(types.float32, 3, "C"), types.int64, types.Array(types.float32, 3, "C")),
-    **COMPILE,
-)
+@numba.njit(**COMPILE)
 def rotate(qkv: Any, heads: Any, rotation: Any) -> None:
     """Turn the first `heads` heads of rows `(B·T, heads, D)` in place, pair by pair, by their
     position's `(T, D/2, 2)`."""
