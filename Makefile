@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick reference test lint clean
+.PHONY: reproduce quick reference bench test lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -19,6 +19,10 @@ results/%/snakemake.html: results/%/report.html  # Snakemake's own report, with 
 
 reference: reproduce  ## make the default experiment's results the ones that the README quotes
 	$(BIN)/fewlines publish --run results/fashion-mnist --reference results/reference --readme README.md
+
+bench: $(READY)  ## what decoding costs at published shapes, into docs/engine.md; the better part of an hour
+	$(BIN)/snakemake efficiency choices --configfile experiments/efficiency.yaml
+	$(BIN)/fewlines publish-efficiency --run results/efficiency --reference results/reference --document docs/engine.md
 
 test: lint  ## the whole suite
 	$(BIN)/pytest

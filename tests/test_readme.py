@@ -8,24 +8,28 @@ from pathlib import Path
 import pytest
 
 from fewlines.errors import FewlinesError
-from fewlines.report.readme import END, START, numbers, put_numbers
+from fewlines.report.engine import engine_numbers
+from fewlines.report.readme import END, START, numbers, put_block
 
 REPOSITORY = Path(__file__).parent.parent
 REFERENCE = REPOSITORY / "results/reference"
 
 
-def test_the_numbers_are_those_of_the_reference_run():
-    assert numbers(REFERENCE) in (REPOSITORY / "README.md").read_text()
+@pytest.mark.parametrize(
+    ("document", "written"), [("README.md", numbers), ("docs/engine.md", engine_numbers)]
+)
+def test_the_numbers_are_those_of_the_reference_run(document, written):
+    assert f"{START}\n\n{written(REFERENCE)}\n\n{END}" in (REPOSITORY / document).read_text()
 
 
 def test_putting_numbers_leaves_the_rest_alone(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{START}\nold\n{END}\nafter\n")
-    put_numbers(readme, REFERENCE)
-    assert readme.read_text() == f"before\n{numbers(REFERENCE)}\nafter\n"
+    put_block(readme, "new")
+    assert readme.read_text() == f"before\n{START}\n\nnew\n\n{END}\nafter\n"
     readme.write_text("nothing to replace")
     with pytest.raises(FewlinesError, match="no block for numbers"):
-        put_numbers(readme, REFERENCE)
+        put_block(readme, "new")
 
 
 def test_every_link_leads_somewhere():

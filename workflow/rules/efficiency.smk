@@ -19,6 +19,18 @@ rule efficiency_setting:
         "--setting {wildcards.setting} --output {output} 2>&1 | tee {log}"
 
 
+rule choices:
+    output:
+        f"{RUN}/tables/choices.csv",
+    log:
+        f"{RUN}/logs/choices.log",
+    conda:
+        "../envs/fewlines.yaml"
+    threads: workflow.cores
+    shell:
+        "fewlines measure-choices --threads {threads} --output {output} 2>&1 | tee {log}"
+
+
 # Published shapes alone: `snakemake efficiency --configfile experiments/efficiency.yaml`.
 rule efficiency:
     input:

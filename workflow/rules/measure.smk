@@ -79,6 +79,24 @@ rule likelihood:
         "--output {output} 2>&1 | tee {log}"
 
 
+rule storage:
+    input:
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+        tokens=rules.tokens.output,
+    output:
+        f"{RUN}/storage.json",
+    log:
+        f"{RUN}/logs/storage.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        settings=settings("likelihood"),
+    shell:
+        "fewlines measure-storage --config {input.config} --threads {threads} "
+        "--model {input.model} --tokens {input.tokens} --output {output} 2>&1 | tee {log}"
+
+
 # Times are taken on an otherwise idle machine: these rules claim every core.
 rule cost:
     input:

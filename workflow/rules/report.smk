@@ -6,9 +6,11 @@ MEASURED = [
     ),
     *rules.floors.output,
     *rules.paper_cost.output,
+    *rules.storage.output,
+    *rules.efficiency.input[:-1],
     rules.model.output.weights,
 ]
-TABLES = ("cache", "paper", "floors")
+TABLES = ("cache", "paper", "floors", "storage")
 FIGURES = {
     "quality": "Quality against memory and time",
     "samples": "Samples",

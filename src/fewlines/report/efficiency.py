@@ -91,6 +91,7 @@ def _measured(result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         "read_seconds": read,
         "bandwidth": device.bandwidth,
         "linear_flops_per_second": device.rate(row["batch"]),
+        "operator_seconds": device.operator,
         "predicted_seconds": linear + read + small,
         "predicted_peak_bytes": row["predicted_peak_bytes"],
         "full_run_seconds": whole,

@@ -1,4 +1,4 @@
-"""The README's numbers: a block between two marks, written from the tracked reference run."""
+"""Numbers in documents: a block between two marks, written from the tracked reference runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fewlines.errors import FewlinesError
 from fewlines.files import read_json, write_text
 from fewlines.report.tables import readable_table
 
-START = "<!-- numbers: written by `make reference` from results/reference, not by hand -->"
+START = "<!-- numbers: written by the commands from results/reference, not by hand -->"
 END = "<!-- end of numbers -->"
 
 PAPER_COLUMNS = (
@@ -35,7 +35,6 @@ def numbers(reference: Path) -> str:
     modified = " (modified)" if facts["modified"] else ""
     return "\n\n".join(
         [
-            START,
             f"**The paper's table, re-measured** ({batch} images decoded at once; memory and time "
             "as full ÷ few lines, FID as few lines ÷ full; the paper's rows are its own):",
             _markdown(paper, PAPER_COLUMNS),
@@ -51,7 +50,6 @@ def numbers(reference: Path) -> str:
             f"Commit `{facts['commit'][:12]}`{modified}, {facts['precision']}, "
             f"{facts['processor']} with {facts['cores']} cores, "
             f"torch {facts['versions']['torch']}, Python {facts['python']}.",
-            END,
         ]
     )
 
@@ -60,13 +58,13 @@ def _markdown(table: pd.DataFrame, columns: tuple[str, ...]) -> str:
     return readable_table(table)[list(columns)].to_markdown(index=False)
 
 
-def put_numbers(readme: Path, reference: Path) -> None:
-    """Replace the block in the README."""
-    text = readme.read_text(encoding="utf-8")
-    if START not in text or END not in text:
+def put_block(document: Path, text: str) -> None:
+    """Replace what stands between the marks of a document."""
+    content = document.read_text(encoding="utf-8")
+    if START not in content or END not in content:
         raise FewlinesError(
-            f"{readme} has no block for numbers; it needs the lines {START} … {END}"
+            f"{document} has no block for numbers; it needs the lines {START} … {END}"
         )
-    before, rest = text.split(START, 1)
+    before, rest = content.split(START, 1)
     _, after = rest.split(END, 1)
-    write_text(readme, before + numbers(reference) + after)
+    write_text(document, f"{before}{START}\n\n{text}\n\n{END}{after}")

@@ -7,9 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fewlines import machine
 from fewlines.cache.geometry import Geometry
 from fewlines.config import Experiment
 from fewlines.files import read_json
+from fewlines.measure.efficiency import settings_of
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer
 
@@ -46,6 +48,17 @@ class Results:
     @property
     def paper(self) -> dict[str, Any]:
         return self._read("paper.json")
+
+    @property
+    def storage(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = read_json(self.folder / "storage.json")
+        return rows
+
+    @property
+    def efficiency(self) -> list[dict[str, Any]]:
+        """Of every setting of published shapes."""
+        names = settings_of(self.experiment.efficiency, machine.cores())
+        return [self._read(f"efficiency/{name}.json") for name in names]
 
     def metrics(self, network: str) -> dict[str, Any]:
         """Of the `tokenizer`, the `classifier` or the `model`, and of the `model-test`."""

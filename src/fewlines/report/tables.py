@@ -10,6 +10,7 @@ import pandas as pd
 
 from fewlines.files import write_text
 from fewlines.measure.cost import ratio_interval
+from fewlines.report.efficiency import efficiency_table
 from fewlines.report.results import Results
 
 # The paper's own table: GB, seconds per image, FID.
@@ -151,6 +152,8 @@ def paper_table(results: Results) -> pd.DataFrame:
         rows.append(
             {
                 "source": "fewlines",
+                "shape": results.experiment.name,
+                "grid": "{}x{}".format(*results.geometry.grid),
                 "cache": label,
                 "batch": cost["batch"],
                 "process_bytes": row["process_bytes"],
@@ -175,7 +178,40 @@ def paper_table(results: Results) -> pd.DataFrame:
                 "fid_ratio_low": ratios.min(),
                 "fid_ratio_high": ratios.max(),
             }
+    return pd.concat([pd.DataFrame(rows), _large_grids(results)], ignore_index=True)
+
+
+def _large_grids(results: Results) -> pd.DataFrame:
+    """The same comparison at published shapes with random weights, so without a quality."""
+    table = efficiency_table(results.efficiency)
+    rows = []
+    for _, setting in table.groupby(["shape", "grid", "batch"], sort=False):
+        measured = setting[setting["outcome"] == "ok"]
+        few = measured[measured["policy"] != "full"].head(1)
+        for _, row in pd.concat([setting[setting["policy"] == "full"], few]).iterrows():
+            full = row["policy"] == "full"
+            made = {
+                "source": "fewlines",
+                **row[["shape", "grid", "batch", "peak_bytes", "kv_bytes", "seconds_per_image"]],
+                "cache": f"full, {row['engine']}" if full else f"{row['policy']}, {row['budget']}",
+                "outcome": row["outcome"],
+            }
+            if full and row["outcome"] == "ok" and len(few):
+                versus = few.iloc[0]
+                made |= {
+                    "peak_memory_ratio": row["peak_bytes"] / versus["peak_bytes"],
+                    "kv_memory_ratio": row["kv_bytes"] / versus["kv_bytes"],
+                    "time_ratio": versus[f"speedup_{row['engine']}"],
+                    "time_ratio_low": versus[f"speedup_{row['engine']}_low"],
+                    "time_ratio_high": versus[f"speedup_{row['engine']}_high"],
+                }
+            rows.append(made)
     return pd.DataFrame(rows)
+
+
+def storage_table(results: Results) -> pd.DataFrame:
+    """What keeping keys and values in 16 bits changes, against float32."""
+    return pd.DataFrame(results.storage)
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
@@ -191,21 +227,25 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     """The columns a reader wants, in the units a reader wants, as text."""
     columns: dict[str, list[str]] = {}
 
-    def column(title: str, source: str, form: str, scale: float = 1) -> None:
+    def column(title: str, source: str, form: str, scale: float | None = 1) -> None:
         if source in table:
             columns[title] = [
-                "" if pd.isna(value) else form.format(value * scale) for value in table[source]
+                "" if pd.isna(value) else form.format(value if scale is None else value * scale)
+                for value in table[source]
             ]
 
-    for name in ("source", "floor", "policy", "cache", "budget"):
+    names = ("source", "shape", "grid", "batch", "floor", "storage", "engine", "policy", "cache")
+    for name in (*names, "budget", "outcome"):
         if name in table:
-            columns[name] = [str(value) for value in table[name]]
+            column(name, name, "{:.0f}" if name == "batch" else "{}", None)
     column("capacity", "capacity", "{:.0f}")
     if "nll_delta" in table:
+        digits = 6 if "storage" in table and "policy" not in table else 4
         column("NLL", "nll", "{:.4f}")
+        ends = table[["nll_delta", "nll_delta_low", "nll_delta_high"]]
         columns["ΔNLL (95%)"] = [
-            f"{row.nll_delta:+.4f} ({row.nll_delta_low:+.4f} … {row.nll_delta_high:+.4f})"
-            for row in table.itertuples()
+            f"{delta:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
+            for delta, low, high in ends.itertuples(index=False)
         ]
         column("KL", "kl", "{:.4f}")
     if "fid_sd" in table:
@@ -221,6 +261,11 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     column("decode peak MB", "peak_bytes", "{:,.1f}", 1e-6)
     column("KV MB", "kv_bytes", "{:,.1f}", 1e-6)
     column("ms/image", "seconds_per_image", "{:,.2f}", 1e3)
+    column("roofline", "roofline_fraction", "{:.2f}")
+    column("allowed", "speedup_bound", "{:.2f}")
+    column("exponent of time", "time_exponent", "{:.2f}")
+    column("exponent of memory", "memory_exponent", "{:.2f}")
+    column("equal greedy tokens", "equal_tokens", "{:.1%}")
     column("× memory (process)", "process_memory_ratio", "{:.2f}")
     column("× memory (decode peak)", "peak_memory_ratio", "{:.2f}")
     column("× memory", "memory_saving", "{:.2f}")

@@ -23,9 +23,11 @@ MODULES = {
     "measure-floors": "quality",
     "measure-model": "likelihood",
     "measure-likelihood": "likelihood",
+    "measure-storage": "likelihood",
     "measure-cost": "cost",
     "measure-paper": "cost",
     "measure-efficiency": "efficiency",
+    "measure-choices": "efficiency",
     "efficiency": "efficiency",
     "bench": "efficiency",
     "plan": "plan",
@@ -34,6 +36,7 @@ MODULES = {
     "figures": "report",
     "report": "report",
     "publish": "report",
+    "publish-efficiency": "report",
 }
 
 

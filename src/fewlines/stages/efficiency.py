@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import torch
 
-from fewlines import machine
 from fewlines.config import Experiment
 from fewlines.errors import FewlinesError
-from fewlines.files import read_json, write_json
+from fewlines.files import write_json, write_text
+from fewlines.measure.choices import measure_choices as measure
 from fewlines.measure.efficiency import measure_setting, settings_of
 from fewlines.report.efficiency import draw_efficiency, efficiency_table, scaling_table
+from fewlines.report.results import Results
 from fewlines.report.tables import write_table
 
 
@@ -23,11 +25,15 @@ def measure_efficiency(config: Experiment, setting: str, output: Path) -> None:
     write_json(output, measure_setting(settings[setting], config.efficiency.repeats))
 
 
+def measure_choices(output: Path) -> None:
+    """Time the candidates for attention and linear layers that the engine chose from."""
+    table = pd.DataFrame(measure())
+    write_text(output, table.to_csv(index=False, float_format="%.6g"))
+
+
 def efficiency(config: Experiment, run: Path) -> None:
     """Write the table and the figures of all settings of a run's folder."""
-    names = settings_of(config.efficiency, machine.cores())
-    results = [read_json(run / f"efficiency/{name}.json") for name in names]
-    table = efficiency_table(results)
+    table = efficiency_table(Results(config, run).efficiency)
     write_table(table, run / "tables", "efficiency")
     write_table(scaling_table(table), run / "tables", "scaling")
     draw_efficiency(table, run / "figures/efficiency.png")

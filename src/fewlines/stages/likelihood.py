@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fewlines import machine
 from fewlines.cache.placement import Cache
 from fewlines.config import Experiment
 from fewlines.files import write_json
-from fewlines.measure.likelihood import Likelihood, paired_interval
+from fewlines.measure.likelihood import Likelihood, paired_interval, storage_agreement
 from fewlines.measure.likelihood import measure_likelihood as likelihood_under
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer
@@ -44,6 +45,30 @@ def measure_likelihood(
         "kl_by_line": found.kl_by_line().tolist(),
     }
     write_json(output, summary)
+
+
+def measure_storage(config: Experiment, model: Path, tokens: Path, output: Path) -> None:
+    """What keeping keys and values in 16 bits changes, under a full cache."""
+    network = load_network(model, Transformer)
+    tensors, _ = read_tokens(tokens)
+    count = config.likelihood.images
+    labels, codes = tensors["test_labels"][:count], tensors["test_codes"][:count]
+    rows = []
+    for name in ("float16", "bfloat16"):
+        found = storage_agreement(network, labels, codes, machine.DTYPES[name])
+        delta, low, high = paired_interval(found.nll_delta)
+        rows.append(
+            {
+                "storage": name,
+                "images": len(labels),
+                "nll_delta": delta,
+                "nll_delta_low": low,
+                "nll_delta_high": high,
+                "equal_tokens": found.equal_tokens,
+                "equal_before": found.equal_before,
+            }
+        )
+    write_json(output, rows)
 
 
 def _measure(

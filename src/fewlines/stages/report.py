@@ -10,10 +10,11 @@ from fewlines.errors import FewlinesError
 from fewlines.files import replacing, write_json
 from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
+from fewlines.report.engine import engine_numbers
 from fewlines.report.figures import draw_lines, draw_memory, draw_quality, draw_samples
 from fewlines.report.page import CAPTIONS, write_page
 from fewlines.report.provenance import provenance as describe_run
-from fewlines.report.readme import put_numbers
+from fewlines.report.readme import numbers, put_block
 from fewlines.report.results import Results
 from fewlines.report.tables import (
     cache_table,
@@ -21,6 +22,7 @@ from fewlines.report.tables import (
     network_table,
     paper_table,
     readable_table,
+    storage_table,
     write_table,
 )
 from fewlines.report.tables import likelihood_table as likelihoods
@@ -32,6 +34,7 @@ def tables(config: Experiment, run: Path) -> None:
     write_table(cache_table(results), output, "cache")
     write_table(paper_table(results), output, "paper")
     write_table(floor_table(results), output, "floors")
+    write_table(storage_table(results), output, "storage")
 
 
 def likelihood_table(config: Experiment, run: Path) -> None:
@@ -59,6 +62,7 @@ def report(config: Experiment, run: Path, output: Path, provenance: Path) -> Non
         "cache": readable_table(cache_table(results)),
         "paper": readable_table(paper_table(results)),
         "floors": readable_table(floor_table(results)),
+        "storage": readable_table(storage_table(results)),
         "networks": network_table(results),
     }
     pictures = {name: run / f"figures/{name}.png" for name in CAPTIONS}
@@ -67,15 +71,25 @@ def report(config: Experiment, run: Path, output: Path, provenance: Path) -> Non
 
 def publish(run: Path, reference: Path, readme: Path) -> None:
     """Make a finished run the tracked one, and write the README's numbers from it."""
-    names = [
-        f"{name}.json" for name in ("provenance", "tokenizer", "classifier", "model", "model-test")
-    ]
-    tables = [f"tables/{name}.csv" for name in ("cache", "paper", "floors")]
+    records = ("provenance", "tokenizer", "classifier", "model", "model-test")
+    names = [f"{name}.json" for name in records]
+    tables = [f"tables/{name}.csv" for name in ("cache", "paper", "floors", "storage")]
     pictures = [f"figures/{name}.png" for name in ("quality", "samples", "memory", "lines")]
-    for name in (*names, *tables, *pictures):
-        source = run / name
+    _copy([run / name for name in (*names, *tables, *pictures)], reference)
+    put_block(readme, numbers(reference))
+
+
+def publish_efficiency(run: Path, reference: Path, document: Path) -> None:
+    """Make a finished efficiency experiment the tracked one, and write the numbers of
+    docs/engine.md from it."""
+    tables = [run / f"tables/{name}.csv" for name in ("efficiency", "scaling", "choices")]
+    _copy([*tables, run / "figures/efficiency.png"], reference)
+    put_block(document, engine_numbers(reference))
+
+
+def _copy(sources: list[Path], reference: Path) -> None:
+    for source in sources:
         if not source.exists():
             raise FewlinesError(f"{source} is missing; finish the run with 'snakemake' first")
         with replacing(reference / source.name) as temporary:
             shutil.copyfile(source, temporary)
-    put_numbers(readme, reference)

@@ -1,0 +1,167 @@
+"""The engine's choices, timed side by side: how attention reads a cache, how a linear layer runs.
+
+The shape is one layer of LlamaGen-B; buffers take turns, so that none is warm.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewlines import machine
+from fewlines.cache.kernels import as_array, decode_step
+from fewlines.generate.packed import PackedLinear
+from fewlines.measure.operators import linears
+from fewlines.models.shapes import published_shape
+from fewlines.progress import progress
+
+SHAPE = published_shape("llamagen-b").on((64, 64))
+SPREAD = 2**29  # bytes over which buffers or weights take turns
+STORAGES = (torch.float32, torch.bfloat16, torch.float16)
+ATTENTION = ((1, 4096), (32, 257), (32, 2048))  # rows, entries
+ROWS = (1, 2, 8, 32, 128)  # of a linear layer
+
+
+def measure_choices() -> list[dict[str, Any]]:
+    """One dict per candidate and size: `what`, `how`, `dtype`, `rows`, `entries`, and the best
+    `rate` in bytes/s (attention) or FLOP/s (linear)."""
+    jobs = [*_attention(), *_linears()]
+    bar = progress("choices", len(jobs), "candidates")
+    found = []
+    for description, work, run in jobs:
+        made = run()
+        seconds = machine.best_seconds(made, repeats=5)
+        found.append({**description, "rate": work / seconds, "seconds": seconds})
+        bar.update()
+    bar.close()
+    return found
+
+
+Job = tuple[dict[str, Any], float, Callable[[], Callable[[], Any]]]
+
+
+def _attention() -> Iterator[Job]:
+    for (rows, entries), dtype in itertools.product(ATTENTION, STORAGES):
+        size = 2 * rows * SHAPE.kv_heads * entries * SHAPE.head_dim * dtype.itemsize
+        for how, make in (("sdpa", _sdpa), ("matmul", _matmul), ("compiled", _compiled)):
+            description = {
+                "what": "attention",
+                "how": how,
+                "dtype": str(dtype).removeprefix("torch."),
+                "rows": rows,
+                "entries": entries,
+            }
+            copies = max(2, SPREAD // size)
+            yield (
+                description,
+                size * copies,
+                lambda make=make, rows=rows, entries=entries, dtype=dtype, copies=copies: make(
+                    rows, entries, dtype, copies
+                ),
+            )
+
+
+def _buffers(rows: int, entries: int, dtype: torch.dtype, copies: int) -> list[Tensor]:
+    row = torch.randn(SHAPE.head_dim, generator=torch.Generator().manual_seed(0)).to(dtype)
+    shape = (2, rows, SHAPE.kv_heads, entries, SHAPE.head_dim)
+    return [row.expand(shape).contiguous() for _ in range(copies)]
+
+
+def _sdpa(*size: Any) -> Callable[[], None]:
+    buffers = _buffers(*size)
+    q = torch.ones(size[0], SHAPE.heads, 1, SHAPE.head_dim, dtype=size[2])
+
+    def run() -> None:
+        for k, v in buffers:
+            F.scaled_dot_product_attention(q, k, v)
+
+    return run
+
+
+def _matmul(*size: Any) -> Callable[[], None]:
+    buffers = _buffers(*size)
+    q = torch.ones(size[0], SHAPE.heads, 1, SHAPE.head_dim, dtype=size[2])
+
+    def run() -> None:
+        for k, v in buffers:
+            (q @ k.transpose(2, 3)).softmax(-1) @ v
+
+    return run
+
+
+def _compiled(rows: int, entries: int, dtype: torch.dtype, copies: int) -> Callable[[], None]:
+    arrays = [tuple(map(as_array, pair)) for pair in _buffers(rows, entries, dtype, copies)]
+    new = np.ones((rows, SHAPE.heads, SHAPE.head_dim), np.float32)
+    nothing, heads = np.zeros((0, 1, 1), np.float32), np.arange(SHAPE.kv_heads)
+    slot = np.zeros((rows, SHAPE.kv_heads), np.int64)
+    now = np.zeros((3, SHAPE.kv_heads), np.int64)
+    now[2] = entries
+    out, step = new.copy(), decode_step(SHAPE.head_dim, dtype)
+
+    def run() -> None:
+        for k, v in arrays:
+            step(new, new, new, heads, k, v, nothing, nothing, slot, now, out, nothing, False)
+
+    return run
+
+
+def _linears() -> Iterator[Job]:
+    shapes = linears(SHAPE)
+    for rows in ROWS:
+        flops = 2 * rows * sum(out * into for out, into in shapes)
+        for how, dtype in (
+            ("linear", torch.float32),
+            ("linear", torch.bfloat16),
+            ("packed", torch.float32),
+            ("packed", torch.bfloat16),
+            ("int8 weights", torch.bfloat16),
+        ):
+            description = {
+                "what": "linear",
+                "how": how,
+                "dtype": str(dtype).removeprefix("torch."),
+                "rows": rows,
+            }
+            yield (
+                description,
+                flops,
+                lambda how=how, dtype=dtype, rows=rows: _layers(how, dtype, rows),
+            )
+
+
+def _layers(how: str, dtype: torch.dtype, rows: int) -> Callable[[], None]:
+    """All linear layers of a step."""
+    layers: list[tuple[Callable[[Tensor], Tensor], Tensor]] = []
+    for out, into in linears(SHAPE):
+        weight = torch.randn(into).expand(out, into).to(dtype).contiguous()
+        if how == "packed":
+            run: Callable[[Tensor], Tensor] = PackedLinear(weight, dtype, max(rows, 2))
+        elif how == "linear":
+            run = _plain(weight)
+        else:
+            run = _int8(weight)
+        layers.append((run, torch.ones(rows, into, dtype=dtype)))
+
+    @torch.inference_mode()
+    def step() -> None:
+        for run, x in layers:
+            run(x)
+
+    return step
+
+
+def _plain(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.linear(x, weight)
+
+
+def _int8(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """torch's weight-only int8: a scale for each output."""
+    scale = weight.abs().amax(1).float() / 127
+    packed = (weight.float() / scale[:, None]).round().to(torch.int8)
+    return lambda x: torch._weight_int8pack_mm(x, packed, scale.to(x.dtype))

@@ -1,0 +1,179 @@
+"""The numbers of docs/engine.md, from the tracked tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from fewlines.cache.budget import Budget
+from fewlines.cache.placement import Cache, make_policy
+from fewlines.measure.efficiency import largest_batch
+from fewlines.measure.operators import DEVICES, Decode, Device
+from fewlines.models.shapes import published_shape
+from fewlines.report.tables import readable_table
+
+PAPER_TIME, PAPER_MEMORY = 3.17, 3.28
+PLANNED = (
+    ("llamagen-b", (64, 64), 32, {"lines": 4}),
+    ("llamagen-b", (96, 96), 32, {"lines": 4}),
+    ("llamagen-xl", (24, 24), 512, {"fraction": "1/6"}),
+    ("llamagen-xl", (64, 64), 64, {"lines": 4}),
+)
+CAPS = (8, 24, 80)
+
+
+def engine_numbers(reference: Path) -> str:
+    """Everything measured, and what the cost model makes of it."""
+    table = pd.read_csv(reference / "efficiency.csv")
+    choices = pd.read_csv(reference / "choices.csv")
+    scaling = pd.read_csv(reference / "scaling.csv")
+    facts = table.iloc[0]
+    return "\n\n".join(
+        [
+            f"Measured on {facts['processor']} ({facts['instructions']}) with {facts['cores']} "
+            f"cores, torch {facts['torch']}.",
+            "### Attention: GB/s of keys and values, read from memory",
+            _rates(choices, "attention", ["rows", "entries"], 1e-9),
+            "### Linear layers of a LlamaGen-B step: GFLOP/s",
+            _rates(choices, "linear", ["rows"], 1e-9),
+            "### Decoding",
+            "Seconds per image, decode peak above the weights; `allowed` is the speed-up over "
+            "lean full that the roofline of this machine permits; × is full ÷ this row.",
+            _decoding(table),
+            "### Exponents in the number of tokens",
+            readable_table(scaling).to_markdown(index=False),
+            "### What follows",
+            *_findings(table),
+            "### Under a memory cap (LlamaGen-B, 64×64)",
+            _caps(table),
+            "### Other devices, by the cost model (bf16, 85% of the bandwidth, 60% of the rate)",
+            _planned(),
+        ]
+    )
+
+
+def _rates(choices: pd.DataFrame, what: str, index: list[str], scale: float) -> str:
+    rates = choices[choices["what"] == what].assign(rate=lambda found: found["rate"] * scale)
+    wide = rates.pivot_table(index=index, columns=["how", "dtype"], values="rate", sort=False)
+    wide.columns = [f"{how}, {dtype}" for how, dtype in wide.columns]
+    numbers = wide.reset_index()
+    numbers[index] = numbers[index].astype(int)
+    return numbers.to_markdown(index=False, floatfmt=".1f")
+
+
+def _decoding(table: pd.DataFrame) -> str:
+    shown = readable_table(table.assign(memory_saving=table["memory_saving_lean"]))
+    shown["s/image"] = [
+        "" if pd.isna(value) else f"{value:.3f}" for value in table["seconds_per_image"]
+    ]
+    shown["precision"] = [
+        dtype if dtype == storage else f"{dtype}, kept in {storage}"
+        for dtype, storage in zip(table["dtype"], table["storage"], strict=True)
+    ]
+    names = [
+        "shape", "grid", "batch", "precision", "engine", "policy", "budget", "outcome", "s/image",
+        "decode peak MB", "roofline", "× time vs lean", "allowed", "× time vs stock", "× memory",
+    ]  # fmt: skip
+    return shown[names].to_markdown(index=False)
+
+
+def _findings(table: pd.DataFrame) -> list[str]:
+    measured = table[table["outcome"] == "ok"]
+    ours = measured[~measured["engine"].str.startswith("hf")]
+    seconds = (ours["predicted_seconds"] / ours["seconds_per_image"] - 1).abs().median()
+    peaks = (ours["predicted_peak_bytes"] / ours["peak_bytes"] - 1).abs().median()
+    error = measured["integration_error"].abs()
+    found = [
+        f"The cost model's median error over {len(ours)} rows is {seconds:.0%} in time and "
+        f"{peaks:.0%} in memory. Whole images took what their steps add up to, within "
+        f"{error.median():.1%} (median) and {error.max():.1%} (worst of {error.count()})."
+    ]
+    few = measured[(measured["policy"] != "full") & (measured["shape"] == "llamagen-b")]
+    for engine in ("lean", "stock"):
+        holds = few[
+            (few[f"speedup_{engine}"] >= PAPER_TIME)
+            & (few[f"memory_saving_{engine}"] >= PAPER_MEMORY)
+        ].sort_values(["n_tokens", "batch"])
+        if len(holds):
+            first = holds.iloc[0]
+            where = f"from {first['grid']} tokens and batch {first['batch']} on"
+        else:
+            where = "nowhere in this table"
+        found.append(
+            f"The paper's {PAPER_TIME}× in time and {PAPER_MEMORY}× in memory hold against "
+            f"{engine} full {where}."
+        )
+    return found
+
+
+def _caps(table: pd.DataFrame) -> str:
+    """Largest batches by exact bytes; images/s measured where a row was, else predicted."""
+    base = table[
+        (table["shape"] == "llamagen-b")
+        & (table["dtype"] == "float32")
+        & table["bandwidth"].notna()
+    ]
+    device = Device(
+        base["processor"].iloc[0],
+        base["bandwidth"].median(),
+        base["linear_flops_per_second"].max(),
+        0,
+        base["operator_seconds"].median(),
+        base.groupby("batch")["linear_flops_per_second"].median().to_dict(),
+    )
+    shape = published_shape("llamagen-b").on((64, 64))
+    rows = []
+    for cap in CAPS:
+        for name, cache in (("full, lean", _cache("full", None)), ("streaming, 4 lines", _few())):
+            decode = Decode(shape, 1, cache, 4, 2)
+            batch = largest_batch(decode, cap * 1e9)
+            predicted = batch / replace(decode, rows=batch).seconds(device)
+            measured = base[
+                (base["memory_cap"] == cap * 1e9) & (base["policy"] == cache.policy_text)
+            ]
+            speed = measured["images_per_second"]
+            rows.append(
+                {
+                    "cap, GB": cap,
+                    "cache": name,
+                    "largest batch": batch,
+                    "images/s, predicted": f"{predicted:.3f}",
+                    "images/s, measured": f"{speed.iloc[0]:.3f}" if len(speed) else "",
+                }
+            )
+    return pd.DataFrame(rows).to_markdown(index=False)
+
+
+def _planned() -> str:
+    rows = []
+    for shape, grid, batch, budget in PLANNED:
+        few = Decode(published_shape(shape).on(grid), batch, _cache("streaming", budget), 2, 2)
+        full = replace(few, cache=_cache("full", None))
+        for name in ("h200", "a100"):
+            device = DEVICES[name]
+            rows.append(
+                {
+                    "device": name,
+                    "shape": shape,
+                    "grid": "{}x{}".format(*grid),
+                    "rows": batch,
+                    "budget": few.cache.budget_text,
+                    "full GB": f"{full.process_bytes / 1e9:.1f}",
+                    "few lines GB": f"{few.process_bytes / 1e9:.1f}",
+                    "full s/row": f"{full.seconds(device) / batch:.4f}",
+                    "few lines s/row": f"{few.seconds(device) / batch:.4f}",
+                    "× time": f"{full.seconds(device) / few.seconds(device):.2f}",
+                    "× memory": f"{full.process_bytes / few.process_bytes:.2f}",
+                }
+            )
+    return pd.DataFrame(rows).to_markdown(index=False)
+
+
+def _few() -> Cache:
+    return _cache("streaming", {"lines": 4})
+
+
+def _cache(policy: str, budget: dict[str, object] | None) -> Cache:
+    return Cache(make_policy(policy, {}), Budget.parse(budget) if budget else None)

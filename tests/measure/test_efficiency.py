@@ -1,0 +1,155 @@
+"""The efficiency harness on a real, if small, decode; the cost model against what is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+import fewlines
+from conftest import CACHES
+from fewlines.cache.buffer import BoundedCache
+from fewlines.config import EfficiencySettings
+from fewlines.errors import FewlinesError
+from fewlines.measure.efficiency import largest_batch, measure_setting, settings_of
+from fewlines.measure.operators import DEVICES, Decode, linear_flops, weight_bytes
+from fewlines.models.shapes import published_shape
+from fewlines.models.transformer import Transformer
+from fewlines.report.efficiency import efficiency_table, scaling_table
+from fewlines.stages.plan import plan
+
+COLUMNS = [
+    "shape", "grid", "n_tokens", "batch", "dtype", "engine", "policy", "budget",
+    "seconds_per_image", "kv_bytes", "peak_bytes", "roofline_fraction", "speedup_lean",
+    "speedup_bound", "speedup_stock",
+]  # fmt: skip
+FEW = {"policy": "streaming", "budget": {"lines": 2}}
+LINEAR = {"policy": "linear", "budget": {"lines": 2}}
+
+
+def settings(**run):
+    run = {"grids": [6], "batches": [2], "caches": [FEW], **run}
+    return settings_of(EfficiencySettings(repeats=2, limit_seconds=100, runs=[run]), threads=2)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    engines = ["lean", "stock", "hf-dynamic"]
+    ((name, setting),) = settings(engines=engines, caches=[FEW, LINEAR], full_run=True).items()
+    assert name == "llamagen-b-6x6-batch2-float32-float16"
+    hopeless = replace(setting.rows[0], batch=10**9)
+    setting = replace(setting, rows=(*setting.rows, hopeless))
+    result = measure_setting(replace(setting, rows=setting.rows[:5]), repeats=2)
+    lost = measure_setting(replace(setting, rows=setting.rows[5:], shape_name="lost"), repeats=1)
+    return [result, lost]
+
+
+def test_a_setting_is_measured_row_by_row(measured):
+    result = {**measured[0], "probes": {str(k): v for k, v in measured[0]["probes"].items()}}
+    table = efficiency_table([result])
+    assert set(COLUMNS) <= set(table)
+    assert list(table["outcome"]) == ["ok"] * 5
+    assert list(table["engine"]) == ["lean", "stock", "hf-dynamic", "lean", "lean"]
+    lean, stock, peer, few, scored = table.to_dict("records")
+    entry = 12 * 768 * 2 * 2 * 2  # layers, heads and dimensions, k and v, float16, batch
+    assert lean["kv_bytes"] == 37 * entry
+    assert few["kv_bytes"] == scored["kv_bytes"] == 13 * entry
+    assert stock["kv_bytes"] == peer["kv_bytes"] == 2 * 37 * entry  # float32
+    assert lean["speedup_lean"] == lean["speedup_bound"] == 1
+    assert few["speedup_bound"] > 1
+    assert (table["seconds_per_image"] > 0).all()
+    assert (table["integration_error"].abs() < 1).all()
+
+
+def test_what_does_not_fit_is_a_row_that_says_so(measured, monkeypatch):
+    (row,) = measured[1]["rows"]
+    assert row["outcome"] == "out of memory"
+    assert row["seconds"] == []
+    ((_, setting),) = settings(engines=["lean"], caches=[]).items()
+    late = measure_setting(replace(setting, limit_seconds=0.01), repeats=1)
+    assert late["rows"][0]["outcome"] == "time limit"
+    results = [
+        {**found, "probes": {str(k): v for k, v in found["probes"].items()}}
+        for found in (measured[1], late)
+    ]
+    table = efficiency_table(results)
+    assert list(table["outcome"]) == ["out of memory", "time limit"]
+
+
+@pytest.mark.parametrize("cache", [fewlines.cache("full"), *CACHES[::7]], ids=lambda c: c.slug)
+@pytest.mark.parametrize("storage", [torch.float32, torch.float16])
+def test_predicted_bytes_are_those_of_the_live_buffers(model, cache, storage):
+    decode = Decode(model.shape, 3, cache, 4, storage.itemsize)
+    buffers = BoundedCache(cache.place(model.shape.geometry), 3, model.shape.head_dim, storage)
+    assert decode.kv_bytes == buffers.bytes
+
+
+def test_operators_count_the_weights_of_the_real_model():
+    shape = published_shape("llamagen-b").on((16, 16))
+    with torch.device("meta"):
+        model = Transformer(shape)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "emb" not in name]
+    assert linear_flops(shape, 3) == 2 * 3 * sum(p.numel() for p in matrices)
+    norms = sum(p.nbytes for p in model.parameters() if p.ndim == 1)
+    assert weight_bytes(shape, 4) == sum(p.nbytes for p in model.parameters()) - norms
+
+
+def test_the_cost_model_knows_what_bounds_a_decode():
+    shape = published_shape("llamagen-xl").on((64, 64))
+    full = Decode(shape, 256, fewlines.cache("full"), 2, 2)
+    few = replace(full, cache=fewlines.cache("streaming", lines=4))
+    device = DEVICES["h200"]
+    assert full.kv_bytes == 36 * 1280 * 2 * 2 * 4097 * 256
+    assert few.mean_read_bytes() < full.mean_read_bytes() / 7
+    assert full.mean_read_bytes() == pytest.approx(full.kv_bytes / 2, rel=0.01)
+    assert replace(full, whole=True).mean_read_bytes() == full.kv_bytes
+    assert 2 < full.seconds(device) / few.seconds(device) < 8
+    assert largest_batch(few, 141e9) > 12 * largest_batch(full, 141e9)
+    assert largest_batch(full, 1e9) == 0
+
+
+def test_a_plan_says_what_fits(capsys):
+    plan("llamagen-xl", "linear:4lines", "h200", 64, 256)
+    printed = capsys.readouterr().out
+    assert "does not fit" in printed.splitlines()[1]
+    assert "of 64 lines fits beside 256 images" in printed
+    plan("llamagen-3b", "full", "t4", 24, 1000)
+    assert "no cache fits beside 1000 images" in capsys.readouterr().out
+    with pytest.raises(FewlinesError, match="unknown device 'tpu'; write this, h200"):
+        plan("llamagen-b", "full", "tpu")
+    with pytest.raises(FewlinesError, match="cache 'linear=4' is not one of full, linear:4lines"):
+        plan("llamagen-b", "linear=4", "h200")
+    with pytest.raises(FewlinesError, match="unknown shape 'llama'; there are llamagen-b"):
+        plan("llama", "full", "h200")
+
+
+def test_exponents_are_fitted_over_grids():
+    rows = [
+        {
+            "shape": "s", "batch": 1, "dtype": "float32", "storage": "float32", "engine": "lean",
+            "policy": "full", "budget": "all", "outcome": "ok", "memory_cap": None,
+            "grid": f"{side}x{side}", "n_tokens": side**2,
+            "seconds_per_image": 3.0 * side**4, "peak_bytes": 5.0 * side,
+        }
+        for side in (4, 8, 16)
+    ]  # fmt: skip
+    fitted = scaling_table(pd.DataFrame(rows)).iloc[0]
+    assert fitted["time_exponent"] == pytest.approx(2)
+    assert fitted["memory_exponent"] == pytest.approx(0.5)
+    assert len(scaling_table(pd.DataFrame(rows[:2]))) == 0
+
+
+def test_grid_and_batch_settings_multiply():
+    made = settings(grids=[4, 6], batches=[1, 2], caps=[1.5], storage="bfloat16")
+    assert next(iter(made)) == "llamagen-b-4x4-batch1-float32-bfloat16"
+    assert len(made) == 6
+    capped = made["llamagen-b-6x6-1.5gb-float32-bfloat16"]
+    lean, few = capped.rows[0], capped.rows[-1]
+    assert few.batch > lean.batch
+    assert (
+        capped.decode(lean).process_bytes
+        <= 1.5e9
+        < capped.decode(replace(lean, batch=lean.batch + 1)).process_bytes
+    )
