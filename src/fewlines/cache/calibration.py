@@ -33,6 +33,23 @@ class Calibration:
         backwards = self.attention[:, :, ::-1].cumsum(2, dtype=np.float64)
         return backwards[:, :, ::-1]
 
+    @cached_property
+    def by_offset(self) -> Calibration:
+        """The same with every query and token that are as far apart, in lines and columns, given
+        their mean: what is left when the place of the query is forgotten."""
+        height, width = self.grid
+        line, column = np.divmod(np.arange(height * width), width)
+        up = line[:, None] - line  # (q, k)
+        left = column[:, None] - column + width - 1
+        offset = np.where(np.tri(len(line), dtype=bool), up * (2 * width - 1) + left, 0)
+        count = np.bincount(offset.ravel())
+        means = [
+            np.bincount(offset.ravel(), head.ravel()) / count.clip(1)
+            for head in np.tril(self.attention).reshape(-1, *offset.shape)
+        ]
+        spread = np.stack(means)[:, offset].reshape(self.attention.shape)
+        return Calibration(np.tril(spread).astype(np.float32), self.grid, self.images)
+
     def save(self, path: Path) -> None:
         header = {"grid": self.grid, "images": self.images}
         write_tensors(path, {"attention": torch.from_numpy(self.attention).half()}, header)
