@@ -241,11 +241,11 @@ class _Ours:
     def seconds(self, position: int) -> float:
         """Of a step, from image token `position` on."""
         buffers = self.decoder.buffers
-        for _ in range(2):  # the second time is the warm one
+        for steps in (1, self.window):  # the first is for warming up
             buffers.jump(position)
             machine.synchronise()
             start = time.perf_counter()
-            for step in range(position, position + self.window):
+            for step in range(position, position + steps):
                 self.codes = self.decoder.step(step, self.codes, self.noise)
             machine.synchronise()
         return (time.perf_counter() - start) / self.window
