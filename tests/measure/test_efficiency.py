@@ -131,12 +131,14 @@ def test_exponents_are_fitted_over_grids():
             "shape": "s", "batch": 1, "dtype": "float32", "storage": "float32", "engine": "lean",
             "policy": "full", "budget": "all", "outcome": "ok", "memory_cap": None,
             "grid": f"{side}x{side}", "n_tokens": side**2,
-            "seconds_per_image": 3.0 * side**4, "peak_bytes": 5.0 * side,
+            "seconds_per_image": 3.0 * side**4, "linear_seconds": side**2,
+            "read_seconds": 0.0, "peak_bytes": 5.0 * side,
         }
         for side in (4, 8, 16)
     ]  # fmt: skip
     fitted = scaling_table(pd.DataFrame(rows)).iloc[0]
     assert fitted["time_exponent"] == pytest.approx(2)
+    assert fitted["roofline_exponent"] == pytest.approx(1)
     assert fitted["memory_exponent"] == pytest.approx(0.5)
     assert len(scaling_table(pd.DataFrame(rows[:2]))) == 0
 

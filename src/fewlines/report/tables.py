@@ -264,6 +264,7 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     column("roofline", "roofline_fraction", "{:.2f}")
     column("allowed", "speedup_bound", "{:.2f}")
     column("exponent of time", "time_exponent", "{:.2f}")
+    column("that of the roofline", "roofline_exponent", "{:.2f}")
     column("exponent of memory", "memory_exponent", "{:.2f}")
     column("equal greedy tokens", "equal_tokens", "{:.1%}")
     column("× memory (process)", "process_memory_ratio", "{:.2f}")
