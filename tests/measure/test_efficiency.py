@@ -60,6 +60,8 @@ def test_a_setting_is_measured_row_by_row(measured):
     assert lean["speedup_lean"] == lean["speedup_bound"] == 1
     assert few["speedup_bound"] > 1
     assert (table["seconds_per_image"] > 0).all()
+    shares = table.loc[[0, 3], ["share_linear", "share_attention", "share_between"]]
+    assert ((shares > 0) & (shares < 1)).all(axis=None)
     assert (table["integration_error"].abs() < 1).all()
 
 

@@ -28,6 +28,7 @@ from fewlines.generate.decode import Decoder
 from fewlines.generate.packed import prepare
 from fewlines.measure import memory, roofline
 from fewlines.measure.operators import Decode, Device, weight_bytes
+from fewlines.measure.profile import profile_steps
 from fewlines.models.shapes import published_shape, random_transformer
 from fewlines.models.transformer import TransformerShape
 from fewlines.progress import progress
@@ -204,6 +205,8 @@ def _measure(setting: Setting, row: Row, whole: bool) -> dict[str, Any]:
         "steps": seconds,
         "peak_bytes": memory.peak_bytes() - before,
     }
+    if isinstance(stepper, _Ours) and machine.device().type == "cpu":
+        result["profile"] = stepper.profile(positions[-1])
     if whole:
         result["full_run_seconds"] = stepper.whole() / row.batch
     return result
@@ -249,6 +252,11 @@ class _Ours:
                 self.codes = self.decoder.step(step, self.codes, self.noise)
             machine.synchronise()
         return (time.perf_counter() - start) / self.window
+
+    def profile(self, position: int) -> dict[str, float]:
+        """Shares of the seconds of a step, see `profile_steps`."""
+        spent = profile_steps(self.decoder.model, lambda: self.seconds(position))
+        return {name: seconds / sum(spent.values()) for name, seconds in spent.items()}
 
     def whole(self) -> float:
         """Of a whole batch, after the prefix."""

@@ -94,6 +94,7 @@ def _measured(result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         "operator_seconds": device.operator,
         "predicted_seconds": linear + read + small,
         "predicted_peak_bytes": row["predicted_peak_bytes"],
+        **{f"share_{name}": share for name, share in row.get("profile", {}).items()},
         "full_run_seconds": whole,
         "integration_error": None if whole is None else row["seconds"][0] / whole - 1,
     }

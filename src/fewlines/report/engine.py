@@ -42,6 +42,8 @@ def engine_numbers(reference: Path) -> str:
             "Seconds per image, decode peak above the weights; `allowed` is the speed-up over "
             "lean full that the roofline of this machine permits; × is full ÷ this row.",
             _decoding(table),
+            "### Where a step's time goes",
+            _shares(table),
             "### Exponents in the number of tokens",
             readable_table(scaling).to_markdown(index=False),
             "### What follows",
@@ -77,6 +79,16 @@ def _decoding(table: pd.DataFrame) -> str:
         "decode peak MB", "roofline", "× time vs lean", "allowed", "× time vs stock", "× memory",
     ]  # fmt: skip
     return shown[names].to_markdown(index=False)
+
+
+def _shares(table: pd.DataFrame) -> str:
+    names = [name for name in table if name.startswith("share_")]
+    rows = table[(table["grid"] == "64x64") & table["memory_cap"].isna()].dropna(subset=names)
+    keys = ["shape", "batch", "dtype", "storage", "engine", "policy", "budget"]
+    shown = rows[keys].copy()
+    for name in names:
+        shown[name.removeprefix("share_")] = rows[name].map("{:.0%}".format)
+    return shown.to_markdown(index=False)
 
 
 def _findings(table: pd.DataFrame) -> list[str]:
