@@ -19,6 +19,9 @@ from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.policy import NOBODY
 from fewlines.cache.slots import comparable
 from fewlines.cache.teacher import TeacherForced
+from fewlines.errors import FewlinesError
+from fewlines.measure.attention import attention_of
+from fewlines.measure.likelihood import in_hindsight
 from fewlines.models.transformer import Transformer
 
 N = GRID[0] * GRID[1]
@@ -195,6 +198,37 @@ def test_heads_of_different_capacity_and_victims(fold):
     torch.testing.assert_close(decode_attention(placement, q, k, v), slow)
     torch.testing.assert_close(TeacherForced(placement, torch.float64)(0, q, k, v), slow)
     assert BoundedCache(placement, 3, 8).bytes == placement.kv_entries() * 3 * 8 * 4 * 2
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("budget", [{"lines": 1}, {"lines": 2}, {"tokens": 7}])
+def test_the_oracle_evicts_what_the_rest_of_the_image_looks_at_least(budget, kv_heads, fold):
+    """Image by image the slow model with the victims that Belady's rule finds in its attention."""
+    model = tiny_transformer(kv_heads=kv_heads)
+    labels, codes = images(model)
+    placement = fewlines.cache("oracle", fold=fold, **budget).place(model.shape.geometry)
+    fast = in_hindsight(model, labels, codes, placement)
+    for row in range(len(labels)):
+        alone = (labels[row : row + 1], codes[row : row + 1])
+        seen = attention_of(model, *alone)
+        victims = np.full((model.shape.layers, kv_heads, N), NOBODY)
+        for layer, head in itertools.product(range(model.shape.layers), range(kv_heads)):
+            resident: list[int] = []
+            for step in range(N):
+                if len(resident) == placement.room[layer, head]:
+                    worth = {k: float(seen[layer][0, head, step:, k].sum()) for k in resident}
+                    victims[layer, head, step] = min(resident, key=worth.__getitem__)
+                    resident.remove(victims[layer, head, step])
+                resident.append(step)
+        known = Placement(placement.geometry, placement.capacity, victims, fold)
+        slow = model.teacher_forced(*alone, SlowAttention(known))
+        torch.testing.assert_close(fast[row : row + 1], slow, atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_can_be_drawn_with_the_oracle(model):
+    with pytest.raises(FewlinesError, match="looks at the finished image"):
+        fewlines.generate(model, [0], fewlines.cache("oracle", lines=1))
 
 
 KERNEL_CACHES = [

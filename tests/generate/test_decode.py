@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import fewlines
-from conftest import CACHES, GRID, calibrated
-from fewlines.cache.policy import registry
+from conftest import CACHES, DECODED, GRID, calibrated
 from fewlines.errors import FewlinesError
 from fewlines.generate.decode import decode
 from fewlines.generate.sampler import Sampler, draw_noise
@@ -16,7 +15,7 @@ GUIDED = Sampler(guidance=2.0, temperature=0.9, top_k=8, top_p=0.95)
 
 
 @pytest.mark.parametrize("sampler", [Sampler(), GUIDED], ids=["plain", "guided"])
-@pytest.mark.parametrize("policy", [name for name in registry() if name != "full"])
+@pytest.mark.parametrize("policy", DECODED)
 @pytest.mark.parametrize("fold", [False, True])
 def test_a_budget_of_the_image_gives_the_tokens_of_the_full_cache(
     model, capsys, policy, fold, sampler

@@ -20,6 +20,7 @@ from fewlines.cache.geometry import Geometry, Table
 from fewlines.cache.policy import (
     NOBODY,
     CalibratedPolicy,
+    HindsightPolicy,
     Policy,
     ScoringPolicy,
     StaticPolicy,
@@ -133,6 +134,8 @@ def _place(cache: Cache, geometry: Geometry) -> Placement:
         )
     if isinstance(cache.policy, ScoringPolicy):
         return Placement(geometry, capacity, None, cache.fold, cache.policy)
+    if isinstance(cache.policy, HindsightPolicy):
+        return Placement(geometry, capacity, None, cache.fold, hindsight=cache.policy)
     return Placement(geometry, capacity, cache.victims(geometry, room), cache.fold)
 
 
@@ -180,6 +183,7 @@ class Placement:
             policy picks them while the image is drawn.
         fold: whether the last slot of each head is a summary of its victims.
         scoring: that policy; None where the victims are known.
+        hindsight: a policy that needs the finished image; None for all that can be decoded with.
 
     Raises:
         FewlinesError: the victims leave more tokens resident than there is room for, or name a
@@ -191,6 +195,7 @@ class Placement:
     victims: Table | None
     fold: bool
     scoring: ScoringPolicy | None = None
+    hindsight: HindsightPolicy | None = None
 
     def __post_init__(self) -> None:
         if self.victims is not None:
@@ -199,6 +204,11 @@ class Placement:
     @property
     def known_victims(self) -> Table:
         """The victims, of a policy that knows them before the first token."""
+        if self.hindsight is not None:
+            raise FewlinesError(
+                f"cache: {self.hindsight} looks at the finished image; "
+                "its likelihood can be measured, nothing can be drawn with it"
+            )
         if self.victims is None:
             raise FewlinesError(f"cache: {self.scoring} picks its victims while an image is drawn")
         return self.victims

@@ -58,6 +58,23 @@ class CalibratedPolicy(Policy):
         """As `StaticPolicy.victims`, given the calibration of this model and grid."""
 
 
+class HindsightPolicy(Policy):
+    """A rule that looks at an image that is known already: an instrument, for likelihood alone."""
+
+    @abstractmethod
+    def evicted_at(self, attention: Tensor, room: Tensor) -> Tensor:
+        """When each token goes, in one layer.
+
+        Args:
+            attention: `(B, H, N, N)`, probability that each image token's query gave to each image
+                token under a full cache, mean over the query heads of a key-value head.
+            room: `(H,)`, how many image tokens each head may hold, the newest included.
+
+        Returns:
+            `(B, H, N)`, the step at which each token is evicted; `N` if it never is.
+        """
+
+
 Need = Literal["line_mean", "line_max", "line_query", "attention", "total"]
 
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewlines.cache.calibration import Calibration
 from fewlines.models.transformer import Transformer
 
 
-class _Recorder:
-    """Causal attention that adds up its own probabilities."""
+class Recorder:
+    """Causal attention that shows its probabilities: `see(layer, weights)`, `(B, H, N−1, N−1)`
+    between image tokens, mean over the query heads of a key-value head."""
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, see: Callable[[int, Tensor], None]) -> None:
         geometry = model.shape.geometry
-        n = geometry.n_tokens
-        self.prefix = geometry.prefix
-        self.sums = torch.zeros(geometry.layers, geometry.heads, n, n, dtype=torch.float64)
-        positions = self.prefix + n - 1
+        self.prefix, self.see = geometry.prefix, see
+        positions = self.prefix + geometry.n_tokens - 1
         self.future = torch.ones(positions, positions, dtype=torch.bool).triu(1)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -27,8 +27,7 @@ class _Recorder:
         queries = q.unflatten(1, (k.shape[1], group))  # (B, H, r, T, D)
         scores = queries @ k[:, :, None].transpose(-1, -2) * q.shape[-1] ** -0.5
         weights = scores.masked_fill(self.future, -torch.inf).softmax(-1)
-        image = weights[..., self.prefix :, self.prefix :].mean(2).sum(0)  # (H, N−1, N−1)
-        self.sums[layer, :, :-1, :-1] += image
+        self.see(layer, weights[..., self.prefix :, self.prefix :].mean(2))
         out: Tensor = (weights @ v[:, :, None]).flatten(1, 2)
         return out
 
@@ -42,9 +41,23 @@ def expected_attention(
     done: Callable[[int], object] = lambda images: None,
 ) -> Calibration:
     """Mean attention over images `codes` `(n, N)`; the last token of an image never asks."""
-    recorder = _Recorder(model)
+    geometry = model.shape.geometry
+    n = geometry.n_tokens
+    sums = torch.zeros(geometry.layers, geometry.heads, n, n, dtype=torch.float64)
+
+    def add(layer: int, weights: Tensor) -> None:
+        sums[layer, :, :-1, :-1] += weights.sum(0)
+
     for rows, truth in zip(labels.split(batch), codes.long().split(batch), strict=True):
-        model.teacher_forced(rows, truth, recorder)
+        model.teacher_forced(rows, truth, Recorder(model, add))
         done(len(rows))
-    mean = (recorder.sums / len(codes)).float().numpy()
+    mean = (sums / len(codes)).float().numpy()
     return Calibration(mean, model.shape.grid, len(codes))
+
+
+def attention_of(model: Transformer, labels: Tensor, codes: Tensor) -> list[Tensor]:
+    """Attention `(B, H, N, N)` of each layer on these very images, `codes` `(B, N)`."""
+    found: list[Tensor] = []
+    recorder = Recorder(model, lambda layer, weights: found.append(F.pad(weights, (0, 1, 0, 1))))
+    model.teacher_forced(labels, codes, recorder)
+    return found

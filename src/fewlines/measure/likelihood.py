@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from fewlines.cache.buffer import BoundedCache
 from fewlines.cache.placement import Cache, Placement, make_policy
-from fewlines.cache.teacher import TeacherForced
+from fewlines.cache.teacher import Limits, TeacherForced
 from fewlines.generate.decode import decode
 from fewlines.generate.packed import prepare
 from fewlines.generate.sampler import Sampler
-from fewlines.models.transformer import Transformer
+from fewlines.measure.attention import attention_of
+from fewlines.models.transformer import Transformer, causal
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,7 @@ def measure_likelihood(
 ) -> Likelihood:
     """Likelihood of `codes` `(n, N)` with the cache limited exactly as in sampling."""
     placement = cache.place(model.shape.geometry)
-    limited = (
-        None if placement.is_full or placement.scoring is not None else TeacherForced(placement)
-    )
+    forward = _forward(placement)
     nll, nll_full, kl = [], [], []
     for rows, truth in zip(labels.split(batch), codes.long().split(batch), strict=True):
         full = model.teacher_forced(rows, truth).float().log_softmax(-1)  # (B, N, V)
@@ -57,16 +57,32 @@ def measure_likelihood(
             nll.append(nll_full[-1])
             kl.append(torch.zeros_like(truth, dtype=torch.float32))
         else:
-            logits = (
-                step_by_step(model, rows, truth, placement)
-                if limited is None
-                else model.teacher_forced(rows, truth, limited)
-            )
-            under = logits.float().log_softmax(-1)
+            under = forward(model, rows, truth).float().log_softmax(-1)
             nll.append(_nll(under, truth))
             kl.append(F.kl_div(under, full, reduction="none", log_target=True).sum(-1))
         done(len(rows))
     return Likelihood(torch.cat(nll), torch.cat(nll_full), torch.cat(kl), model.shape.grid)
+
+
+def _forward(placement: Placement) -> Callable[[Transformer, Tensor, Tensor], Tensor]:
+    """How logits `(B, N, V)` of codes `(B, N)` are had under this cache."""
+    if placement.hindsight is not None:
+        return partial(in_hindsight, placement=placement)
+    if placement.scoring is not None:
+        return partial(step_by_step, placement=placement)
+    limited = TeacherForced(placement) if not placement.is_full else causal
+    return lambda model, labels, codes: model.teacher_forced(labels, codes, limited)
+
+
+def in_hindsight(model: Transformer, labels: Tensor, codes: Tensor, placement: Placement) -> Tensor:
+    """Teacher-forced logits under a policy that is shown the finished image."""
+    assert placement.hindsight is not None
+    room = torch.from_numpy(placement.room)  # (L, H)
+    limits = [
+        Limits(placement.hindsight.evicted_at(seen, room[layer]), placement, seen.dtype)
+        for layer, seen in enumerate(attention_of(model, labels, codes))
+    ]
+    return model.teacher_forced(labels, codes, lambda layer, q, k, v: limits[layer].attend(q, k, v))
 
 
 def step_by_step(
