@@ -74,4 +74,9 @@ CACHES = (
         for fold in (False, True)
     ]
     + [fewlines.cache("linear", lines=2, anchor=1, pool=pool) for pool in ("max", "query")]
+    + [
+        fewlines.cache(policy, lines=2, fold=fold, split="pyramid")
+        for policy in ("snapkv", "streaming")
+        for fold in (False, True)
+    ]
 )

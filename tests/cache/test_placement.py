@@ -12,13 +12,14 @@ from conftest import calibrated
 from fewlines.cache.budget import Budget
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Cache, Placement
-from fewlines.cache.policy import NOBODY, ScoringPolicy, registry
+from fewlines.cache.policy import NOBODY, HindsightPolicy, ScoringPolicy, registry
+from fewlines.cache.split import split_by_depth
 from fewlines.errors import FewlinesError
 
 POLICIES = [
     name
     for name, policy in registry().items()
-    if not issubclass(policy, ScoringPolicy) and name != "full"
+    if not issubclass(policy, ScoringPolicy | HindsightPolicy) and name != "full"
 ]
 
 
@@ -108,3 +109,15 @@ def test_wrong_caches_are_explained():
     ):
         with pytest.raises(FewlinesError, match=message):
             build()
+
+
+@pytest.mark.parametrize("layers", [1, 2, 6, 24])
+@pytest.mark.parametrize("tokens", [2, 3, 28, 42, 150, 195])
+def test_a_pyramid_falls_with_depth_and_holds_what_the_uniform_split_holds(layers, tokens):
+    geometry = Geometry((14, 14), prefix=1, layers=layers, heads=3)
+    rooms = split_by_depth(geometry, tokens * layers * 3)
+    assert rooms.sum() == tokens * layers * 3
+    assert (np.diff(rooms, axis=0) <= 0).all()
+    assert rooms.min() >= 2
+    assert rooms.max() <= 196
+    assert (rooms == rooms[:, :1]).all()

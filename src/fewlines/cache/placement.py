@@ -26,10 +26,11 @@ from fewlines.cache.policy import (
     StaticPolicy,
     registry,
 )
-from fewlines.cache.split import SMALLEST, split_by_mass
+from fewlines.cache.split import SMALLEST, split_by_depth, split_by_mass
 from fewlines.errors import FewlinesError
 
-Split = Literal["uniform", "calibrated"]
+Split = Literal["uniform", "calibrated", "pyramid"]
+SUFFIX = {"uniform": "", "calibrated": "+budgets", "pyramid": "+pyramid"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Cache:
             the mean value and the number `n` of its victims and enters the softmax with the
             additive bias `log n` (after KeepKV 2504.09936 and ZSMerge 2503.10714).
         split: over layers and heads; `calibrated` gives each head what its expected attention
-            is worth, the same for every image and `uniform`'s total.
+            is worth, `pyramid` gives early layers more (PyramidKV 2406.02069); the same for every
+            image, and `uniform`'s total.
         calibration: where the model's heads look, for policies that go by it.
     """
 
@@ -65,7 +67,7 @@ class Cache:
     def policy_text(self) -> str:
         """As tables name it: `scheduled+fold`."""
         fold = "+fold" if self.fold else ""
-        return f"{self.policy}{fold}{'+budgets' if self.split == 'calibrated' else ''}"
+        return f"{self.policy}{fold}{SUFFIX[self.split]}"
 
     @property
     def budget_text(self) -> str:
@@ -98,10 +100,12 @@ class Cache:
         return self.calibration
 
     def split_room(self, geometry: Geometry, total: int) -> Table:
-        """Room of each head `(L, H)` by calibration, `total` in all."""
-        assert isinstance(self.policy, CalibratedPolicy)
+        """Room of each head `(L, H)`, `total` in all."""
         if total < SMALLEST * geometry.layers * geometry.heads:
             raise FewlinesError(f"cache: {self.slug} leaves less than {SMALLEST} tokens to a head")
+        if self.split == "pyramid":
+            return split_by_depth(geometry, total)
+        assert isinstance(self.policy, CalibratedPolicy)
         return split_by_mass(self.policy, geometry, total, self._calibration(geometry))
 
     @property
@@ -124,7 +128,7 @@ def _place(cache: Cache, geometry: Geometry) -> Placement:
         nobody = np.full((*shape, n), NOBODY)
         return Placement(geometry, np.full(shape, n), nobody, fold=False)
     room = capacity - cache.fold
-    if cache.split == "calibrated":
+    if cache.split != "uniform":
         room = cache.split_room(geometry, int(room.sum()))
         capacity = room + cache.fold
     if room.min() < 1:

@@ -11,6 +11,7 @@ from fewlines.cache.calibration import Calibration
 from fewlines.cache.geometry import Geometry, Table
 from fewlines.cache.policy import NOBODY, CalibratedPolicy
 
+STEEPNESS = 20  # PyramidKV's β: the top layer gets a β-th of the mean
 SMALLEST = 2  # tokens of a head: the one being decoded and one more
 
 
@@ -45,6 +46,23 @@ def split_by_mass(
         if given < gains.shape[-1]:
             heapq.heappush(queue, (-gains[head][given], head))
     return rooms
+
+
+def split_by_depth(geometry: Geometry, total: int) -> Table:
+    """Room of each head, `(L, H)`, falling evenly from the first layer to the last, after
+    PyramidKV (arXiv 2406.02069); what exceeds an image is given to the layers above."""
+    heads, n, layers = geometry.heads, geometry.n_tokens, geometry.layers
+    mean = total / (layers * heads)
+    low = mean / STEEPNESS
+    wanted = np.linspace(2 * mean - low, low, layers) if layers > 1 else np.array([mean])
+    rooms = np.clip(wanted.round().astype(int), SMALLEST, n)
+    left = total // heads - int(rooms.sum())
+    while left:  # rounding and clipping, from the first layer that can take it
+        step = 1 if left > 0 else -1
+        layer = next(i for i, room in enumerate(rooms) if SMALLEST <= room + step <= n)
+        rooms[layer] += step
+        left -= step
+    return np.repeat(rooms[:, None], heads, axis=1)
 
 
 def _lost_mass(
