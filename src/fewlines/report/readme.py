@@ -14,8 +14,8 @@ START = "<!-- numbers: written by the commands from results/reference, not by ha
 END = "<!-- end of numbers -->"
 
 PAPER_COLUMNS = (
-    "source", "shape", "grid", "batch", "cache", "process MB", "decode peak MB", "KV MB", "ms/image", "FID",
-    "× memory (process)", "× memory (decode peak)", "× time", "FID ratio",
+    "source", "shape", "grid", "batch", "cache", "process MB", "decode peak MB", "KV MB",
+    "ms/image", "FID", "× memory (process)", "× memory (decode peak)", "× time", "FID ratio",
 )  # fmt: skip
 CACHE_COLUMNS = (
     "policy", "budget", "capacity", "ΔNLL (95%)", "FID", "KV MB", "× memory",
