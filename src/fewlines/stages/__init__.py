@@ -31,6 +31,7 @@ MODULES = {
     "efficiency": "efficiency",
     "bench": "efficiency",
     "plan": "plan",
+    "watch": "watch",
     "tables": "report",
     "likelihood-table": "report",
     "figures": "report",
