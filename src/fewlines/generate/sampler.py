@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Rows of a CPU batch that are drawn together. What a large batch needs at once, the C library maps
+# and unmaps at every step, and then every page costs a fault.
+CHUNK = 64
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -35,6 +39,9 @@ class Sampler:
         Returns:
             Codes `(B,)`.
         """
+        if logits.device.type == "cpu" and len(logits) > CHUNK:
+            parts = zip(logits.split(CHUNK), noise.split(CHUNK), strict=True)
+            return torch.cat([self(*part) for part in parts])
         logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             lowest = logits.topk(self.top_k).values[:, -1:]

@@ -8,6 +8,7 @@ disturbs the machine disturbs them alike.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import multiprocessing
 import time
@@ -27,7 +28,7 @@ from fewlines.errors import FewlinesError
 from fewlines.generate.decode import Decoder
 from fewlines.generate.packed import prepare
 from fewlines.measure import memory, roofline
-from fewlines.measure.operators import Decode, Device, weight_bytes
+from fewlines.measure.operators import Decode, Device
 from fewlines.measure.profile import profile_steps
 from fewlines.models.shapes import published_shape, random_transformer
 from fewlines.models.transformer import TransformerShape
@@ -282,8 +283,9 @@ def _peer(model: Any, setting: Setting) -> Callable[[Row], Any]:
 
 def largest_batch(decode: Decode, cap: float) -> int:
     """Rows that fit into `cap` bytes, weights included; 0 if none does."""
-    weights = weight_bytes(decode.shape, decode.weight_itemsize)
-    return max(0, int((cap - weights) / (decode.peak_bytes / decode.rows)))
+    most = max(1, int(cap // (decode.kv_bytes // decode.rows)))
+    rows = range(1, most + 1)
+    return bisect.bisect_right(rows, cap, key=lambda n: replace(decode, rows=n).process_bytes)
 
 
 def host(probe: dict[str, Any], precision: str, batch: int) -> Device:

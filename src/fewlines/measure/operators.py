@@ -13,6 +13,7 @@ import numpy as np
 
 from fewlines.cache.placement import Cache
 from fewlines.cache.policy import ScoringPolicy
+from fewlines.generate.sampler import CHUNK
 from fewlines.models.transformer import TransformerShape
 
 SMALL_OPERATORS = 24  # of a layer, between the products: norms, rotation, SwiGLU, residuals
@@ -177,8 +178,9 @@ class Decode:
     def peak_bytes(self) -> int:
         """Above the weights: keys, values, bookkeeping, and what a step computes in passing."""
         shape = self.shape
-        passing = shape.codes * (3 * FLOAT + 2 * 8) + 4 * FLOAT * (shape.hidden + shape.dim)
-        return self.kv_bytes + self.policy_bytes + self.rows * passing
+        passing = FLOAT * (shape.codes + 4 * shape.hidden + 4 * shape.dim)
+        sampling = min(self.rows, CHUNK) * shape.codes * (2 * FLOAT + 2 * 8)
+        return self.kv_bytes + self.policy_bytes + self.rows * passing + sampling
 
     @property
     def process_bytes(self) -> int:
