@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick reference bench test lint clean
+.PHONY: reproduce quick reference bench policies test lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -23,6 +23,10 @@ reference: reproduce  ## make the default experiment's results the ones that the
 bench: $(READY)  ## what decoding costs at published shapes, into docs/engine.md; the better part of an hour
 	$(BIN)/snakemake efficiency choices --configfile experiments/efficiency.yaml
 	$(BIN)/fewlines publish-efficiency --run results/efficiency --reference results/reference --document docs/engine.md
+
+policies: $(READY)  ## every policy at the same bounds, by likelihood, into docs/policies.md; after `make reproduce`
+	$(BIN)/snakemake likelihood_table --configfile experiments/policies.yaml --rerun-triggers mtime
+	$(BIN)/fewlines publish-policies --run results/fashion-mnist --reference results/reference --document docs/policies.md
 
 test: lint  ## the whole suite
 	$(BIN)/pytest

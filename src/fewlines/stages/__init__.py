@@ -38,6 +38,7 @@ MODULES = {
     "report": "report",
     "publish": "report",
     "publish-efficiency": "report",
+    "publish-policies": "report",
 }
 
 

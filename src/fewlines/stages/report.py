@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pandas as pd
+
 from fewlines.config import Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import replacing, write_json
@@ -13,6 +15,7 @@ from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.engine import engine_numbers
 from fewlines.report.figures import draw_lines, draw_memory, draw_quality, draw_samples
 from fewlines.report.page import CAPTIONS, write_page
+from fewlines.report.policies import draw_policies, policy_numbers
 from fewlines.report.provenance import provenance as describe_run
 from fewlines.report.readme import numbers, put_block
 from fewlines.report.results import Results
@@ -85,6 +88,18 @@ def publish_efficiency(run: Path, reference: Path, document: Path) -> None:
     tables = [run / f"tables/{name}.csv" for name in ("efficiency", "scaling", "choices")]
     _copy([*tables, run / "figures/efficiency.png"], reference)
     put_block(document, engine_numbers(reference))
+
+
+def publish_policies(run: Path, reference: Path, document: Path) -> None:
+    """Make a finished table of likelihoods the tracked one, and write the numbers of
+    docs/policies.md from it."""
+    table = run / "tables/likelihood.csv"
+    if not table.exists():
+        raise FewlinesError(f"{table} is missing; run 'snakemake likelihood_table' first")
+    with replacing(reference / "policies.csv") as temporary:
+        shutil.copyfile(table, temporary)
+    draw_policies(pd.read_csv(table), reference / "policies.png")
+    put_block(document, policy_numbers(reference))
 
 
 def _copy(sources: list[Path], reference: Path) -> None:
