@@ -27,3 +27,4 @@ rule all:
     input:
         rules.tables.output,
         rules.report.output,
+        rules.watch.output,

@@ -92,6 +92,34 @@ rule figures:
         "fewlines figures --config {input.config} --run {params.run} 2>&1 | tee {log}"
 
 
+rule watch:
+    input:
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+        tokenizer=rules.tokenizer.output.weights,
+        calibration=calibration,
+    output:
+        report(
+            f"{RUN}/figures/watch.gif",
+            caption="../report/watch.rst",
+            category="Figures",
+            labels={"figure": "An image as it is drawn"},
+        ),
+        page=f"{RUN}/watch.html",
+    log:
+        f"{RUN}/logs/watch.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        settings=settings("paper", "sampling"),
+        cache=EXPERIMENT.paper.cache,
+        calibration=calibration_option,
+    shell:
+        "fewlines watch --config {input.config} --threads {threads} --model {input.model} "
+        "--tokenizer {input.tokenizer} --cache {params.cache} {params.calibration} "
+        "--output {output[0]} --page {output.page} 2>&1 | tee {log}"
+
+
 rule report:
     input:
         MEASURED,

@@ -78,7 +78,7 @@ def publish(run: Path, reference: Path, readme: Path) -> None:
     names = [f"{name}.json" for name in records]
     tables = [f"tables/{name}.csv" for name in ("cache", "paper", "floors", "storage")]
     pictures = [f"figures/{name}.png" for name in ("quality", "samples", "memory", "lines")]
-    _copy([run / name for name in (*names, *tables, *pictures)], reference)
+    _copy([run / name for name in (*names, *tables, *pictures, "figures/watch.gif")], reference)
     put_block(readme, numbers(reference))
 
 
