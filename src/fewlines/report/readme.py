@@ -29,6 +29,7 @@ def numbers(reference: Path) -> str:
         pd.read_csv(reference / f"{name}.csv") for name in ("paper", "cache", "floors")
     )
     facts = read_json(reference / "provenance.json")
+    rank = cache["nll_delta"].corr(cache["fid_mean"], method="spearman")
     floor = floors.set_index("floor")["fid_mean"]
     samples, seeds = int(cache["samples"].iloc[0]), int(cache["seeds"].iloc[0])
     modified = " (modified)" if facts["modified"] else ""
@@ -43,6 +44,7 @@ def numbers(reference: Path) -> str:
             f"{int(cache['likelihood_images'].iloc[0])} held-out images; times at batch "
             f"{int(cache['cost_batch'].iloc[0])}):",
             _markdown(cache, CACHE_COLUMNS),
+            f"Over these {len(cache)} caches ΔNLL and FID rank alike: Spearman's ρ is {rank:.2f}.",
             "FID is measured in the features of a classifier trained on the same images and "
             "compares with nothing outside this table. On as many real images it is "
             f"{floor['real']:.2f}, on the tokenizer's reconstructions "
