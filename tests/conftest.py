@@ -79,4 +79,10 @@ CACHES = (
         for policy in ("snapkv", "streaming")
         for fold in (False, True)
     ]
+    + [
+        calibrated(
+            fewlines.cache(policy, lines=2, split="headkv"), tiny_transformer().shape.geometry
+        )
+        for policy in ("snapkv", "streaming")
+    ]
 )

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 import fewlines
 from conftest import calibrated
 from fewlines.cache.budget import Budget
+from fewlines.cache.calibration import Calibration
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.policy import NOBODY, HindsightPolicy, ScoringPolicy, registry
-from fewlines.cache.split import split_by_depth
+from fewlines.cache.split import split_by_depth, split_by_reach
 from fewlines.errors import FewlinesError
 
 POLICIES = [
@@ -121,3 +122,15 @@ def test_a_pyramid_falls_with_depth_and_holds_what_the_uniform_split_holds(layer
     assert rooms.min() >= 2
     assert rooms.max() <= 196
     assert (rooms == rooms[:, :1]).all()
+
+
+def test_a_local_head_keeps_its_reach_and_frees_the_rest():
+    geometry = Geometry((4, 5), prefix=1, layers=1, heads=3)
+    near, far = np.eye(20, dtype=np.float32), np.tri(20, dtype=np.float32)
+    attention = np.stack([near + np.eye(20, k=-3, dtype=np.float32), far, far])[None]
+    rooms = split_by_reach(geometry, 3 * 8, Calibration(attention, (4, 5), images=1))
+    assert rooms.tolist() == [[4, 10, 10]]  # 4 tokens back is as far as the first head looks
+    everywhere = Calibration(np.stack([far] * 3)[None], (4, 5), images=1)
+    assert (split_by_reach(geometry, 3 * 8, everywhere) == 8).all()
+    nowhere = Calibration(np.stack([near] * 3)[None], (4, 5), images=1)
+    assert (split_by_reach(geometry, 3 * 8, nowhere) == 8).all()

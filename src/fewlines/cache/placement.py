@@ -26,11 +26,11 @@ from fewlines.cache.policy import (
     StaticPolicy,
     registry,
 )
-from fewlines.cache.split import SMALLEST, split_by_depth, split_by_mass
+from fewlines.cache.split import SMALLEST, split_by_depth, split_by_mass, split_by_reach
 from fewlines.errors import FewlinesError
 
-Split = Literal["uniform", "calibrated", "pyramid"]
-SUFFIX = {"uniform": "", "calibrated": "+budgets", "pyramid": "+pyramid"}
+Split = Literal["uniform", "calibrated", "pyramid", "headkv"]
+SUFFIX = {"uniform": "", "calibrated": "+budgets", "pyramid": "+pyramid", "headkv": "+headkv"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Cache:
             the mean value and the number `n` of its victims and enters the softmax with the
             additive bias `log n` (after KeepKV 2504.09936 and ZSMerge 2503.10714).
         split: over layers and heads; `calibrated` gives each head what its expected attention
-            is worth, `pyramid` gives early layers more (PyramidKV 2406.02069); the same for every
-            image, and `uniform`'s total.
+            is worth, `pyramid` gives early layers more (PyramidKV 2406.02069), `headkv` heads that
+            look far (HeadKV 2605.20600); the same for every image, and `uniform`'s total at most.
         calibration: where the model's heads look, for policies that go by it.
     """
 
@@ -60,7 +60,7 @@ class Cache:
             raise FewlinesError(f"cache: {self.policy} needs a budget, such as {{lines: 3}}")
         if self.policy.name == "full" and (self.budget is not None or self.fold):
             raise FewlinesError("cache: 'full' keeps every token; leave out budget and fold")
-        if self.split == "calibrated" and not self.needs_calibration:
+        if self.split == "calibrated" and not isinstance(self.policy, CalibratedPolicy):
             raise FewlinesError(f"cache: {self.policy} is not calibrated; leave out the split")
 
     @property
@@ -105,12 +105,14 @@ class Cache:
             raise FewlinesError(f"cache: {self.slug} leaves less than {SMALLEST} tokens to a head")
         if self.split == "pyramid":
             return split_by_depth(geometry, total)
+        if self.split == "headkv":
+            return split_by_reach(geometry, total, self._calibration(geometry))
         assert isinstance(self.policy, CalibratedPolicy)
         return split_by_mass(self.policy, geometry, total, self._calibration(geometry))
 
     @property
     def needs_calibration(self) -> bool:
-        return isinstance(self.policy, CalibratedPolicy)
+        return isinstance(self.policy, CalibratedPolicy) or self.split == "headkv"
 
     def calibrated(self, path: Path | None) -> Cache:
         """The same cache with the calibration in a file, if it needs one and there is one."""

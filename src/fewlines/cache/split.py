@@ -11,6 +11,7 @@ from fewlines.cache.calibration import Calibration
 from fewlines.cache.geometry import Geometry, Table
 from fewlines.cache.policy import NOBODY, CalibratedPolicy
 
+LOCAL = 0.9  # HeadKV's τ
 STEEPNESS = 20  # PyramidKV's β: the top layer gets a β-th of the mean
 SMALLEST = 2  # tokens of a head: the one being decoded and one more
 
@@ -63,6 +64,31 @@ def split_by_depth(geometry: Geometry, total: int) -> Table:
         rooms[layer] += step
         left -= step
     return np.repeat(rooms[:, None], heads, axis=1)
+
+
+def split_by_reach(geometry: Geometry, total: int, calibration: Calibration) -> Table:
+    """Room of each head, `(L, H)`, after HeadKV (arXiv 2605.20600): a head that finds a share
+    `LOCAL` of its attention among its last few tokens, fewer than the uniform room, keeps only so
+    many; what it frees goes to the other heads alike."""
+    n, shape = geometry.n_tokens, (geometry.layers, geometry.heads)
+    uniform = total // (shape[0] * shape[1])
+    distance = np.arange(n)[:, None] - np.arange(n)  # (q, k)
+    inside = distance >= 0
+    mass = np.stack(
+        [
+            np.bincount(distance[inside], head[inside], minlength=n)
+            for head in calibration.attention.reshape(-1, n, n)
+        ]
+    ).cumsum(1)  # (L·H, reach)
+    reach = (mass < LOCAL * mass[:, -1:]).sum(1) + 1
+    rooms = np.where(reach < uniform, reach.clip(SMALLEST), 0)
+    far = np.flatnonzero(rooms == 0)
+    if len(far) == 0:
+        return np.full(shape, uniform)
+    left = total - int(rooms.sum())
+    rooms[far] = left // len(far)
+    rooms[far[: left % len(far)]] += 1
+    return np.minimum(rooms, n).reshape(shape)
 
 
 def _lost_mass(
