@@ -25,6 +25,7 @@ bench: $(READY)  ## what decoding costs at published shapes, into docs/engine.md
 	$(BIN)/fewlines publish-efficiency --run results/efficiency --reference results/reference --document docs/engine.md
 
 policies: $(READY)  ## every policy at the same bounds, by likelihood, into docs/policies.md; after `make reproduce`
+	$(BIN)/snakemake calibration_curve
 	$(BIN)/snakemake likelihood_table --configfile experiments/policies.yaml --rerun-triggers mtime
 	$(BIN)/fewlines publish-policies --run results/fashion-mnist --reference results/reference --document docs/policies.md
 

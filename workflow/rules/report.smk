@@ -53,7 +53,7 @@ rule likelihood_table:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
     output:
-        expand(f"{RUN}/tables/likelihood.{{form}}", form=("csv", "md", "tex")),
+        expand(f"{RUN}/tables/policies.{{form}}", form=("csv", "md", "tex")),
     log:
         f"{RUN}/logs/likelihood-table.log",
     conda:

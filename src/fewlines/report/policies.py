@@ -26,8 +26,18 @@ def policy_numbers(reference: Path) -> str:
             f"{full['nll']:.4f}. Best first, by the mean over the budgets that all have.",
             _wide(limited).to_markdown(),
             *_sentences(limited),
+            "### How few images a schedule needs",
+            _curve(pd.read_csv(reference / "calibration.csv")),
         ]
     )
+
+
+def _curve(table: pd.DataFrame) -> str:
+    half = (table["nll_delta_high"] - table["nll_delta_low"]) / 2
+    text = [f"{d:+.4f} ± {r:.4f}" for d, r in zip(table["nll_delta"], half, strict=True)]
+    named = table.assign(text=text, cache=table["policy"] + ", " + table["budget"])
+    wide = named.pivot(index="calibrated_on", columns="cache", values="text")
+    return wide.loc[table["calibrated_on"].unique(), named["cache"].unique()].to_markdown()
 
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:

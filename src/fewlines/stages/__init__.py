@@ -17,6 +17,7 @@ MODULES = {
     "tokenize": "networks",
     "train-model": "networks",
     "calibrate": "calibrate",
+    "calibration-curve": "calibrate",
     "generate": "samples",
     "gather": "samples",
     "measure-quality": "quality",

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+import torch
+
 from fewlines.config import Experiment
+from fewlines.files import write_text
 from fewlines.measure.attention import expected_attention
+from fewlines.measure.likelihood import measure_likelihood, paired_interval
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer
 from fewlines.progress import progress
 from fewlines.stages.tokens import read_tokens
+
+COUNTS = (1, 4, 16, 64)  # images of the curve, before all of them
 
 
 def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> None:
@@ -22,3 +30,41 @@ def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> No
     found = expected_attention(network, labels, codes, config.calibration.batch, bar.update)
     bar.close()
     found.save(output)
+
+
+def calibration_curve(config: Experiment, model: Path, tokens: Path, output: Path) -> None:
+    """What a schedule loses that was calibrated on fewer images, or on those of one class, for
+    every calibrated cache of the experiment."""
+    network = load_network(model, Transformer)
+    tensors, _ = read_tokens(tokens)
+    labels, codes = tensors["train_labels"], tensors["train_codes"]
+    most = config.calibration.images
+    chosen = {f"first {count}": torch.arange(count) for count in (*COUNTS, most)}
+    chosen[f"{most} of class 0"] = torch.nonzero(labels == 0).flatten()[:most]
+    caches = [cache for cache in config.cache_by_slug.values() if cache.needs_calibration]
+    images = config.likelihood.images
+    test = (tensors["test_labels"][:images], tensors["test_codes"][:images])
+    bar = progress("calibration curve", len(chosen) * len(caches), "schedules")
+    rows = []
+    for name, numbers in chosen.items():
+        calibration = expected_attention(
+            network, labels[numbers], codes[numbers], config.calibration.batch
+        )
+        for cache in caches:
+            limited = replace(cache, calibration=calibration)
+            found = measure_likelihood(network, *test, limited, config.likelihood.batch)
+            delta, low, high = paired_interval(found.nll - found.nll_full)
+            rows.append(
+                {
+                    "calibrated_on": name,
+                    "policy": cache.policy_text,
+                    "budget": cache.budget_text,
+                    "nll_delta": delta,
+                    "nll_delta_low": low,
+                    "nll_delta_high": high,
+                    "likelihood_images": len(found.nll),
+                }
+            )
+            bar.update()
+    bar.close()
+    write_text(output, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))

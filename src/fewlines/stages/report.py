@@ -43,7 +43,7 @@ def tables(config: Experiment, run: Path) -> None:
 def likelihood_table(config: Experiment, run: Path) -> None:
     """Write the table of likelihoods alone, of all caches of the experiment."""
     results = Results(config, run)
-    write_table(likelihoods(results), run / "tables", "likelihood")
+    write_table(likelihoods(results), run / "tables", "policies")
 
 
 def figures(config: Experiment, run: Path) -> None:
@@ -93,12 +93,8 @@ def publish_efficiency(run: Path, reference: Path, document: Path) -> None:
 def publish_policies(run: Path, reference: Path, document: Path) -> None:
     """Make a finished table of likelihoods the tracked one, and write the numbers of
     docs/policies.md from it."""
-    table = run / "tables/likelihood.csv"
-    if not table.exists():
-        raise FewlinesError(f"{table} is missing; run 'snakemake likelihood_table' first")
-    with replacing(reference / "policies.csv") as temporary:
-        shutil.copyfile(table, temporary)
-    draw_policies(pd.read_csv(table), reference / "policies.png")
+    _copy([run / "tables/policies.csv", run / "tables/calibration.csv"], reference)
+    draw_policies(pd.read_csv(reference / "policies.csv"), reference / "policies.png")
     put_block(document, policy_numbers(reference))
 
 
