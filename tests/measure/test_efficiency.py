@@ -117,8 +117,8 @@ def test_a_plan_says_what_fits(capsys):
     printed = capsys.readouterr().out
     assert "does not fit" in printed.splitlines()[1]
     assert "of 64 lines fits beside 256 images" in printed
-    plan("llamagen-3b", "full", "t4", 24, 1000)
-    assert "no cache fits beside 1000 images" in capsys.readouterr().out
+    plan("llamagen-3b", "full", "t4", 24, 3000)
+    assert "no cache fits beside 3000 images" in capsys.readouterr().out
     with pytest.raises(FewlinesError, match="unknown device 'tpu'; write this, h200"):
         plan("llamagen-b", "full", "tpu")
     with pytest.raises(FewlinesError, match="cache 'linear=4' is not one of full, linear:4lines"):

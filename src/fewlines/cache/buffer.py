@@ -95,7 +95,9 @@ def compiled_step(group: HeadGroup) -> Step:
     kernel = decode_step(group.k.shape[-1], group.k.dtype)
     slots, nothing = group.slots, np.zeros((0, 1, 1), np.float32)
     heads, slot, now = (x.numpy() for x in (group.heads, slots.slot, slots.now))
-    buffers = [as_array(x) for x in (group.k, group.v, group.mean_k, group.mean_v)]
+    rounded = group.mean_k.dtype != group.k.dtype
+    means = [mean.numpy() if rounded else nothing for mean in (group.mean_k, group.mean_v)]
+    buffers = (as_array(group.k), as_array(group.v), group.fold, *means)
 
     def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         seen = nothing if slots.seen is None else slots.seen.numpy()

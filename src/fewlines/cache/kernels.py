@@ -135,14 +135,15 @@ def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
     """The compiled step of a group of heads, of one layer:
 
-        step(q, k, v, heads, keys, values, mean_k, mean_v, slot, now, out, seen, peak)
+        step(q, k, v, heads, keys, values, fold, mean_k, mean_v, slot, now, out, seen, peak)
 
     Args of that function, `r` query heads to a key-value head, `E` entries to a head, float32
     and int64 where nothing else is said:
         q: `(B, H·r, D)`, k, v: `(B, H, D)` of the new token, for all heads of the layer.
         heads: `(G,)`, the heads of this group.
         keys, values: `(B, G, E, D)` stored, the last entry the summary where victims are folded.
-        mean_k, mean_v: `(B, G, D)`, the summaries unrounded; empty where nothing is folded.
+        fold: whether the last entry is a summary.
+        mean_k, mean_v: `(B, G, D)`, the summaries unrounded; empty where the entry itself is exact.
         slot: `(B, G)`, the entry that the new token takes.
         now: `(3, G)`: whether somebody is there; victims folded so far, that one included; entries
             written, from the first on, the summary not counted.
@@ -153,17 +154,18 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
     """
     D, stride = head_dim, CACHE_LINE // storage.itemsize  # numba caches closures over numbers only
     stored = types.Array(numba.from_dtype(np.dtype(STORED[storage])), 4, "C")
-    row = types.Array(types.float32, 3, "A")
+    row, whole = types.Array(types.float32, 3, "A"), types.Array(types.float32, 3, "C")
     heads, rows = types.Array(types.int64, 1, "C"), types.Array(types.int64, 2, "A")
-    signature = types.void(
-        row, row, row, heads, stored, stored, row, row, rows, rows, row, row, types.boolean
-    )
+    flag = types.boolean
+    new, means = (row, row, row), (whole, whole)
+    buffers = (heads, stored, stored, flag, *means)
+    signature = types.void(*new, *buffers, rows, rows, whole, whole, flag)
 
     @numba.njit(signature, parallel=True, fastmath=True, nogil=True, cache=True)
-    def step(q, k, v, heads, keys, values, mean_k, mean_v, slot, now, out, seen, peak):
+    def step(q, k, v, heads, keys, values, fold, mean_k, mean_v, slot, now, out, seen, peak):
         B, G, E, _ = keys.shape
         r = q.shape[1] // k.shape[1]
-        fold = mean_k.shape[0] > 0
+        exact = mean_k.shape[0] > 0
         observed = seen.shape[0] > 0
         scale = F32(D**-0.5)
         for i in numba.prange(B * G):
@@ -174,11 +176,34 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
             folded = now[1, g]
             if fold and now[0, g]:
                 share = F32(1) / F32(folded)
+                # By way of arrays of its own: then every loop is one of vectors.
+                mean, victim = np.empty((2, D), np.float32), np.empty((2, D), np.float32)
                 for d in range(D):
-                    mean_k[b, g, d] += (_widen(keys[b, g, new, d]) - mean_k[b, g, d]) * share
-                    mean_v[b, g, d] += (_widen(values[b, g, new, d]) - mean_v[b, g, d]) * share
-                    _store(keys, (b, g, E - 1, d), mean_k[b, g, d])
-                    _store(values, (b, g, E - 1, d), mean_v[b, g, d])
+                    victim[0, d] = _widen(keys[b, g, new, d])
+                for d in range(D):
+                    victim[1, d] = _widen(values[b, g, new, d])
+                if exact:
+                    for d in range(D):
+                        mean[0, d] = mean_k[b, g, d]
+                    for d in range(D):
+                        mean[1, d] = mean_v[b, g, d]
+                else:
+                    for d in range(D):
+                        mean[0, d] = _widen(keys[b, g, E - 1, d])
+                    for d in range(D):
+                        mean[1, d] = _widen(values[b, g, E - 1, d])
+                for d in range(D):
+                    mean[0, d] += (victim[0, d] - mean[0, d]) * share
+                    mean[1, d] += (victim[1, d] - mean[1, d]) * share
+                if exact:
+                    for d in range(D):
+                        mean_k[b, g, d] = mean[0, d]
+                    for d in range(D):
+                        mean_v[b, g, d] = mean[1, d]
+                for d in range(D):
+                    _store(keys, (b, g, E - 1, d), mean[0, d])
+                for d in range(D):
+                    _store(values, (b, g, E - 1, d), mean[1, d])
             for d in range(D):
                 _store(keys, (b, g, new, d), k[b, head, d])
                 _store(values, (b, g, new, d), v[b, head, d])

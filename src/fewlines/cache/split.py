@@ -58,11 +58,12 @@ def split_by_depth(geometry: Geometry, total: int) -> Table:
     wanted = np.linspace(2 * mean - low, low, layers) if layers > 1 else np.array([mean])
     rooms = np.clip(wanted.round().astype(int), SMALLEST, n)
     left = total // heads - int(rooms.sum())
-    while left:  # rounding and clipping, from the first layer that can take it
-        step = 1 if left > 0 else -1
-        layer = next(i for i, room in enumerate(rooms) if SMALLEST <= room + step <= n)
-        rooms[layer] += step
-        left -= step
+    while left > 0:  # rounding and clipping: to the first layer that can take it
+        rooms[np.flatnonzero(rooms < n)[0]] += 1
+        left -= 1
+    while left < 0:  # or from the last that can give it
+        rooms[np.flatnonzero(rooms > SMALLEST)[-1]] -= 1
+        left += 1
     return np.repeat(rooms[:, None], heads, axis=1)
 
 

@@ -106,7 +106,9 @@ def _compiled(rows: int, entries: int, dtype: torch.dtype, copies: int) -> Calla
 
     def run() -> None:
         for k, v in arrays:
-            step(new, new, new, heads, k, v, nothing, nothing, slot, now, out, nothing, False)
+            step(
+                new, new, new, heads, k, v, False, nothing, nothing, slot, now, out, nothing, False
+            )
 
     return run
 

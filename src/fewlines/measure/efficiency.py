@@ -38,7 +38,7 @@ FullEngine = Literal["lean", "stock", "hf-dynamic", "hf-static"]
 OUT_OF_MEMORY, TIME_LIMIT = "out of memory", "time limit"
 RESERVE = 1.0e9  # bytes that a measurement leaves free
 PROBE_SECONDS = 600  # more than any machine needs
-STEPS = 4  # timed at a position, where steps are alike
+STEPS = 7  # timed at a position, where steps are alike
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
         an image, each repeat), `steps` (seconds of a step at each position, each repeat),
         `full_run_seconds`.
     """
-    batches = sorted({row.batch for row in setting.rows})
+    batches = sorted({row.batch for row in setting.rows if _fits(setting, row)})
     bar = progress(setting.shape_name, len(batches) + len(setting.rows) * repeats, "measurements")
     probes: dict[int, Any] = {}
     for batch in batches:
@@ -99,6 +99,8 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
     rows = [_blank(setting, row) for row in setting.rows]
     for repeat in range(repeats):
         for row, result in zip(setting.rows, rows, strict=True):
+            if not _fits(setting, row):
+                result["outcome"] = OUT_OF_MEMORY
             if result["outcome"] == "ok":
                 whole = setting.full_run and repeat == 0
                 _add(result, _ask(setting.limit_seconds, _measure, setting, row, whole))
@@ -118,6 +120,10 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
         "probes": probes,
         "rows": rows,
     }
+
+
+def _fits(setting: Setting, row: Row) -> bool:
+    return setting.decode(row).process_bytes < machine.available_bytes() - RESERVE
 
 
 def _blank(setting: Setting, row: Row) -> dict[str, Any]:
@@ -175,7 +181,11 @@ def _answer(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ..
         adjustment.write_text("1000")  # if somebody must go, then this process
     try:
         pipe.send(work(*arguments))
-    except MemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
+        pipe.send(OUT_OF_MEMORY)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # as torch says it on the CPU
+            raise
         pipe.send(OUT_OF_MEMORY)
 
 
@@ -187,9 +197,6 @@ def _probe(setting: Setting, batch: int) -> dict[str, Any]:
 @torch.inference_mode()
 def _measure(setting: Setting, row: Row, whole: bool) -> dict[str, Any]:
     torch.set_num_threads(setting.threads)
-    decode = setting.decode(row)
-    if decode.process_bytes > machine.available_bytes() - RESERVE:
-        raise MemoryError
     generator = torch.Generator().manual_seed(0)
     model = random_transformer(setting.shape, setting.precision, generator)
     steps = _peer(model, setting) if row.engine.startswith("hf") else _ours(model, setting, row)
@@ -238,21 +245,26 @@ class _Ours:
         self.decoder.buffers.fill(torch.Generator().manual_seed(1))
         self.codes = torch.zeros(row.batch, dtype=torch.long, device=machine.device())
         self.noise = torch.rand(row.batch, dtype=torch.float64, device=machine.device())
-        # A scoring policy works once per line: time a whole one.
-        scores = row.cache.place(self.geometry).scoring is not None
-        self.window = self.geometry.width if scores else STEPS
+        self.scores = row.cache.place(self.geometry).scoring is not None
 
     def seconds(self, position: int) -> float:
-        """Of a step, from image token `position` on."""
-        buffers = self.decoder.buffers
-        for steps in (1, self.window):  # the first is for warming up
-            buffers.jump(position)
+        """Of a step, from image token `position` on: the mean over a line of a policy that works
+        once per line, the median of a few where steps are alike."""
+        self._steps(position, 1)  # for warming up
+        if self.scores:
+            return float(np.mean(self._steps(position, self.geometry.width)))
+        return float(np.median(self._steps(position, STEPS)))
+
+    def _steps(self, position: int, count: int) -> list[float]:
+        self.decoder.buffers.jump(position)
+        seconds = []
+        for step in range(position, position + count):
             machine.synchronise()
             start = time.perf_counter()
-            for step in range(position, position + steps):
-                self.codes = self.decoder.step(step, self.codes, self.noise)
+            self.codes = self.decoder.step(step, self.codes, self.noise)
             machine.synchronise()
-        return (time.perf_counter() - start) / self.window
+            seconds.append(time.perf_counter() - start)
+        return seconds
 
     def profile(self, position: int) -> dict[str, float]:
         """Shares of the seconds of a step, see `profile_steps`."""

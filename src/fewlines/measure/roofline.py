@@ -35,7 +35,7 @@ def _kernel_bandwidth(storage: torch.dtype, rows: int = 32, head_dim: int = 64) 
     slot, heads = np.zeros((rows, 1), np.int64), np.zeros(1, np.int64)
     now = np.array([[0], [0], [entries]])
     step = decode_step(head_dim, storage)
-    arrays = (new, new, new, heads, as_array(keys), as_array(values), none, none)
+    arrays = (new, new, new, heads, as_array(keys), as_array(values), False, none, none)
     seconds = machine.best_seconds(
         lambda: step(*arrays, slot, now, new.copy(), none, False), repeats=3
     )
