@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def measure_choices() -> list[dict[str, Any]]:
     found = []
     for description, work, run in jobs:
         made = run()
-        seconds = machine.best_seconds(made, repeats=5)
+        seconds = machine.best_seconds(made, repeats=3)
         found.append({**description, "rate": work / seconds, "seconds": seconds})
         bar.update()
     bar.close()
@@ -58,13 +59,7 @@ def _attention() -> Iterator[Job]:
                 "entries": entries,
             }
             copies = max(2, SPREAD // size)
-            yield (
-                description,
-                size * copies,
-                lambda make=make, rows=rows, entries=entries, dtype=dtype, copies=copies: make(
-                    rows, entries, dtype, copies
-                ),
-            )
+            yield description, size * copies, partial(make, rows, entries, dtype, copies)
 
 
 def _buffers(rows: int, entries: int, dtype: torch.dtype, copies: int) -> list[Tensor]:
@@ -130,11 +125,7 @@ def _linears() -> Iterator[Job]:
                 "dtype": str(dtype).removeprefix("torch."),
                 "rows": rows,
             }
-            yield (
-                description,
-                flops,
-                lambda how=how, dtype=dtype, rows=rows: _layers(how, dtype, rows),
-            )
+            yield description, flops, partial(_layers, how, dtype, rows)
 
 
 def _layers(how: str, dtype: torch.dtype, rows: int) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def engine_numbers(reference: Path) -> str:
 def _rates(choices: pd.DataFrame, what: str, index: list[str], scale: float) -> str:
     rates = choices[choices["what"] == what].assign(rate=lambda found: found["rate"] * scale)
     wide = rates.pivot_table(index=index, columns=["how", "dtype"], values="rate", sort=False)
-    wide.columns = [f"{how}, {dtype}" for how, dtype in wide.columns]
+    wide.columns = pd.Index([", ".join(map(str, names)) for names in wide.columns.to_list()])
     numbers = wide.reset_index()
     numbers[index] = numbers[index].astype(int)
     return numbers.to_markdown(index=False, floatfmt=".1f")
@@ -82,7 +83,7 @@ def _decoding(table: pd.DataFrame) -> str:
 
 
 def _shares(table: pd.DataFrame) -> str:
-    names = [name for name in table if name.startswith("share_")]
+    names = [str(name) for name in table if str(name).startswith("share_")]
     rows = table[(table["grid"] == "64x64") & table["memory_cap"].isna()].dropna(subset=names)
     keys = ["shape", "batch", "dtype", "storage", "engine", "policy", "budget"]
     shown = rows[keys].copy()
@@ -127,13 +128,14 @@ def _caps(table: pd.DataFrame) -> str:
         & (table["dtype"] == "float32")
         & table["bandwidth"].notna()
     ]
+    rates = base.groupby("batch")["linear_flops_per_second"].median()
     device = Device(
         base["processor"].iloc[0],
         base["bandwidth"].median(),
         base["linear_flops_per_second"].max(),
         0,
         base["operator_seconds"].median(),
-        base.groupby("batch")["linear_flops_per_second"].median().to_dict(),
+        dict(zip(rates.index.tolist(), rates.tolist(), strict=True)),
     )
     shape = published_shape("llamagen-b").on((64, 64))
     rows = []
@@ -187,5 +189,5 @@ def _few() -> Cache:
     return _cache("streaming", {"lines": 4})
 
 
-def _cache(policy: str, budget: dict[str, object] | None) -> Cache:
+def _cache(policy: str, budget: Mapping[str, object] | None) -> Cache:
     return Cache(make_policy(policy, {}), Budget.parse(budget) if budget else None)

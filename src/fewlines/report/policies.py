@@ -64,12 +64,10 @@ def _sentences(table: pd.DataFrame) -> list[str]:
             for other in (RIVAL, f"{RIVAL}+fold", "oracle")
             if OURS in at and other in at
         ]
-        pairs = zip(rows.itertuples(), rows[1:].itertuples(), strict=False)
-        close = [
-            f"{better.policy} and {worse.policy}"
-            for better, worse in pairs
-            if better.nll_delta_high >= worse.nll_delta_low
-        ]
+        meets = rows["nll_delta_high"].to_numpy()[:-1] >= rows["nll_delta_low"].to_numpy()[1:]
+        names = rows["policy"].tolist()
+        neighbours = zip(names, names[1:], meets, strict=False)
+        close = [f"{better} and {worse}" for better, worse, meet in neighbours if meet]
         ours = f"{OURS} loses {', '.join(ratios)}. " if ratios else ""
         noise = f"Neighbours within each other's intervals: {'; '.join(close)}." if close else ""
         lines.append(f"**{budget}**: {ours}{noise}")
