@@ -27,4 +27,5 @@ rule all:
     input:
         rules.tables.output,
         rules.report.output,
+        rules.efficiency.output,
         rules.watch.output,

@@ -77,11 +77,20 @@ def test_every_table_figure_and_report_is_there(run):
     assert paper["cache"].tolist() == [
         "Baseline (Full Cache)", "Proposed (Few Lines Cache)",
         "full, stock", "full, lean", "streaming-3lines",
+        "full, lean", "full, stock", "streaming, lines: 2",
     ]  # fmt: skip
-    for name in ("cache", "paper", "floors"):
+    assert paper["grid"].tolist()[2:] == ["14x14"] * 3 + ["6x6"] * 3
+    assert paper["fid_mean"].isna().tolist() == [False] * 5 + [True] * 3
+    assert (paper["time_ratio"].dropna() > 0).all()
+    storage = pd.read_csv(run / "tables/storage.csv").set_index("storage")
+    assert storage.loc["float16", "equal_tokens"] > 0.9
+    assert storage["nll_delta"].abs().max() < 0.01
+    for name in ("cache", "paper", "floors", "storage", "efficiency"):
         for suffix in (".md", ".tex"):
             assert (run / f"tables/{name}{suffix}").stat().st_size > 100
-    for name in ("quality", "samples", "memory", "lines"):
+    assert (run / "figures/watch.gif").read_bytes().startswith(b"GIF89a")
+    assert "data:image/png;base64," in (run / "watch.html").read_text()
+    for name in ("quality", "samples", "memory", "lines", "efficiency"):
         assert (run / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4
@@ -240,7 +249,10 @@ def compare(path: Path, run: Path, out: Path) -> None:
 def test_the_snakemake_report_is_described(folder):
     """Every table and figure has a caption and a place in `snakemake --report`."""
     captions = {path.stem for path in (REPOSITORY / "workflow/report").glob("*.rst")}
-    assert captions == {"cache", "paper", "floors", "quality", "samples", "memory", "lines"}
+    assert captions == {
+        "cache", "paper", "floors", "storage",
+        "quality", "samples", "memory", "lines", "efficiency", "watch",
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
