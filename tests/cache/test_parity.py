@@ -7,6 +7,7 @@ import math
 import sys
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -264,3 +265,9 @@ def test_the_compiled_kernel_and_torch_agree(
     by_torch = logits()
     assert not torch.equal(compiled, by_torch)  # two implementations, not one
     torch.testing.assert_close(compiled, by_torch, atol=tolerance, rtol=tolerance)
+
+
+def test_the_kernel_keeps_to_torchs_threads(model):
+    """conftest gives torch one thread."""
+    BoundedCache(fewlines.cache("full").place(model.shape.geometry), 1, model.shape.head_dim)
+    assert numba.get_num_threads() == torch.get_num_threads() == 1

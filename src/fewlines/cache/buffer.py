@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.cache.kernels import STORED, as_array, decode_step
+from fewlines.cache.kernels import STORED, as_array, decode_step, follow_torch_threads
 from fewlines.cache.placement import Placement
 from fewlines.cache.slots import EVICTS, FOLDED, LENGTH, RankedSlots, Slots, TableSlots
 
@@ -200,6 +200,8 @@ class BoundedCache:
         self.placement = placement
         self.position = 0
         compiled = device.type == "cpu" and dtype in STORED
+        if compiled:
+            follow_torch_threads()
         make = stock_step if engine == "stock" else compiled_step if compiled else torch_step
         self.layers: list[list[HeadGroup]] = []
         for layer in range(geometry.layers):

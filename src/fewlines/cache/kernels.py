@@ -122,6 +122,11 @@ def negative_exp(x: Any) -> Any:
     return p * _power_of_two(whole)
 
 
+def follow_torch_threads() -> None:
+    """Use as many threads as torch does: a process that was given one core keeps to it."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+
 def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """The tensor's memory as numpy; 16-bit floats as the integers of equal bits."""
     if tensor.dtype == torch.bfloat16:
