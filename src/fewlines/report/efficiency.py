@@ -46,7 +46,8 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "engine": row["engine"],
             "policy": row["policy"],
             "budget": row["budget"],
-            "outcome": row["outcome"],
+            "outcome": "ok" if row["seconds"] else row["outcome"],
+            "repeats": len(row["seconds"]),
             "kv_bytes": row["kv_bytes"],
             "memory_cap": result["memory_cap"],
         }
