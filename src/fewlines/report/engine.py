@@ -62,7 +62,7 @@ def _rates(choices: pd.DataFrame, what: str, index: list[str], scale: float) -> 
     wide = rates.pivot_table(index=index, columns=["how", "dtype"], values="rate", sort=False)
     wide.columns = pd.Index([", ".join(map(str, names)) for names in wide.columns.to_list()])
     numbers = wide.reset_index()
-    numbers[index] = numbers[index].astype(int)
+    numbers[index] = numbers[index].astype(int).astype(str)
     return numbers.to_markdown(index=False, floatfmt=".1f")
 
 
@@ -97,7 +97,7 @@ def _findings(table: pd.DataFrame) -> list[str]:
     ours = measured[~measured["engine"].str.startswith("hf")]
     seconds = (ours["predicted_seconds"] / ours["seconds_per_image"] - 1).abs().median()
     peaks = (ours["predicted_peak_bytes"] / ours["peak_bytes"] - 1).abs().median()
-    error = measured["integration_error"].abs()
+    error = ours["integration_error"].abs()
     found = [
         f"The cost model's median error over {len(ours)} rows is {seconds:.0%} in time and "
         f"{peaks:.0%} in memory. Whole images took what their steps add up to, within "
@@ -111,7 +111,10 @@ def _findings(table: pd.DataFrame) -> list[str]:
         ].sort_values(["n_tokens", "batch"])
         if len(holds):
             first = holds.iloc[0]
-            where = f"from {first['grid']} tokens and batch {first['batch']} on"
+            where = (
+                f"from {first['grid']} tokens and batch {first['batch']} on "
+                f"(kept in {first['storage']}; policy {first['policy']})"
+            )
         else:
             where = "nowhere in this table"
         found.append(
