@@ -22,7 +22,7 @@ reference: reproduce  ## make the default experiment's results the ones that the
 
 bench: $(READY)  ## what decoding costs at published shapes, into docs/engine.md; the better part of an hour
 	$(BIN)/snakemake efficiency choices --configfile experiments/efficiency.yaml
-	$(BIN)/fewlines publish-efficiency --run results/efficiency --reference results/reference --document docs/engine.md
+	$(BIN)/fewlines publish-efficiency --run results/efficiency --reference results/reference --document docs/engine.md --readme README.md
 
 policies: $(READY)  ## every policy at the same bounds, by likelihood, into docs/policies.md; after `make reproduce`
 	$(BIN)/snakemake calibration_curve

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
 
+from fewlines.cache.budget import Budget
+from fewlines.cache.placement import Cache, make_policy
 from fewlines.files import replacing
 from fewlines.measure.cost import ratio_interval
-from fewlines.measure.efficiency import host
-from fewlines.measure.operators import SMALL_OPERATORS, Device, weight_bytes
+from fewlines.measure.efficiency import host, largest_batch
+from fewlines.measure.operators import SMALL_OPERATORS, Decode, Device, weight_bytes
 from fewlines.models.shapes import published_shape
 from fewlines.report.figures import STYLE
 
+CAPS = (8, 24, 80)  # GB
 KEYS = ["shape", "batch", "dtype", "storage", "engine", "policy", "budget"]
 
 
@@ -152,77 +159,169 @@ def _exponent(group: pd.DataFrame, cost: pd.Series) -> float:
     return float(np.polyfit(np.log(group["n_tokens"]), np.log(cost), 1)[0])
 
 
+def caps_table(table: pd.DataFrame) -> pd.DataFrame:
+    """LlamaGen-B at 64×64 under a memory cap: the largest batch by exact bytes, and its images/s
+    by the cost model of this machine, beside what was measured."""
+    base = table[
+        (table["shape"] == "llamagen-b")
+        & (table["dtype"] == "float32")
+        & table["bandwidth"].notna()
+    ]
+    if base.empty:
+        return pd.DataFrame()
+    rates = base.groupby("batch")["linear_flops_per_second"].median()
+    device = Device(
+        base["processor"].iloc[0],
+        base["bandwidth"].median(),
+        rates.max(),
+        0,
+        base["operator_seconds"].median(),
+        dict(zip(rates.index.tolist(), rates.tolist(), strict=True)),
+    )
+    shape = published_shape("llamagen-b").on((64, 64))
+    rows = []
+    for cap, (name, cache) in itertools.product(
+        CAPS,
+        (
+            ("full, lean", cache_of("full", None)),
+            ("streaming, 4 lines", cache_of("streaming", {"lines": 4})),
+        ),
+    ):
+        decode = Decode(shape, 1, cache, 4, 2)
+        batch = largest_batch(decode, cap * 1e9)
+        measured = base[(base["memory_cap"] == cap * 1e9) & (base["policy"] == cache.policy_text)]
+        rows.append(
+            {
+                "cap, GB": cap,
+                "cache": name,
+                "largest batch": batch,
+                "images/s, predicted": batch / replace(decode, rows=batch).seconds(device),
+                "images/s, measured": measured["images_per_second"].max(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def cache_of(policy: str, budget: Mapping[str, object] | None) -> Cache:
+    return Cache(make_policy(policy, {}), Budget.parse(budget) if budget else None)
+
+
 @mpl.rc_context(STYLE)
 def draw_efficiency(table: pd.DataFrame, path: Path) -> None:
-    """Time and memory against the number of tokens, speed-up against the batch, and how near each
-    row is to the roofline."""
+    """Time and memory against the number of tokens, speed-up against the batch, every row beside
+    its roofline, and images/s under a memory cap. Colours are caches, markers precisions."""
     table = table[table["outcome"] == "ok"]
+    table = table.assign(
+        name=table["policy"].where(table["policy"] != "full", "full, " + table["engine"]),
+        precision=table["dtype"].where(
+            table["dtype"] == table["storage"], table["dtype"] + ", kept in " + table["storage"]
+        ),
+    )
+    names, precisions = table["name"].unique(), table["precision"].unique()
+    colours = dict(zip(names, mpl.color_sequences["tab10"], strict=False))
+    markers = dict(zip(precisions, "os^vD", strict=False))
     given = table[table["memory_cap"].isna()]
-    figure, axes = plt.subplots(2, 2, figsize=(9.5, 7), layout="constrained")
-    _draw_scaling(axes[0, 0], given, "seconds_per_image", 1, "seconds per image")
-    _draw_scaling(axes[0, 1], given, "peak_bytes", 1e-9, "decode peak, GB")
-    _draw_speedup(axes[1, 0], given)
-    _draw_roofline(axes[1, 1], table)
-    handles = {
-        label: handle
-        for axis in axes.flat
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=7)
+    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    _draw_scaling(axes[0, 0], given, "seconds_per_image", 1, "s/image", colours, markers)
+    _draw_scaling(axes[0, 1], given, "peak_bytes", 1e-9, "decode peak, GB", colours, markers)
+    _draw_speedup(axes[1, 0], given, colours, markers)
+    _draw_roofline(axes[1, 1], table, colours, markers)
+    _draw_caps(axes[0, 2], table)
+    axes[1, 2].axis("off")
+    legend = [Line2D([], [], color=colours[name], label=name) for name in names]
+    legend += [
+        Line2D([], [], color="grey", ls="", marker=markers[kept], label=kept) for kept in precisions
+    ]
+    axes[1, 2].legend(handles=legend, loc="center", fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     plt.close(figure)
 
 
-def _label(keys: tuple[Any, ...]) -> str:
-    shape, _, dtype, storage, engine, policy, budget = keys
-    kept = dtype if dtype == storage else f"{dtype}/{storage}"
-    cache = engine if policy == "full" else f"{policy} {budget}"
-    return f"{shape}, {cache}, {kept}"
+def _most(table: pd.DataFrame, key: str, counted: str) -> tuple[str, int]:
+    """The shape and `key` that have most different values of `counted`."""
+    best = table.groupby(["shape", key])[counted].nunique().idxmax()
+    shape, chosen = cast(tuple[str, int], best)
+    return shape, chosen
+
+
+def _lines(
+    table: pd.DataFrame, colours: dict[str, Any], markers: dict[str, str]
+) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
+    """The rows of each cache and precision, and their style."""
+    for keys, group in table.groupby(["name", "precision"], sort=False):
+        name, precision = map(str, keys)
+        yield group, {"color": colours[name], "marker": markers[precision], "ms": 4, "lw": 1}
 
 
 def _draw_scaling(
-    axis: plt.Axes, table: pd.DataFrame, column: str, scale: float, label: str
+    axis: plt.Axes,
+    table: pd.DataFrame,
+    column: str,
+    scale: float,
+    label: str,
+    colours: dict[str, Any],
+    markers: dict[str, str],
 ) -> None:
-    """Of the batch that has most grids."""
-    batch = table.groupby("batch")["n_tokens"].nunique().idxmax()
-    for keys, group in table[table["batch"] == batch].groupby(KEYS, sort=False):
+    """Of the shape and batch that have most grids, with the exponents fitted."""
+    shape, batch = _most(table, "batch", "n_tokens")
+    chosen = table[(table["shape"] == shape) & (table["batch"] == batch)]
+    for group, style in _lines(chosen, colours, markers):
         group = group.sort_values("n_tokens")
-        axis.plot(group["n_tokens"], group[column] * scale, "o-", ms=3, lw=1, label=_label(keys))
-    axis.set(
-        xscale="log", yscale="log", xlabel="tokens of an image", ylabel=f"{label}, batch {batch}"
-    )
+        cost = group[column] * scale
+        axis.plot(group["n_tokens"], cost, **style)
+        if len(group) > 2:
+            exponent = _exponent(group, cost)
+            end = (group["n_tokens"].iloc[-1], cost.iloc[-1])
+            axis.annotate(f" N^{exponent:.2f}", end, fontsize=6, color=style["color"])
+    axis.set(xscale="log", yscale="log", xlabel="tokens of an image", ylabel=label)
+    axis.set_title(f"{shape}, batch {batch}", size=9)
 
 
-def _draw_speedup(axis: plt.Axes, table: pd.DataFrame) -> None:
-    """Of the grid that has most batches, with what the roofline allows as a dashed line."""
-    tokens = table.groupby("n_tokens")["batch"].nunique().idxmax()
-    few = table[(table["policy"] != "full") & (table["n_tokens"] == tokens)]
-    groups = [key for key in KEYS if key != "batch"]
-    for keys, group in few.dropna(subset="speedup_lean").groupby(groups, sort=False):
+def _draw_speedup(
+    axis: plt.Axes, table: pd.DataFrame, colours: dict[str, Any], markers: dict[str, str]
+) -> None:
+    """Of the shape and grid that have most batches, with what the roofline allows dashed."""
+    few = table[(table["policy"] != "full") & table["speedup_lean"].notna()]
+    if few.empty:
+        axis.axis("off")
+        return
+    shape, tokens = _most(few, "n_tokens", "batch")
+    few = few[(few["shape"] == shape) & (few["n_tokens"] == tokens)]
+    for group, style in _lines(few, colours, markers):
         group = group.sort_values("batch")
-        label = _label((keys[0], None, *keys[1:]))
-        (line,) = axis.plot(group["batch"], group["speedup_lean"], "o-", ms=3, lw=1, label=label)
-        axis.plot(group["batch"], group["speedup_bound"], "--", lw=1, color=line.get_color())
+        axis.plot(group["batch"], group["speedup_lean"], **style)
+        axis.plot(group["batch"], group["speedup_bound"], "--", lw=1, color=style["color"])
     axis.axhline(1, color="grey", lw=0.8)
-    axis.set(
-        xscale="log",
-        xlabel=f"batch, {tokens} tokens",
-        ylabel="speed-up over lean full (dashed: allowed)",
-    )
+    axis.set(xscale="log", xlabel="batch", ylabel="speed-up over full, lean (dashed: allowed)")
+    axis.set_title(f"{shape}, {tokens} tokens", size=9)
 
 
-def _draw_roofline(axis: plt.Axes, table: pd.DataFrame) -> None:
+def _draw_roofline(
+    axis: plt.Axes, table: pd.DataFrame, colours: dict[str, Any], markers: dict[str, str]
+) -> None:
     """Time that the roofline needs against the time measured: on the diagonal nothing is lost."""
-    for keys, group in table.groupby(["engine", "policy"], sort=False):
+    for group, style in _lines(table, colours, markers):
         roof = group["linear_seconds"] + group["read_seconds"]
-        name = keys[0] if keys[1] == "full" else keys[1]
-        axis.plot(roof, group["seconds_per_image"], "o", ms=4, label=f"roofline: {name}")
+        axis.plot(roof, group["seconds_per_image"], **{**style, "ls": ""})
     ends = table["seconds_per_image"].agg(["min", "max"])
     axis.plot(ends, ends, color="grey", lw=0.8)
-    axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="roofline, seconds per image",
-        ylabel="measured, seconds per image",
-    )
+    axis.set(xscale="log", yscale="log", xlabel="roofline, s/image", ylabel="measured, s/image")
+    axis.set_title("all rows", size=9)
+
+
+def _draw_caps(axis: plt.Axes, table: pd.DataFrame) -> None:
+    caps = caps_table(table)
+    if caps.empty:
+        axis.axis("off")
+        return
+    for offset, (cache, rows) in zip((-0.2, 0.2), caps.groupby("cache", sort=False), strict=True):
+        where = np.arange(len(rows)) + offset
+        bars = axis.bar(where, rows["images/s, predicted"], width=0.38, label=f"{cache}, predicted")
+        axis.bar_label(bars, [f"batch {batch}" for batch in rows["largest batch"]], fontsize=6)
+        axis.plot(where, rows["images/s, measured"], "kx", ms=5)
+    axis.plot([], [], "kx", label="measured")
+    axis.set_xticks(range(len(CAPS)), [f"{cap} GB" for cap in CAPS])
+    axis.set(xlabel="memory cap", ylabel="images/s")
+    axis.set_title("llamagen-b, 4096 tokens", size=9)
+    axis.legend(fontsize=6)

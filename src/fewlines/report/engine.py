@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from fewlines.cache.budget import Budget
-from fewlines.cache.placement import Cache, make_policy
-from fewlines.measure.efficiency import largest_batch
-from fewlines.measure.operators import DEVICES, Decode, Device
+from fewlines.measure.operators import DEVICES, Decode
 from fewlines.models.shapes import published_shape
+from fewlines.report.efficiency import cache_of, caps_table
 from fewlines.report.tables import readable_table
 
 PAPER_TIME, PAPER_MEMORY = 3.17, 3.28
@@ -22,7 +19,6 @@ PLANNED = (
     ("llamagen-xl", (24, 24), 512, {"fraction": "1/6"}),
     ("llamagen-xl", (64, 64), 64, {"lines": 4}),
 )
-CAPS = (8, 24, 80)
 
 
 def engine_numbers(reference: Path) -> str:
@@ -125,49 +121,21 @@ def _findings(table: pd.DataFrame) -> list[str]:
 
 
 def _caps(table: pd.DataFrame) -> str:
-    """Largest batches by exact bytes; images/s measured where a row was, else predicted."""
-    base = table[
-        (table["shape"] == "llamagen-b")
-        & (table["dtype"] == "float32")
-        & table["bandwidth"].notna()
-    ]
-    rates = base.groupby("batch")["linear_flops_per_second"].median()
-    device = Device(
-        base["processor"].iloc[0],
-        base["bandwidth"].median(),
-        base["linear_flops_per_second"].max(),
-        0,
-        base["operator_seconds"].median(),
-        dict(zip(rates.index.tolist(), rates.tolist(), strict=True)),
+    caps = caps_table(table)
+    shown = caps.assign(
+        **{
+            name: ["" if pd.isna(speed) else f"{speed:.3f}" for speed in caps[name]]
+            for name in ("images/s, predicted", "images/s, measured")
+        }
     )
-    shape = published_shape("llamagen-b").on((64, 64))
-    rows = []
-    for cap in CAPS:
-        for name, cache in (("full, lean", _cache("full", None)), ("streaming, 4 lines", _few())):
-            decode = Decode(shape, 1, cache, 4, 2)
-            batch = largest_batch(decode, cap * 1e9)
-            predicted = batch / replace(decode, rows=batch).seconds(device)
-            measured = base[
-                (base["memory_cap"] == cap * 1e9) & (base["policy"] == cache.policy_text)
-            ]
-            speed = measured["images_per_second"]
-            rows.append(
-                {
-                    "cap, GB": cap,
-                    "cache": name,
-                    "largest batch": batch,
-                    "images/s, predicted": f"{predicted:.3f}",
-                    "images/s, measured": f"{speed.iloc[0]:.3f}" if len(speed) else "",
-                }
-            )
-    return pd.DataFrame(rows).to_markdown(index=False)
+    return shown.to_markdown(index=False)
 
 
 def _planned() -> str:
     rows = []
     for shape, grid, batch, budget in PLANNED:
-        few = Decode(published_shape(shape).on(grid), batch, _cache("streaming", budget), 2, 2)
-        full = replace(few, cache=_cache("full", None))
+        few = Decode(published_shape(shape).on(grid), batch, cache_of("streaming", budget), 2, 2)
+        full = replace(few, cache=cache_of("full", None))
         for name in ("h200", "a100"):
             device = DEVICES[name]
             rows.append(
@@ -186,11 +154,3 @@ def _planned() -> str:
                 }
             )
     return pd.DataFrame(rows).to_markdown(index=False)
-
-
-def _few() -> Cache:
-    return _cache("streaming", {"lines": 4})
-
-
-def _cache(policy: str, budget: Mapping[str, object] | None) -> Cache:
-    return Cache(make_policy(policy, {}), Budget.parse(budget) if budget else None)

@@ -24,11 +24,12 @@ CACHE_COLUMNS = (
 
 
 def numbers(reference: Path) -> str:
-    """The block, from `paper.csv`, `cache.csv`, `floors.csv` and `provenance.json`."""
+    """The block, from the tables of the reference runs and `provenance.json`."""
     paper, cache, floors = (
         pd.read_csv(reference / f"{name}.csv") for name in ("paper", "cache", "floors")
     )
     facts = read_json(reference / "provenance.json")
+    engine = pd.read_csv(reference / "efficiency.csv").iloc[0]
     rank = cache["nll_delta"].corr(cache["fid_mean"], method="spearman")
     floor = floors.set_index("floor")["fid_mean"]
     samples, seeds = int(cache["samples"].iloc[0]), int(cache["seeds"].iloc[0])
@@ -51,7 +52,9 @@ def numbers(reference: Path) -> str:
             f"{floor['reconstruction']:.2f}.",
             f"Commit `{facts['commit'][:12]}`{modified}, {facts['precision']}, "
             f"{facts['processor']} with {facts['cores']} cores, "
-            f"torch {facts['versions']['torch']}, Python {facts['python']}.",
+            f"torch {facts['versions']['torch']}, Python {facts['python']}. The published shapes "
+            f"were measured by `make bench` on {engine['processor']} ({engine['instructions']}) "
+            f"with {engine['cores']} cores, torch {engine['torch']}.",
         ]
     )
 

@@ -178,14 +178,16 @@ def paper_table(results: Results) -> pd.DataFrame:
                 "fid_ratio_low": ratios.min(),
                 "fid_ratio_high": ratios.max(),
             }
-    return pd.concat([pd.DataFrame(rows), _large_grids(results)], ignore_index=True)
+    large = large_grids(efficiency_table(results.efficiency))
+    return pd.concat([pd.DataFrame(rows), large], ignore_index=True)
 
 
-def _large_grids(results: Results) -> pd.DataFrame:
-    """The same comparison at published shapes with random weights, so without a quality."""
-    table = efficiency_table(results.efficiency)
+def large_grids(table: pd.DataFrame) -> pd.DataFrame:
+    """The same comparison at published shapes with random weights, so without a quality: of each
+    grid and batch of `efficiency.csv`, both full caches and the first of the few-lines ones."""
     rows = []
-    for _, setting in table.groupby(["shape", "grid", "batch"], sort=False):
+    ours = table[table["engine"].isin(("lean", "stock"))]
+    for _, setting in ours.groupby(["shape", "grid", "batch"], sort=False):
         measured = setting[setting["outcome"] == "ok"]
         few = measured[measured["policy"] != "full"].head(1)
         for _, row in pd.concat([setting[setting["policy"] == "full"], few]).iterrows():
@@ -250,7 +252,7 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
         column("KL", "kl", "{:.4f}")
     if "fid_sd" in table:
         columns["FID"] = [
-            f"{mean:.2f}" if pd.isna(sd) else f"{mean:.2f} ± {sd:.2f}"
+            "" if pd.isna(mean) else f"{mean:.2f}" if pd.isna(sd) else f"{mean:.2f} ± {sd:.2f}"
             for mean, sd in zip(table["fid_mean"], table["fid_sd"], strict=True)
         ]
     column("KID", "kid_mean", "{:.4f}")

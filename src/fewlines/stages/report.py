@@ -9,8 +9,9 @@ import pandas as pd
 
 from fewlines.config import Experiment
 from fewlines.errors import FewlinesError
-from fewlines.files import replacing, write_json
+from fewlines.files import replacing, write_json, write_text
 from fewlines.models.checkpoint import load_network
+from fewlines.models.shapes import SHAPES
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.engine import engine_numbers
 from fewlines.report.figures import draw_lines, draw_memory, draw_quality, draw_samples
@@ -22,6 +23,7 @@ from fewlines.report.results import Results
 from fewlines.report.tables import (
     cache_table,
     floor_table,
+    large_grids,
     network_table,
     paper_table,
     readable_table,
@@ -29,6 +31,8 @@ from fewlines.report.tables import (
     write_table,
 )
 from fewlines.report.tables import likelihood_table as likelihoods
+
+PAPER_SHAPE, PAPER_GRIDS, PAPER_BATCH = "llamagen-b", ("64x64", "96x96"), 32
 
 
 def tables(config: Experiment, run: Path) -> None:
@@ -82,12 +86,24 @@ def publish(run: Path, reference: Path, readme: Path) -> None:
     put_block(readme, numbers(reference))
 
 
-def publish_efficiency(run: Path, reference: Path, document: Path) -> None:
-    """Make a finished efficiency experiment the tracked one, and write the numbers of
-    docs/engine.md from it."""
+def publish_efficiency(run: Path, reference: Path, document: Path, readme: Path) -> None:
+    """Make a finished efficiency experiment the tracked one: write the numbers of docs/engine.md
+    from it, and the large grids of the paper's table."""
     tables = [run / f"tables/{name}.csv" for name in ("efficiency", "scaling", "choices")]
     _copy([*tables, run / "figures/efficiency.png"], reference)
     put_block(document, engine_numbers(reference))
+    paper, table = (pd.read_csv(reference / f"{name}.csv") for name in ("paper", "efficiency"))
+    trained = paper[~paper["shape"].isin(list(SHAPES))]
+    wide = table[
+        (table["shape"] == PAPER_SHAPE)
+        & table["grid"].isin(PAPER_GRIDS)
+        & (table["batch"] == PAPER_BATCH)
+        & (table["dtype"] == "float32")
+        & ((table["storage"] == "float16") | (table["engine"] == "stock"))
+    ]
+    together = pd.concat([trained, large_grids(wide)], ignore_index=True)
+    write_text(reference / "paper.csv", together.to_csv(index=False, float_format="%.6g"))
+    put_block(readme, numbers(reference))
 
 
 def publish_policies(run: Path, reference: Path, document: Path) -> None:
