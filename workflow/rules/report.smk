@@ -99,7 +99,7 @@ rule watch:
         tokenizer=rules.tokenizer.output.weights,
         calibration=calibration,
     output:
-        report(
+        animation=report(
             f"{RUN}/figures/watch.gif",
             caption="../report/watch.rst",
             category="Figures",
@@ -117,7 +117,7 @@ rule watch:
     shell:
         "fewlines watch --config {input.config} --threads {threads} --model {input.model} "
         "--tokenizer {input.tokenizer} --cache {params.cache} {params.calibration} "
-        "--output {output[0]} --page {output.page} 2>&1 | tee {log}"
+        "--output {output.animation} --page {output.page} 2>&1 | tee {log}"
 
 
 rule report:

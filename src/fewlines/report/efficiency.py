@@ -324,4 +324,5 @@ def _draw_caps(axis: plt.Axes, table: pd.DataFrame) -> None:
     axis.set_xticks(range(len(CAPS)), [f"{cap} GB" for cap in CAPS])
     axis.set(xlabel="memory cap", ylabel="images/s")
     axis.set_title("llamagen-b, 4096 tokens", size=9)
-    axis.legend(fontsize=6)
+    axis.set_ylim(top=1.3 * caps["images/s, predicted"].max())
+    axis.legend(fontsize=6, loc="upper left")

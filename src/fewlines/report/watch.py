@@ -75,10 +75,10 @@ def write_page(frames: Sequence[Frame], caption: str, path: Path) -> None:
 
 def _compose(frame: Frame, caption: str) -> Image.Image:
     layers, heads, height, width = frame.held.shape
-    cell = max(1, PICTURE // max(height * layers, width * heads))
+    cell = max(1, 2 * PICTURE // max(height * layers, width * heads))
     maps = _tiles(COLOURS[frame.held], cell)  # (·, ·, 3)
     total = (
-        4 * MARGIN + 2 * PICTURE + maps.shape[1],
+        4 * MARGIN + 2 * PICTURE + max(maps.shape[1], PICTURE),
         2 * TITLE + 2 * MARGIN + max(PICTURE, maps.shape[0]),
     )
     canvas = Image.new("RGB", total, BACKGROUND)
