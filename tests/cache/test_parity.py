@@ -268,6 +268,10 @@ def test_the_compiled_kernel_and_torch_agree(
 
 
 def test_the_kernel_keeps_to_torchs_threads(model):
-    """conftest gives torch one thread."""
-    BoundedCache(fewlines.cache("full").place(model.shape.geometry), 1, model.shape.head_dim)
-    assert numba.get_num_threads() == torch.get_num_threads() == 1
+    placement = fewlines.cache("full").place(model.shape.geometry)
+    before = torch.get_num_threads()
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        BoundedCache(placement, 1, model.shape.head_dim)
+        assert numba.get_num_threads() == min(threads, numba.config.NUMBA_NUM_THREADS)
+    torch.set_num_threads(before)
