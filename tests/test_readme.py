@@ -9,6 +9,7 @@ import pytest
 
 from fewlines.errors import FewlinesError
 from fewlines.report.engine import engine_numbers
+from fewlines.report.policies import policy_numbers
 from fewlines.report.readme import END, START, numbers, put_block
 
 REPOSITORY = Path(__file__).parent.parent
@@ -16,7 +17,12 @@ REFERENCE = REPOSITORY / "results/reference"
 
 
 @pytest.mark.parametrize(
-    ("document", "written"), [("README.md", numbers), ("docs/engine.md", engine_numbers)]
+    ("document", "written"),
+    [
+        ("README.md", numbers),
+        ("docs/engine.md", engine_numbers),
+        ("docs/policies.md", policy_numbers),
+    ],
 )
 def test_the_numbers_are_those_of_the_reference_run(document, written):
     assert f"{START}\n\n{written(REFERENCE)}\n\n{END}" in (REPOSITORY / document).read_text()

@@ -26,18 +26,22 @@ def policy_numbers(reference: Path) -> str:
             f"{full['nll']:.4f}. Best first, by the mean over the budgets that all have.",
             _wide(limited).to_markdown(),
             *_sentences(limited),
-            "### How few images a schedule needs",
-            _curve(pd.read_csv(reference / "calibration.csv")),
+            *_curve(reference / "calibration.csv"),
         ]
     )
 
 
-def _curve(table: pd.DataFrame) -> str:
+def _curve(path: Path) -> list[str]:
+    """How few images a schedule needs, where that was measured."""
+    if not path.exists():
+        return []
+    table = pd.read_csv(path)
     half = (table["nll_delta_high"] - table["nll_delta_low"]) / 2
     text = [f"{d:+.4f} ± {r:.4f}" for d, r in zip(table["nll_delta"], half, strict=True)]
     named = table.assign(text=text, cache=table["policy"] + ", " + table["budget"])
     wide = named.pivot(index="calibrated_on", columns="cache", values="text")
-    return wide.loc[table["calibrated_on"].unique(), named["cache"].unique()].to_markdown()
+    ordered = wide.loc[table["calibrated_on"].unique(), named["cache"].unique()]
+    return ["### How few images a schedule needs", ordered.to_markdown()]
 
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:
@@ -76,8 +80,12 @@ def _sentences(table: pd.DataFrame) -> list[str]:
 
 @mpl.rc_context(STYLE)
 def draw_policies(table: pd.DataFrame, path: Path) -> None:
-    """ΔNLL of every policy against its budget, dropped and folded side by side."""
+    """ΔNLL of every policy against its budget, dropped and folded side by side; bars where there
+    is one budget only."""
     limited = table[table["policy"] != "full"]
+    if limited["budget"].nunique() == 1:
+        _draw_bars(limited.sort_values("nll_delta", ascending=False), path)
+        return
     figure, axes = plt.subplots(1, 2, figsize=(10, 5), sharey=True, layout="constrained")
     names = sorted({policy.split("+")[0] for policy in limited["policy"]})
     colours = {name: mpl.color_sequences["tab20"][i % 20] for i, name in enumerate(names)}
@@ -98,4 +106,15 @@ def draw_policies(table: pd.DataFrame, path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="capacity, entries", title=title)
         axis.legend(fontsize=6, ncols=2)
     axes[0].set_ylabel("ΔNLL against the full cache, nats/token")
+    save(figure, path)
+
+
+def _draw_bars(rows: pd.DataFrame, path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(7, 0.25 * len(rows) + 1), layout="constrained")
+    ends = rows[["nll_delta_low", "nll_delta_high"]].sub(rows["nll_delta"], axis=0).abs().T
+    folded = rows["policy"].str.contains("+fold", regex=False)
+    colours = ["tab:orange" if fold else "tab:blue" for fold in folded]
+    axis.barh(rows["policy"], rows["nll_delta"], xerr=ends.to_numpy(), color=colours, height=0.7)
+    axis.set(xscale="log", xlabel=f"ΔNLL, nats/token, {rows['budget'].iloc[0]} (orange: folded)")
+    axis.grid(axis="y", visible=False)
     save(figure, path)

@@ -109,7 +109,8 @@ def publish_efficiency(run: Path, reference: Path, document: Path, readme: Path)
 def publish_policies(run: Path, reference: Path, document: Path) -> None:
     """Make a finished table of likelihoods the tracked one, and write the numbers of
     docs/policies.md from it."""
-    _copy([run / "tables/policies.csv", run / "tables/calibration.csv"], reference)
+    curve = run / "tables/calibration.csv"
+    _copy([run / "tables/policies.csv", *([curve] if curve.exists() else [])], reference)
     draw_policies(pd.read_csv(reference / "policies.csv"), reference / "policies.png")
     put_block(document, policy_numbers(reference))
 
