@@ -244,7 +244,7 @@ class BoundedCache:
         else:
             q, k, v = (x.squeeze(2) for x in (q, k, v))
             y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-            for group, step in zip(self.layers[layer], self.steps[layer], strict=True):
+            for group, step in zip(groups, self.steps[layer], strict=True):
                 group.slots.ask(q)
                 step(q, k, v, y)
             y = y.unsqueeze(2)

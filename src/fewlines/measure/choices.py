@@ -18,7 +18,8 @@ from torch import Tensor
 from fewlines import machine
 from fewlines.cache.kernels import as_array, decode_step
 from fewlines.generate.packed import PackedLinear
-from fewlines.measure.operators import linears
+from fewlines.measure.operators import linear_flops, linears
+from fewlines.measure.roofline import plain
 from fewlines.models.shapes import published_shape
 from fewlines.progress import progress
 
@@ -109,9 +110,8 @@ def _compiled(rows: int, entries: int, dtype: torch.dtype, copies: int) -> Calla
 
 
 def _linears() -> Iterator[Job]:
-    shapes = linears(SHAPE)
     for rows in ROWS:
-        flops = 2 * rows * sum(out * into for out, into in shapes)
+        flops = linear_flops(SHAPE, rows)
         for how, dtype in (
             ("linear", torch.float32),
             ("linear", torch.bfloat16),
@@ -136,7 +136,7 @@ def _layers(how: str, dtype: torch.dtype, rows: int) -> Callable[[], None]:
         if how == "packed":
             run: Callable[[Tensor], Tensor] = PackedLinear(weight, dtype, max(rows, 2))
         elif how == "linear":
-            run = _plain(weight)
+            run = plain(weight)
         else:
             run = _int8(weight)
         layers.append((run, torch.ones(rows, into, dtype=dtype)))
@@ -147,10 +147,6 @@ def _layers(how: str, dtype: torch.dtype, rows: int) -> Callable[[], None]:
             run(x)
 
     return step
-
-
-def _plain(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda x: F.linear(x, weight)
 
 
 def _int8(weight: Tensor) -> Callable[[Tensor], Tensor]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from fewlines import machine
-from fewlines.cache.placement import Cache, make_policy
+from fewlines.cache.placement import Cache, cache
 from fewlines.config import EfficiencyRun, EfficiencySettings
 from fewlines.errors import FewlinesError
 from fewlines.generate.decode import Decoder
@@ -50,6 +50,15 @@ class Row:
     batch: int
     storage: torch.dtype
 
+    @property
+    def reads_all(self) -> bool:
+        """The whole buffer at every step, written or not."""
+        return self.engine in ("stock", "hf-static")
+
+    def decode(self, shape: TransformerShape, precision: torch.dtype) -> Decode:
+        sizes = (precision.itemsize, self.storage.itemsize)
+        return Decode(shape, self.batch, self.cache, *sizes, whole=self.reads_all)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -71,14 +80,7 @@ class Setting:
     cap: float | None = None
 
     def decode(self, row: Row) -> Decode:
-        return Decode(
-            self.shape,
-            row.batch,
-            row.cache,
-            self.precision.itemsize,
-            row.storage.itemsize,
-            whole=row.engine in ("stock", "hf-static"),
-        )
+        return row.decode(self.shape, self.precision)
 
 
 def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
@@ -225,7 +227,7 @@ def _positions(setting: Setting, row: Row) -> list[int]:
     geometry = setting.shape.geometry
     placement = row.cache.place(geometry)
     last = geometry.n_tokens - 1 - geometry.width
-    if row.engine in ("stock", "hf-static"):
+    if row.reads_all:
         wanted = [0, last]
     elif placement.is_full:
         wanted = [0, last // 8, last // 4, last // 2, 3 * last // 4, last]
@@ -349,18 +351,16 @@ def _rows(
     storage = machine.DTYPES[run.storage]
     # Public code keeps keys and values in the precision that it multiplies in.
     rows = [
-        Row(engine, Cache(make_policy("full", {})), 1, storage if engine == "lean" else precision)
+        Row(engine, cache("full"), 1, storage if engine == "lean" else precision)
         for engine in run.engines
     ]
     rows += [Row("lean", settings.build(), 1, storage) for settings in run.caches]
     if batch is not None:
         return tuple(replace(row, batch=batch) for row in rows)
     assert cap is not None
-    fitting = []
-    for row in rows:
-        whole = row.engine in ("stock", "hf-static")
-        decode = Decode(shape, 1, row.cache, precision.itemsize, row.storage.itemsize, whole)
-        fitting.append(replace(row, batch=largest_batch(decode, cap * 1e9)))
+    fitting = [
+        replace(row, batch=largest_batch(row.decode(shape, precision), cap * 1e9)) for row in rows
+    ]
     return tuple(row for row in fitting if row.batch)
 
 

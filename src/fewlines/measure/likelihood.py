@@ -12,13 +12,14 @@ from scipy import special
 from torch import Tensor
 
 from fewlines.cache.buffer import BoundedCache
-from fewlines.cache.placement import Cache, Placement, make_policy
+from fewlines.cache.placement import Cache, Placement
+from fewlines.cache.placement import cache as make_cache
 from fewlines.cache.teacher import Limits, TeacherForced
 from fewlines.generate.decode import decode
 from fewlines.generate.packed import prepare
 from fewlines.generate.sampler import Sampler
 from fewlines.measure.attention import attention_of
-from fewlines.models.transformer import Transformer, causal
+from fewlines.models.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ def measure_likelihood(
 ) -> Likelihood:
     """Likelihood of `codes` `(n, N)` with the cache limited exactly as in sampling."""
     placement = cache.place(model.shape.geometry)
-    forward = _forward(placement)
+    forward = None if placement.is_full else _forward(placement)
     nll, nll_full, kl = [], [], []
     for rows, truth in zip(labels.split(batch), codes.long().split(batch), strict=True):
         full = model.teacher_forced(rows, truth).float().log_softmax(-1)  # (B, N, V)
         nll_full.append(_nll(full, truth))
-        if placement.is_full:
+        if forward is None:
             nll.append(nll_full[-1])
             kl.append(torch.zeros_like(truth, dtype=torch.float32))
         else:
@@ -70,7 +71,7 @@ def _forward(placement: Placement) -> Callable[[Transformer, Tensor, Tensor], Te
         return partial(in_hindsight, placement=placement)
     if placement.scoring is not None:
         return partial(step_by_step, placement=placement)
-    limited = TeacherForced(placement) if not placement.is_full else causal
+    limited = TeacherForced(placement)
     return lambda model, labels, codes: model.teacher_forced(labels, codes, limited)
 
 
@@ -124,14 +125,14 @@ def storage_agreement(
     model: Transformer, labels: Tensor, codes: Tensor, storage: torch.dtype
 ) -> Agreement:
     """Teacher-forced on codes `(n, N)`, and drawing an image of each label greedily."""
-    full = Cache(make_policy("full", {}))
+    full = make_cache("full")
     placement, truth = full.place(model.shape.geometry), codes.long()
+    ready = prepare(model, torch.float32, len(labels))
+    middle = torch.full(truth.shape, 0.5, dtype=torch.float64)
     nll, drawn = [], []
     for kept in (torch.float32, storage):
         logits = step_by_step(model, labels, truth, placement, kept)
         nll.append(_nll(logits.float().log_softmax(-1), truth))
-        ready = prepare(model, torch.float32, len(labels))
-        middle = torch.full(truth.shape, 0.5, dtype=torch.float64)
         drawn.append(decode(ready, labels, middle, full, Sampler(top_k=1), storage=kept))
     equal = drawn[0] == drawn[1]
     return Agreement(

@@ -69,7 +69,7 @@ def _linear_rate(shape: TransformerShape, rows: int, dtype: torch.dtype, packed:
         if packed:
             layers.append((PackedLinear(weight, dtype, max(rows, 2)), x))
         else:
-            layers.append((_plain(weight), x))
+            layers.append((plain(weight), x))
         held, flops = held + weight.nbytes, flops + 2 * rows * out * into
         if held > PROBE_BYTES:
             break
@@ -78,7 +78,8 @@ def _linear_rate(shape: TransformerShape, rows: int, dtype: torch.dtype, packed:
     return flops / seconds
 
 
-def _plain(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def plain(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A linear layer as torch has it."""
     return lambda x: F.linear(x, weight)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +14,12 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
-from fewlines.cache.budget import Budget
-from fewlines.cache.placement import Cache, make_policy
-from fewlines.files import replacing
+from fewlines.cache.placement import cache as make_cache
 from fewlines.measure.cost import ratio_interval
 from fewlines.measure.efficiency import host, largest_batch
 from fewlines.measure.operators import SMALL_OPERATORS, Decode, Device, weight_bytes
 from fewlines.models.shapes import published_shape
-from fewlines.report.figures import STYLE
+from fewlines.report.figures import STYLE, save
 
 CAPS = (8, 24, 80)  # GB
 KEYS = ["shape", "batch", "dtype", "storage", "engine", "policy", "budget"]
@@ -183,8 +181,8 @@ def caps_table(table: pd.DataFrame) -> pd.DataFrame:
     for cap, (name, cache) in itertools.product(
         CAPS,
         (
-            ("full, lean", cache_of("full", None)),
-            ("streaming, 4 lines", cache_of("streaming", {"lines": 4})),
+            ("full, lean", make_cache("full")),
+            ("streaming, 4 lines", make_cache("streaming", lines=4)),
         ),
     ):
         decode = Decode(shape, 1, cache, 4, 2)
@@ -200,10 +198,6 @@ def caps_table(table: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def cache_of(policy: str, budget: Mapping[str, object] | None) -> Cache:
-    return Cache(make_policy(policy, {}), Budget.parse(budget) if budget else None)
 
 
 @mpl.rc_context(STYLE)
@@ -233,9 +227,7 @@ def draw_efficiency(table: pd.DataFrame, path: Path) -> None:
         Line2D([], [], color="grey", ls="", marker=markers[kept], label=kept) for kept in precisions
     ]
     axes[1, 2].legend(handles=legend, loc="center", fontsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def _most(table: pd.DataFrame, key: str, counted: str) -> tuple[str, int]:

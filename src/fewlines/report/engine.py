@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from fewlines.cache.placement import cache as make_cache
 from fewlines.measure.operators import DEVICES, Decode
 from fewlines.models.shapes import published_shape
-from fewlines.report.efficiency import cache_of, caps_table
+from fewlines.report.efficiency import caps_table
 from fewlines.report.tables import readable_table
 
 PAPER_TIME, PAPER_MEMORY = 3.17, 3.28
@@ -134,8 +135,10 @@ def _caps(table: pd.DataFrame) -> str:
 def _planned() -> str:
     rows = []
     for shape, grid, batch, budget in PLANNED:
-        few = Decode(published_shape(shape).on(grid), batch, cache_of("streaming", budget), 2, 2)
-        full = replace(few, cache=cache_of("full", None))
+        few = Decode(
+            published_shape(shape).on(grid), batch, make_cache("streaming", **budget), 2, 2
+        )
+        full = replace(few, cache=make_cache("full"))
         for name in ("h200", "a100"):
             device = DEVICES[name]
             rows.append(

@@ -11,6 +11,7 @@ import torch
 from fewlines import machine
 from fewlines.cache.budget import Budget
 from fewlines.cache.placement import Cache, make_policy
+from fewlines.cache.placement import cache as make_cache
 from fewlines.config import Precision, Storage
 from fewlines.errors import FewlinesError
 from fewlines.measure import roofline
@@ -38,7 +39,7 @@ def plan(
     where, dtype = _device(device, made, rows, precision)
     stored = machine.DTYPES[storage] if storage else dtype
     few = Decode(made, rows, kept, dtype.itemsize, stored.itemsize)
-    full = replace(few, cache=Cache(make_policy("full", {})))
+    full = replace(few, cache=make_cache("full"))
     print(f"{shape}, {made.grid[0]}×{made.grid[1]} tokens, {batch} images, on {where.name}")
     for name, decode in (("full, lean", full), (cache, few)):
         fits = decode.process_bytes <= where.memory
