@@ -16,9 +16,9 @@ import fewlines
 from conftest import CACHES, GRID, calibrated, tiny_transformer
 from fewlines.cache.buffer import BoundedCache, torch_step
 from fewlines.cache.geometry import Geometry
+from fewlines.cache.line_parallel import LineParallel
 from fewlines.cache.placement import Cache, Placement
-from fewlines.cache.policy import NOBODY
-from fewlines.cache.slots import comparable
+from fewlines.cache.policy import NOBODY, comparable
 from fewlines.cache.teacher import TeacherForced
 from fewlines.errors import FewlinesError
 from fewlines.measure.attention import attention_of
@@ -57,7 +57,9 @@ class SlowAttention:
             if step >= 0:
                 every = min(geometry.width, room)
                 if scoring and step % every == 0:
-                    going = self.ranked(step, every, resident, q, k, probabilities[P:, P:])
+                    going = self.ranked(
+                        layer, head, step, every, resident, q, k, probabilities[P:, P:]
+                    )
                 if scoring:
                     victim = going.pop(0) if len(resident) == room else NOBODY
                 else:
@@ -80,7 +82,7 @@ class SlowAttention:
             probabilities[position, rows] = weights[:, : len(rows)].mean(0).float()
         return out
 
-    def ranked(self, step, every, resident, q, k, probabilities):
+    def ranked(self, layer, head, step, every, resident, q, k, probabilities):
         """Whom the policy lets go until it is asked again, lowest score first."""
         if not resident:
             return []
@@ -97,6 +99,7 @@ class SlowAttention:
             line_query=q[:, P + step - every : P + step].mean(1)[None, None].float(),
             attention=probabilities[max(0, step - window) : step, resident][None, None],
             total=probabilities[:step, resident].sum(0)[None, None],
+            expectation=self.placement.expectation(layer, [head]),
         )
         score = comparable(self.placement.scoring.score(view))[0, 0].tolist()
         return [token for _, token in sorted(zip(score, resident, strict=True))]
@@ -128,9 +131,9 @@ def test_decoding_and_the_parallel_forward_agree_with_the_slow_model(cache, kv_h
     geometry = model.shape.geometry
     placement = calibrated(cache, geometry).place(geometry)
     slow = model.teacher_forced(labels, codes, SlowAttention(placement))
-    if placement.scoring is None:
-        parallel = model.teacher_forced(labels, codes, TeacherForced(placement))
-        torch.testing.assert_close(parallel, slow, atol=1e-4, rtol=1e-4)
+    limited = LineParallel(placement) if placement.scoring else TeacherForced(placement)
+    parallel = model.teacher_forced(labels, codes, limited)
+    torch.testing.assert_close(parallel, slow, atol=1e-4, rtol=1e-4)
     buffers = BoundedCache(placement, len(labels), model.shape.head_dim)
     decoded = step_by_step(model, labels, codes, buffers)
     torch.testing.assert_close(decoded, slow, atol=1e-4, rtol=1e-4)

@@ -52,7 +52,7 @@ class HeadGroup:
         self.slots: Slots = (
             TableSlots(placement, layer, heads, batch, device)
             if placement.scoring is None
-            else RankedSlots(placement, placement.scoring, batch, heads, entries, device)
+            else RankedSlots(placement, placement.scoring, layer, batch, heads, entries, device)
         )
         # A running mean does not survive 16 bits: there the summary's entry is its rounded copy.
         summaries = slice(None) if self.fold else slice(0)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from fewlines.cache.budget import Budget
 from fewlines.cache.calibration import Calibration
@@ -20,6 +21,7 @@ from fewlines.cache.geometry import Geometry, Table
 from fewlines.cache.policy import (
     NOBODY,
     CalibratedPolicy,
+    Expectation,
     HindsightPolicy,
     Policy,
     ScoringPolicy,
@@ -88,9 +90,10 @@ class Cache:
         if isinstance(self.policy, StaticPolicy):
             return self.policy.victims(geometry, room)
         assert isinstance(self.policy, CalibratedPolicy)
-        return self.policy.victims(geometry, room, self._calibration(geometry))
+        return self.policy.victims(geometry, room, self.require_calibration(geometry))
 
-    def _calibration(self, geometry: Geometry) -> Calibration:
+    def require_calibration(self, geometry: Geometry) -> Calibration:
+        """The calibration; raises if there is none, or one of another model or grid."""
         if self.calibration is None:
             raise FewlinesError(
                 f"cache: {self.policy} needs a calibration of this model; "
@@ -106,13 +109,13 @@ class Cache:
         if self.split == "pyramid":
             return split_by_depth(geometry, total)
         if self.split == "headkv":
-            return split_by_reach(geometry, total, self._calibration(geometry))
+            return split_by_reach(geometry, total, self.require_calibration(geometry))
         assert isinstance(self.policy, CalibratedPolicy)
-        return split_by_mass(self.policy, geometry, total, self._calibration(geometry))
+        return split_by_mass(self.policy, geometry, total, self.require_calibration(geometry))
 
     @property
     def needs_calibration(self) -> bool:
-        return isinstance(self.policy, CalibratedPolicy) or self.split == "headkv"
+        return self.split == "headkv" or getattr(self.policy, "calibrated", False)
 
     def calibrated(self, path: Path | None) -> Cache:
         """The same cache with the calibration in a file, if it needs one and there is one."""
@@ -139,7 +142,10 @@ def _place(cache: Cache, geometry: Geometry) -> Placement:
             f"summary slot; write a budget of at least 2 tokens"
         )
     if isinstance(cache.policy, ScoringPolicy):
-        return Placement(geometry, capacity, None, cache.fold, cache.policy)
+        calibration = cache.require_calibration(geometry) if cache.policy.calibrated else None
+        return Placement(
+            geometry, capacity, None, cache.fold, cache.policy, calibration=calibration
+        )
     if isinstance(cache.policy, HindsightPolicy):
         return Placement(geometry, capacity, None, cache.fold, hindsight=cache.policy)
     return Placement(geometry, capacity, cache.victims(geometry, room), cache.fold)
@@ -189,6 +195,7 @@ class Placement:
             policy picks them while the image is drawn.
         fold: whether the last slot of each head is a summary of its victims.
         scoring: that policy; None where the victims are known.
+        calibration: what that policy may go by.
         hindsight: a policy that needs the finished image; None for all that can be decoded with.
 
     Raises:
@@ -202,6 +209,7 @@ class Placement:
     fold: bool
     scoring: ScoringPolicy | None = None
     hindsight: HindsightPolicy | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if self.victims is not None:
@@ -245,6 +253,18 @@ class Placement:
         layer, head, step = np.nonzero(victims != NOBODY)
         evicted[layer, head, victims[layer, head, step]] = step
         return evicted
+
+    def expectation(
+        self, layer: int, heads: list[int], device: torch.device | str = "cpu"
+    ) -> Expectation | None:
+        """What calibration expects of some heads of a layer, for a policy that goes by it."""
+        if self.calibration is None:
+            return None
+        both = (self.calibration.attention, self.calibration.future)
+        attention, future = (
+            torch.tensor(x[layer, heads], dtype=torch.float32, device=device) for x in both
+        )
+        return Expectation(attention, future)
 
     @property
     def is_full(self) -> bool:

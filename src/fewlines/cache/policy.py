@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import ClassVar, Literal, Protocol
 
@@ -53,6 +53,8 @@ class StaticPolicy(Policy):
 class CalibratedPolicy(Policy):
     """A static policy that was shown, once, where each head of this model looks."""
 
+    calibrated: ClassVar[bool] = True
+
     @abstractmethod
     def victims(self, geometry: Geometry, room: Table, calibration: Calibration) -> Table:
         """As `StaticPolicy.victims`, given the calibration of this model and grid."""
@@ -95,6 +97,7 @@ class View(Protocol):
         line_query: `(B, H, r, D)`, the line's mean query of each query head, rotated.
         attention: `(B, H, Q, R)`, `A` of the last `Q ≤ window` queries, oldest first.
         total: `(B, H, R)`, sum of `A` over all queries so far.
+        expectation: what calibration expects of these heads; None of policies that need none.
     """
 
     @property
@@ -115,6 +118,33 @@ class View(Protocol):
     def attention(self) -> Tensor: ...
     @property
     def total(self) -> Tensor: ...
+    @property
+    def expectation(self) -> Expectation | None: ...
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a calibration says of the `G` heads of a layer that a policy is asked about.
+
+    Attributes:
+        attention, future: `(G, N, N)` float32, as in `Calibration`.
+    """
+
+    attention: Tensor
+    future: Tensor
+
+    def to_come(self, view: View) -> Tensor:
+        """`(B, G, R)`, the attention that residents can expect of all queries from now on."""
+        return self._of(self.future[:, view.step], view.positions)
+
+    def of_the_line(self, view: View, queries: int) -> Tensor:
+        """`(B, G, R)`, the mean attention expected of the last `queries` queries."""
+        rows = self.attention[:, max(0, view.step - queries) : view.step]
+        return self._of(rows.mean(1), view.positions)
+
+    @staticmethod
+    def _of(worth: Tensor, positions: Tensor) -> Tensor:
+        return worth.expand(len(positions), -1, -1).gather(-1, positions)
 
 
 class ScoringPolicy(Policy):
@@ -125,16 +155,25 @@ class ScoringPolicy(Policy):
 
     Attributes:
         needs: what the view must offer beside positions and keys.
+        calibrated: whether the view must offer an `expectation`.
         window: how many queries of `attention`; at most a line.
     """
 
     needs: ClassVar[Need | None] = None
+    calibrated: ClassVar[bool] = False
     window: int = 1
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
         """How much each resident is worth, `(B, H, R)`; higher stays, `inf` is pinned. Of equal
         scores the older token goes first."""
+
+
+def comparable(score: Tensor) -> Tensor:
+    """Scores to 12 bits, so that the rounding of a sum never decides between equals: the keys of
+    equal codes have equal norms, but for their last bit."""
+    mantissa, exponent = torch.frexp(score.float())
+    return torch.ldexp((mantissa * 4096).round() / 4096, exponent)
 
 
 def pooled_attention(view: View, pool: Callable[[Tensor], Tensor]) -> Tensor:

@@ -11,16 +11,9 @@ from torch import Tensor
 
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Placement
-from fewlines.cache.policy import NOBODY, ScoringPolicy
+from fewlines.cache.policy import NOBODY, Expectation, ScoringPolicy, comparable
 
 EVICTS, FOLDED, LENGTH = range(3)  # rows of `Slots.now`
-
-
-def comparable(score: Tensor) -> Tensor:
-    """Scores to 12 bits, so that the rounding of a sum never decides between equals: the keys of
-    equal codes have equal norms, but for their last bit."""
-    mantissa, exponent = torch.frexp(score.float())
-    return torch.ldexp((mantissa * 4096).round() / 4096, exponent)
 
 
 class Slots(ABC):
@@ -99,12 +92,14 @@ class RankedSlots(Slots):
         self,
         placement: Placement,
         policy: ScoringPolicy,
+        layer: int,
         batch: int,
         heads: list[int],
         entries: int,
         device: torch.device,
     ) -> None:
         self.policy, self.geometry = policy, placement.geometry
+        self.expectation = placement.expectation(layer, heads, device)
         self.prefix = self.geometry.prefix
         self.room = entries - self.prefix - placement.fold
         self.every = min(self.geometry.width, self.room)
@@ -221,6 +216,10 @@ class RankedView:
     def total(self) -> Tensor:
         assert self.slots.seen is not None
         return self._residents(self.slots.seen)
+
+    @property
+    def expectation(self) -> Expectation | None:
+        return self.slots.expectation
 
     @property
     def attention(self) -> Tensor:

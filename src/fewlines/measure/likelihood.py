@@ -12,6 +12,7 @@ from scipy import special
 from torch import Tensor
 
 from fewlines.cache.buffer import BoundedCache
+from fewlines.cache.line_parallel import LineParallel
 from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.placement import cache as make_cache
 from fewlines.cache.teacher import Limits, TeacherForced
@@ -19,7 +20,7 @@ from fewlines.generate.decode import decode
 from fewlines.generate.packed import prepare
 from fewlines.generate.sampler import Sampler
 from fewlines.measure.attention import attention_of
-from fewlines.models.transformer import Transformer
+from fewlines.models.transformer import Attend, Transformer
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def _forward(placement: Placement) -> Callable[[Transformer, Tensor, Tensor], Te
     if placement.hindsight is not None:
         return partial(in_hindsight, placement=placement)
     if placement.scoring is not None:
-        return partial(step_by_step, placement=placement)
-    limited = TeacherForced(placement)
+        limited: Attend = LineParallel(placement)
+    else:
+        limited = TeacherForced(placement)
     return lambda model, labels, codes: model.teacher_forced(labels, codes, limited)
 
 
