@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fewlines
-from fewlines.cache.calibration import Calibration
+from fewlines.cache.calibration import Calibration, Curves
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Cache
 from fewlines.cache.policy import HindsightPolicy, registry
@@ -54,8 +54,12 @@ def calibrated(cache: Cache, geometry: Geometry) -> Cache:
     if not cache.needs_calibration:
         return cache
     n = geometry.n_tokens
-    random = np.random.default_rng(0).random((geometry.layers, geometry.heads, n, n), np.float32)
-    return replace(cache, calibration=Calibration(np.tril(random), geometry.grid, images=1))
+    heads = (geometry.layers, geometry.heads)
+    random = np.random.default_rng(0)
+    attention = np.tril(random.random((*heads, n, n), np.float32))
+    loss = np.append(-np.sort(-random.random((*heads, 3))), np.zeros((*heads, 1)), axis=-1)
+    curves = Curves(np.array([2, 4, 9, n]), loss)
+    return replace(cache, calibration=Calibration(attention, geometry.grid, 1, curves))
 
 
 CACHES = (
@@ -67,11 +71,16 @@ CACHES = (
     ]
     + [
         calibrated(
-            fewlines.cache("scheduled", lines=lines, fold=fold, split="calibrated"),
+            fewlines.cache(policy, lines=lines, fold=fold, split=split),
             tiny_transformer().shape.geometry,
         )
         for lines in (1, 2)
-        for fold in (False, True)
+        for policy, fold, split in (
+            ("scheduled", False, "mass"),
+            ("scheduled", True, "mass"),
+            ("scheduled", True, "calibrated"),
+            ("corrected", True, "calibrated"),
+        )
     ]
     + [fewlines.cache("linear", lines=2, anchor=1, pool=pool) for pool in ("max", "query")]
     + [

@@ -116,6 +116,9 @@ class LikelihoodSettings(Section):
 
 class CalibrationSettings(Section):
     images: Positive = Field(300, description="training images, the first of the set")
+    curve_images: Positive = Field(
+        32, description="the next ones: what each head loses when it is limited"
+    )
     batch: Positive = Field(50, description="images of a forward")
 
 

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 import fewlines
 from conftest import GRID, tiny_transformer
-from fewlines.cache.calibration import Calibration
+from fewlines.cache.calibration import Calibration, Curves
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.policy import NOBODY
 from fewlines.cache.split import _convex_hull
 from fewlines.errors import FewlinesError
 from fewlines.files import write_tensors
 from fewlines.measure.attention import expected_attention
+from fewlines.measure.budgets import measure_curves, rooms_of
 
 N = GRID[0] * GRID[1]
 
@@ -59,8 +60,12 @@ def test_the_schedule_lets_go_what_nobody_will_look_at():
 def test_a_calibration_survives_its_file_and_fits_one_model_only(tmp_path):
     path = tmp_path / "calibration.safetensors"
     attention = np.random.default_rng(0).random((2, 2, N, N), np.float32)
-    Calibration(attention, GRID, images=7).save(path)
+    curves = Curves(np.array([2, N]), np.ones((2, 2, 2)))
+    Calibration(attention, GRID, 7, curves).save(path)
     again = Calibration.load(path)
+    assert again.curves is not None
+    assert again.curves.rooms.tolist() == [2, N]
+    assert (again.curves.loss == 1).all()
     assert (again.grid, again.images) == (GRID, 7)
     np.testing.assert_allclose(again.attention, attention, atol=1e-3)
     cache = fewlines.cache("scheduled", lines=1, calibration=path)
@@ -72,7 +77,7 @@ def test_a_calibration_survives_its_file_and_fits_one_model_only(tmp_path):
         Calibration.load(path)
 
 
-def test_calibrated_budgets_keep_the_total_and_give_where_it_counts():
+def test_budgets_by_mass_keep_the_total_and_give_where_it_counts():
     """One head looks at everything before it, one only at the token just before: the second needs
     two entries, all others are the first one's."""
     n = 8
@@ -83,10 +88,38 @@ def test_calibrated_budgets_keep_the_total_and_give_where_it_counts():
     calibration = Calibration(attention, (1, n), images=1)
     geometry = Geometry((1, n), prefix=1, layers=1, heads=2)
     uniform = fewlines.cache("scheduled", tokens=4, fold=True)
-    split = replace(uniform, split="calibrated", calibration=calibration)
+    split = replace(uniform, split="mass", calibration=calibration)
     placement = split.place(geometry)
     assert placement.capacity.tolist() == [[5, 3]]  # each with its summary slot
     assert placement.kv_entries() == replace(split, split="uniform").place(geometry).kv_entries()
+
+
+def test_calibrated_budgets_go_to_the_heads_that_lose_most():
+    """Of two heads, one loses nothing from four tokens on, the other falls all the way."""
+    n = 20
+    attention = np.tril(np.ones((1, 2, n, n), np.float32))
+    loss = np.array([[[1.0, 0, 0, 0], [1.0, 0.5, 0.25, 0]]])
+    curves = Curves(np.array([2, 4, 8, n]), loss)
+    calibration = Calibration(attention, (1, n), 1, curves)
+    geometry = Geometry((1, n), prefix=1, layers=1, heads=2)
+    cache = fewlines.cache("scheduled", tokens=9, fold=True, split="calibrated")
+    with pytest.raises(FewlinesError, match="does not say what each head loses"):
+        replace(cache, calibration=replace(calibration, curves=None)).place(geometry)
+    placement = replace(cache, calibration=calibration).place(geometry)
+    assert placement.room.tolist() == [[3, 13]]  # at three it has lost almost all it can
+    with pytest.raises(FewlinesError, match="with the schedule's victims folded"):
+        fewlines.cache("scheduled", tokens=9, split="calibrated")
+
+
+def test_curves_fall_to_nothing_where_nothing_is_let_go(model):
+    codes = torch.randint(16, (4, N), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(4) % 3
+    found = expected_attention(model, labels, codes, batch=2)
+    curves = measure_curves(model, labels, codes, found)
+    assert curves.rooms.tolist() == rooms_of(N)
+    assert curves.loss.shape == (2, 2, len(curves.rooms))
+    assert (curves.loss[..., :-1] > 0).all()
+    assert (curves.loss[..., 0] > 3 * curves.loss[..., -2]).all()
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12))

@@ -18,14 +18,28 @@ Attention = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
+class Curves:
+    """What the model loses when one head alone is limited, its victims folded.
+
+    Attributes:
+        rooms: `(R,)`, rising: tokens that the head may hold; the last is a whole image.
+        loss: `(L, H, R)`, KL(full ‖ limited) in nats/token.
+    """
+
+    rooms: npt.NDArray[np.int64]
+    loss: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Attributes: `attention` `(L, H, N, N)`, the mean probability that the query of one image
     token gives to another, mean over images and over the query heads of a key-value head;
-    `grid` and `images` it was measured on."""
+    `grid` and `images` it was measured on; `curves`, what each head loses, if it was measured."""
 
     attention: Attention
     grid: tuple[int, int]
     images: int
+    curves: Curves | None = None
 
     @cached_property
     def future(self) -> npt.NDArray[np.float64]:
@@ -52,7 +66,11 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         header = {"grid": self.grid, "images": self.images}
-        write_tensors(path, {"attention": torch.from_numpy(self.attention).half()}, header)
+        tensors = {"attention": torch.from_numpy(self.attention).half()}
+        if self.curves is not None:
+            tensors["rooms"] = torch.from_numpy(self.curves.rooms)
+            tensors["loss"] = torch.from_numpy(self.curves.loss)
+        write_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -60,7 +78,11 @@ class Calibration:
         if "attention" not in tensors:
             raise FewlinesError(f"{path} is not a calibration; 'fewlines calibrate' writes one")
         height, width = header["grid"]
-        return cls(tensors["attention"].float().numpy(), (height, width), header["images"])
+        curves = None
+        if "rooms" in tensors:
+            curves = Curves(tensors["rooms"].numpy(), tensors["loss"].numpy())
+        attention = tensors["attention"].float().numpy()
+        return cls(attention, (height, width), header["images"], curves)
 
     def check(self, geometry: Geometry) -> None:
         """Raises if it was measured on another model or grid."""

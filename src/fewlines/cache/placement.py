@@ -28,11 +28,23 @@ from fewlines.cache.policy import (
     StaticPolicy,
     registry,
 )
-from fewlines.cache.split import SMALLEST, split_by_depth, split_by_mass, split_by_reach
+from fewlines.cache.split import (
+    SMALLEST,
+    split_by_depth,
+    split_by_loss,
+    split_by_mass,
+    split_by_reach,
+)
 from fewlines.errors import FewlinesError
 
-Split = Literal["uniform", "calibrated", "pyramid", "headkv"]
-SUFFIX = {"uniform": "", "calibrated": "+budgets", "pyramid": "+pyramid", "headkv": "+headkv"}
+Split = Literal["uniform", "calibrated", "mass", "pyramid", "headkv"]
+SUFFIX = {
+    "uniform": "",
+    "calibrated": "+budgets",
+    "mass": "+mass",
+    "pyramid": "+pyramid",
+    "headkv": "+headkv",
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +57,10 @@ class Cache:
         fold: a victim is folded into a summary slot, not dropped: the slot holds the mean key,
             the mean value and the number `n` of its victims and enters the softmax with the
             additive bias `log n` (after KeepKV 2504.09936 and ZSMerge 2503.10714).
-        split: over layers and heads; `calibrated` gives each head what its expected attention
-            is worth, `pyramid` gives early layers more (PyramidKV 2406.02069), `headkv` heads that
-            look far (HeadKV 2605.20600); the same for every image, and `uniform`'s total at most.
+        split: over layers and heads; `calibrated` gives each head what it was measured to lose
+            least with, `mass` what its expected attention is worth, `pyramid` gives early layers
+            more (PyramidKV 2406.02069), `headkv` heads that look far (HeadKV 2605.20600); the same
+            for every image, and `uniform`'s total at most.
         calibration: where the model's heads look, for policies that go by it.
     """
 
@@ -62,8 +75,13 @@ class Cache:
             raise FewlinesError(f"cache: {self.policy} needs a budget, such as {{lines: 3}}")
         if self.policy.name == "full" and (self.budget is not None or self.fold):
             raise FewlinesError("cache: 'full' keeps every token; leave out budget and fold")
-        if self.split == "calibrated" and not isinstance(self.policy, CalibratedPolicy):
-            raise FewlinesError(f"cache: {self.policy} is not calibrated; leave out the split")
+        if self.split == "calibrated" and not (self.fold and self._is_calibrated):
+            raise FewlinesError(
+                "cache: 'split: calibrated' is measured with the schedule's victims folded; "
+                f"{self.policy_text} can be split by mass, or as pyramid and headkv do"
+            )
+        if self.split == "mass" and not isinstance(self.policy, CalibratedPolicy):
+            raise FewlinesError(f"cache: {self.policy} has no schedule to weigh heads by")
 
     @property
     def policy_text(self) -> str:
@@ -110,12 +128,19 @@ class Cache:
             return split_by_depth(geometry, total)
         if self.split == "headkv":
             return split_by_reach(geometry, total, self.require_calibration(geometry))
+        if self.split == "calibrated":
+            calibration = self.require_calibration(geometry)
+            return split_by_loss(geometry, total, calibration)
         assert isinstance(self.policy, CalibratedPolicy)
         return split_by_mass(self.policy, geometry, total, self.require_calibration(geometry))
 
     @property
     def needs_calibration(self) -> bool:
-        return self.split == "headkv" or getattr(self.policy, "calibrated", False)
+        return self.split == "headkv" or self._is_calibrated
+
+    @property
+    def _is_calibrated(self) -> bool:
+        return isinstance(self.policy, CalibratedPolicy | ScoringPolicy) and self.policy.calibrated
 
     def calibrated(self, path: Path | None) -> Cache:
         """The same cache with the calibration in a file, if it needs one and there is one."""

@@ -1,8 +1,9 @@
-"""How a total is split over layers and heads: as calibration says what each head would lose."""
+"""How a total is split over layers and heads, the same for every image."""
 
 from __future__ import annotations
 
 import heapq
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -10,23 +11,19 @@ import numpy.typing as npt
 from fewlines.cache.calibration import Calibration
 from fewlines.cache.geometry import Geometry, Table
 from fewlines.cache.policy import NOBODY, CalibratedPolicy
+from fewlines.errors import FewlinesError
 
 LOCAL = 0.9  # HeadKV's τ
 STEEPNESS = 20  # PyramidKV's β: the top layer gets a β-th of the mean
+NOTHING = 1e-6  # nats/token: below it, a measured loss is noise
 SMALLEST = 2  # tokens of a head: the one being decoded and one more
 
 
 def split_by_mass(
     policy: CalibratedPolicy, geometry: Geometry, total: int, calibration: Calibration
 ) -> Table:
-    """Room of each head, `(L, H)`, that loses the least expected attention mass in all.
-
-    Tokens go one by one to the head whose curve falls most steeply, each curve replaced by its
-    convex hull from below, on which this greedy choice is the optimum.
-
-    Args:
-        total: tokens of all heads of all layers together.
-    """
+    """Room of each head, `(L, H)`, that loses the least expected attention mass in all: the cheap
+    baseline of `split_by_loss`."""
     shape = (geometry.layers, geometry.heads)
     losses = np.stack(
         [
@@ -34,10 +31,34 @@ def split_by_mass(
             for room in range(SMALLEST, geometry.n_tokens + 1)
         ],
         axis=-1,
-    )  # (L, H, rooms)
+    )
+    return _cheapest(losses, total)
+
+
+def split_by_loss(geometry: Geometry, total: int, calibration: Calibration) -> Table:
+    """Room of each head, `(L, H)`, that loses the least likelihood in all, as `Curves` were
+    measured: losses of single heads are taken to add up, and to fall as a power between rooms."""
+    curves = calibration.curves
+    if curves is None:
+        raise FewlinesError(
+            "cache: this calibration does not say what each head loses; run 'fewlines calibrate'"
+        )
+    rooms = np.log(np.arange(SMALLEST, geometry.n_tokens + 1))
+    measured = np.log(curves.loss.clip(min=NOTHING))
+    losses = np.apply_along_axis(partial(np.interp, rooms, np.log(curves.rooms)), -1, measured)
+    return _cheapest(np.exp(losses), total)
+
+
+def _cheapest(losses: npt.NDArray[np.float64], total: int) -> Table:
+    """Room of each head, `total` in all, of the smallest sum of `losses` `(L, H, rooms)`, which
+    begin at room `SMALLEST`.
+
+    Tokens go one by one to the head whose curve falls most steeply, each curve replaced by its
+    convex hull from below, on which this greedy choice is the optimum.
+    """
     gains = -np.diff(np.apply_along_axis(_convex_hull, -1, losses), axis=-1)
-    rooms = np.full(shape, SMALLEST)
-    heads = list(np.ndindex(shape))
+    rooms = np.full(losses.shape[:2], SMALLEST)
+    heads = list(np.ndindex(rooms.shape))
     queue = [(-gains[head][0], head) for head in heads]
     heapq.heapify(queue)
     for _ in range(total - SMALLEST * len(heads)):

@@ -11,6 +11,7 @@ import torch
 from fewlines.config import Experiment
 from fewlines.files import write_text
 from fewlines.measure.attention import expected_attention
+from fewlines.measure.budgets import measure_curves, rooms_of
 from fewlines.measure.likelihood import measure_likelihood, paired_interval
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer
@@ -21,7 +22,8 @@ COUNTS = (1, 4, 16, 64)  # images of the curve, before all of them
 
 
 def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> None:
-    """Measure where each head looks, on the first training images."""
+    """Measure where each head looks, on the first training images, and what each
+    head loses when it is limited, on those that follow."""
     network = load_network(model, Transformer)
     tensors, _ = read_tokens(tokens)
     count = config.calibration.images
@@ -29,7 +31,14 @@ def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> No
     bar = progress("calibrate", len(labels), "images")
     found = expected_attention(network, labels, codes, config.calibration.batch, bar.update)
     bar.close()
-    found.save(output)
+    after = slice(count, count + config.calibration.curve_images)
+    labels, codes = tensors["train_labels"][after], tensors["train_codes"][after]
+    geometry = network.shape.geometry
+    heads = (len(rooms_of(geometry.n_tokens)) - 1) * geometry.layers * geometry.heads
+    bar = progress("what each head loses", heads, "rooms")
+    curves = measure_curves(network, labels, codes, found, bar.update)
+    bar.close()
+    replace(found, curves=curves).save(output)
 
 
 def calibration_curve(config: Experiment, model: Path, tokens: Path, output: Path) -> None:

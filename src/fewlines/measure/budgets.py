@@ -1,0 +1,59 @@
+"""What the model loses when one head alone is limited: what calibrated budgets go by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewlines.cache.calibration import Calibration, Curves
+from fewlines.cache.placement import Placement, make_policy
+from fewlines.cache.policy import NOBODY, CalibratedPolicy
+from fewlines.cache.split import SMALLEST
+from fewlines.cache.teacher import TeacherForced
+from fewlines.models.transformer import Transformer
+
+GROWTH = 1.4  # from one room of the curves to the next
+
+
+def rooms_of(n_tokens: int) -> list[int]:
+    """Rooms at which curves are measured: from the smallest to a whole image."""
+    rooms = [SMALLEST]
+    while rooms[-1] < n_tokens:
+        rooms.append(min(n_tokens, max(rooms[-1] + 1, round(rooms[-1] * GROWTH))))
+    return rooms
+
+
+@torch.inference_mode()
+def measure_curves(
+    model: Transformer,
+    labels: Tensor,
+    codes: Tensor,
+    calibration: Calibration,
+    done: Callable[[int], object] = lambda heads: None,
+) -> Curves:
+    """KL(full ‖ limited) on images `codes` `(n, N)` for every head and room, under the schedule,
+    victims folded."""
+    geometry, truth = model.shape.geometry, codes.long()
+    policy = make_policy("scheduled", {})
+    assert isinstance(policy, CalibratedPolicy)
+    rooms = rooms_of(geometry.n_tokens)
+    shape = (geometry.layers, geometry.heads)
+    full = model.teacher_forced(labels, truth).log_softmax(-1)
+    loss = np.zeros((*shape, len(rooms)))
+    for index, room in enumerate(rooms[:-1]):
+        victims = policy.victims(geometry, np.full(shape, room), calibration)
+        for head in np.ndindex(shape):
+            capacity = np.full(shape, geometry.n_tokens + 1)
+            capacity[head] = room + 1
+            limited = np.full_like(victims, NOBODY)
+            limited[head] = victims[head]
+            attend = TeacherForced(Placement(geometry, capacity, limited, fold=True))
+            under = model.teacher_forced(labels, truth, attend).log_softmax(-1)
+            found = F.kl_div(under, full, reduction="none", log_target=True).sum(-1).mean()
+            loss[head][index] = found.item()
+            done(1)
+    return Curves(np.array(rooms), loss)
