@@ -28,7 +28,7 @@ def test_a_dumped_experiment_reads_back_as_itself():
         ({"model": {"heads": 5}}, r"model: dim 192 / heads 5"),
         (
             {"caches": [{"policy": "ful"}]},
-            r"caches.0: unknown policy 'ful'; there are diagonal, fixed, full",
+            r"caches.0: unknown policy 'ful'; there are corrected, diagonal, fixed",
         ),
         ({"caches": [{"policy": "lines"}]}, "caches.0: cache: lines needs a budget"),
         ({"caches": [{"policy": "full", "fold": True}]}, "leave out budget and fold"),

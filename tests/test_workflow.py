@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -67,11 +68,18 @@ def planned(output: str) -> dict[str, int]:
 def test_every_table_figure_and_report_is_there(run):
     table = pd.read_csv(run / "tables/cache.csv")
     assert list(table.columns[: len(CACHE_COLUMNS)]) == CACHE_COLUMNS
-    full, few, scheduled = table.to_dict("records")
+    full, few, scheduled, ranked, steps, adapted, compared = table.to_dict("records")
     assert (full["policy"], full["budget"]) == ("full", "all")
     assert (few["policy"], few["budget"], few["capacity"]) == ("streaming", "lines: 3", 43)
     assert (scheduled["policy"], scheduled["capacity"]) == ("scheduled+fold", 29)
     assert full["nll_delta"] == full["kl"] == 0
+    assert (ranked["policy"], ranked["kv_bytes"]) == ("linear", scheduled["kv_bytes"])
+    assert np.isnan([ranked["fid_mean"], ranked["seconds_per_image"]]).all()
+    assert (steps["model"], steps["policy"], steps["steps_delta"]) == ("base+steps", "full", 0)
+    assert steps["nll"] < full["nll"]
+    assert (adapted["model"], adapted["policy"]) == ("adapted:2lines", "scheduled+fold")
+    assert (compared["model"], compared["policy"]) == ("adapted:2lines", "streaming")
+    assert adapted["steps_delta"] == pytest.approx(adapted["nll"] - steps["nll"], abs=1e-5)
     assert few["kv_bytes"] / full["kv_bytes"] == pytest.approx(43 / 197, rel=1e-4)
     paper = pd.read_csv(run / "tables/paper.csv")
     assert paper["cache"].tolist() == [
@@ -115,6 +123,18 @@ def test_a_new_cache_runs_only_its_own_jobs(folder, tmp_path):
     }  # fmt: skip
 
 
+def test_a_new_adaptation_runs_only_its_own_jobs(folder, tmp_path):
+    experiment = yaml.safe_load(TOY.read_text())
+    adapted = {"caches": ["full", "streaming-3lines"], "trained": "norms"}
+    experiment["adaptation"]["models"]["adapted"] = adapted
+    config = tmp_path / "more.yaml"
+    config.write_text(yaml.safe_dump(experiment))
+    assert planned(snakemake(folder, "-n", config=config)) == {
+        "adapt": 1, "generate": 4, "samples": 2, "quality": 2, "likelihood": 2,
+        "tables": 1, "figures": 1, "report": 1,
+    }  # fmt: skip
+
+
 def test_tables_and_report_are_made_again_without_measuring(folder, run):
     before = (run / "tables/cache.csv").read_bytes()
     (run / "tables/cache.csv").unlink()
@@ -135,7 +155,7 @@ def test_likelihoods_alone_need_no_samples(folder, run, tmp_path):
     assert jobs == {"likelihood": 1, "likelihood_table": 1}
     snakemake(folder, "likelihood_table", config=config)
     table = pd.read_csv(run / "tables/policies.csv")
-    assert table["policy"].tolist() == ["full", "streaming", "scheduled+fold", "linear"]
+    assert table["policy"].tolist()[:5] == ["full", "streaming", "scheduled+fold", *["linear"] * 2]
     assert (table["nll_delta_low"] <= table["nll_delta"]).all()
 
 
@@ -176,25 +196,31 @@ STAGES = {
         "--images {data} --tokenizer {run}/tokenizer.safetensors --output {out}/tokens.safetensors"
     ),
     "train-model": (
-        "--tokens {run}/tokens.safetensors --output {out}/model.safetensors "
-        "--metrics {out}/model.json"
+        "--tokens {run}/tokens.safetensors --output {out}/base/model.safetensors "
+        "--metrics {out}/base/model.json"
+    ),
+    "adapt": (
+        "--model {run}/base/model.safetensors --tokens {run}/tokens.safetensors "
+        "--calibration {run}/base/calibration.safetensors --name adapted:2lines "
+        "--output {out}/adapted:2lines/model.safetensors "
+        "--metrics {out}/adapted:2lines/model.json"
     ),
     "calibrate": (
-        "--model {run}/model.safetensors --tokens {run}/tokens.safetensors "
-        "--output {out}/calibration.safetensors"
+        "--model {run}/base/model.safetensors --tokens {run}/tokens.safetensors "
+        "--output {out}/base/calibration.safetensors"
     ),
     "generate": (
-        "--model {run}/model.safetensors --cache streaming-3lines --shard 0 "
+        "--model {run}/base/model.safetensors --cache streaming-3lines --shard 0 "
         "--output {out}/shard.safetensors"
     ),
     "measure-quality": (
-        "--samples {run}/samples/full.safetensors --images {data} "
+        "--samples {run}/base/samples/full.safetensors --images {data} "
         "--tokenizer {run}/tokenizer.safetensors --classifier {run}/classifier.safetensors "
-        "--output {out}/quality/full.json"
+        "--output {out}/base/quality/full.json"
     ),
     "measure-likelihood": (
-        "--model {run}/model.safetensors --tokens {run}/tokens.safetensors "
-        "--cache streaming-3lines --output {out}/likelihood/streaming-3lines.json"
+        "--model {run}/base/model.safetensors --tokens {run}/tokens.safetensors "
+        "--cache streaming-3lines --output {out}/base/likelihood/streaming-3lines.json"
     ),
 }
 
@@ -211,7 +237,7 @@ def test_a_killed_stage_ends_with_the_same_bytes(folder, run, stage, tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
-        if list(tmp_path.glob("*.checkpoints/step-*")) or list(tmp_path.rglob(".*.tmp")):
+        if list(tmp_path.rglob("*.checkpoints/step-*")) or list(tmp_path.rglob(".*.tmp")):
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -235,11 +261,11 @@ def compare(path: Path, run: Path, out: Path) -> None:
     """A stage's output is that of the uninterrupted run."""
     if path.name == "shard.safetensors":
         tensors, _ = read_tensors(path)
-        whole, _ = read_tensors(run / "samples/streaming-3lines.safetensors")
+        whole, _ = read_tensors(run / "base/samples/streaming-3lines.safetensors")
         for name, tensor in tensors.items():
             assert torch.equal(tensor, whole[name][: len(tensor)])
-    elif path.suffix == ".json" and path.parent == out:  # metrics of a training
-        one, other = read_json(path), read_json(run / path.name)
+    elif path.suffix == ".json" and path.with_suffix(".safetensors").exists():  # of a training
+        one, other = read_json(path), read_json(run / path.relative_to(out))
         for key in one.keys() - {"seconds_per_step", *RATES}:
             assert one[key] == other[key], key
     else:

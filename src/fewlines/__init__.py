@@ -1,6 +1,6 @@
 """fewlines: autoregressive image generation with a key-value cache of a few lines of tokens.
 
->>> model = fewlines.load_model("results/fashion-mnist/model.safetensors")
+>>> model = fewlines.load_model("results/fashion-mnist/base/model.safetensors")
 >>> codes = fewlines.generate(model, labels=[0, 1, 2], cache=fewlines.cache("lines", lines=3))
 """
 

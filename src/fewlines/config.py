@@ -24,6 +24,7 @@ from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
 from fewlines.models.shapes import SHAPES
 
+BASE = "base"  # the model that all others go on from
 Precision = Literal["auto", "float32", "bfloat16"]
 Storage = Literal["float32", "float16", "bfloat16"]
 Positive = Annotated[int, Field(gt=0)]
@@ -91,6 +92,35 @@ class ModelSettings(Section):
         return self
 
 
+AdaptedName = Annotated[str, Field(pattern=r"^(adapted|base\+steps)[\w.+:-]*$")]
+Trained = Literal["all", "attention", "norms"]
+
+
+class AdaptedModel(Section):
+    """Weights that go on from the base model's, with attention limited as these caches limit it."""
+
+    caches: tuple[str, ...] = Field(
+        min_length=1, description="by their names; one of them is drawn for every step"
+    )
+    compared: tuple[str, ...] = Field((), description="other caches that it is measured under")
+    steps: Positive | None = Field(None, description="null: as many as the other models")
+    distil: Share = Field(0.0, description="weight of KL to the base model with a full cache")
+    trained: Trained = Field("all", description="parameters: all, attention's, or the norms'")
+
+
+class AdaptationSettings(Section):
+    """Training that goes on with the cache in the loop. `base+steps` is the baseline."""
+
+    steps: Positive = 320
+    batch: Positive = Field(16, description="images of a step")
+    warmup: int = Field(20, ge=0, description="steps of linear warm-up; then linear decay to 0")
+    muon_rate: Rate = Field(0.01, description="peak learning rate of the blocks' matrices")
+    adamw_rate: Rate = Field(2e-3, description="peak learning rate of everything else")
+    models: dict[AdaptedName, AdaptedModel] = Field(
+        default_factory=dict, description="by name: base+steps, adapted, adapted:2lines …"
+    )
+
+
 class SamplingSettings(Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     samples: int = Field(1000, gt=1, description="images of a seed")
@@ -148,6 +178,9 @@ class CacheSettings(Section):
     fold: bool = False
     split: Split = "uniform"
     options: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
+    measure: Literal["all", "likelihood"] = Field(
+        "all", description="likelihood: no images are drawn and no time is taken, for a quick rank"
+    )
 
     @model_validator(mode="after")
     def _buildable(self) -> CacheSettings:
@@ -228,6 +261,7 @@ class Experiment(Section):
     classifier: ClassifierSettings = ClassifierSettings()
     model: ModelSettings = ModelSettings()
     calibration: CalibrationSettings = CalibrationSettings()
+    adaptation: AdaptationSettings = AdaptationSettings()
     sampling: SamplingSettings = SamplingSettings()
     quality: QualitySettings = QualitySettings()
     likelihood: LikelihoodSettings = LikelihoodSettings()
@@ -248,11 +282,50 @@ class Experiment(Section):
             raise ValueError(
                 f"paper.cache: {self.paper.cache} is not one of caches: {', '.join(slugs)}"
             )
+        if not self.drawn("full") or not self.drawn(self.paper.cache):
+            raise ValueError(f"caches: full and {self.paper.cache} need 'measure: all'")
+        for name, model in self.adaptation.models.items():
+            unknown = [slug for slug in (*model.caches, *model.compared) if slug not in slugs]
+            if unknown:
+                raise ValueError(
+                    f"adaptation.models.{name}: {', '.join(unknown)} is not one of caches: "
+                    f"{', '.join(slugs)}"
+                )
         if self.quality.kid_subset_size > self.sampling.samples:
             raise ValueError("quality.kid_subset_size: must not exceed sampling.samples")
         if self.sampling.shards > self.sampling.samples:
             raise ValueError("sampling.shards: must not exceed sampling.samples")
         return self
+
+    def drawn(self, slug: str) -> bool:
+        """Whether images are drawn under this cache, and its time is taken."""
+        measured = {cache.build().slug: cache.measure for cache in self.caches}
+        return measured[slug] == "all"
+
+    def adapted(self, name: str) -> AdaptedModel:
+        """The adapted model of this name."""
+        models = self.adaptation.models
+        if name not in models:
+            known = ", ".join(models) or "none"
+            raise FewlinesError(f"no adapted model '{name}' in this experiment; it has {known}")
+        return models[name]
+
+    def continued(self, adapted: AdaptedModel) -> ModelSettings:
+        """The settings of an adapted model's training."""
+        changed = self.adaptation.model_dump(exclude={"models"})
+        changed |= {"steps": adapted.steps or self.adaptation.steps}
+        return self.model.model_copy(update=changed)
+
+    @property
+    def rows(self) -> list[tuple[str, str]]:
+        """What is measured: `(model, cache)`, the base model under every cache, adapted ones under
+        those they were trained and are compared with. File names call a model as it is here."""
+        adapted = [
+            (name, slug)
+            for name, model in self.adaptation.models.items()
+            for slug in dict.fromkeys((*model.caches, *model.compared))
+        ]
+        return [(BASE, slug) for slug in self.cache_by_slug] + adapted
 
     @property
     def cache_by_slug(self) -> dict[str, Cache]:

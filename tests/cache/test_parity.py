@@ -16,7 +16,7 @@ import fewlines
 from conftest import CACHES, GRID, calibrated, tiny_transformer
 from fewlines.cache.buffer import BoundedCache, torch_step
 from fewlines.cache.geometry import Geometry
-from fewlines.cache.line_parallel import LineParallel
+from fewlines.cache.line_parallel import attention_under
 from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.policy import NOBODY, comparable
 from fewlines.cache.teacher import TeacherForced
@@ -131,8 +131,7 @@ def test_decoding_and_the_parallel_forward_agree_with_the_slow_model(cache, kv_h
     geometry = model.shape.geometry
     placement = calibrated(cache, geometry).place(geometry)
     slow = model.teacher_forced(labels, codes, SlowAttention(placement))
-    limited = LineParallel(placement) if placement.scoring else TeacherForced(placement)
-    parallel = model.teacher_forced(labels, codes, limited)
+    parallel = model.teacher_forced(labels, codes, attention_under(placement))
     torch.testing.assert_close(parallel, slow, atol=1e-4, rtol=1e-4)
     buffers = BoundedCache(placement, len(labels), model.shape.head_dim)
     decoded = step_by_step(model, labels, codes, buffers)

@@ -5,9 +5,9 @@ import torch
 
 from fewlines.config import ClassifierSettings, ModelSettings, TokenizerSettings
 from fewlines.errors import FewlinesError
-from fewlines.models.transformer import TransformerShape
+from fewlines.models.transformer import Transformer, TransformerShape
 from fewlines.training.classifier import ClassifierTask, accuracy
-from fewlines.training.loop import batch_indices, learning_rate, train
+from fewlines.training.loop import batch_indices, learning_rate, step_generator, train
 from fewlines.training.muon import Muon, orthogonalise
 from fewlines.training.tokenizer import TokenizerTask, evaluate_tokenizer
 from fewlines.training.transformer import TransformerTask
@@ -21,7 +21,9 @@ CODES = torch.arange(12).repeat(64, 1) % 7
 def transformer_task(steps: int = 12) -> TransformerTask:
     settings = ModelSettings(dim=16, layers=2, heads=2, steps=steps, batch=5, warmup=2)
     shape = TransformerShape(16, 2, 2, 2, codes=7, classes=4, grid=(3, 4), multiple_of=16)
-    return TransformerTask(settings, shape, LABELS, CODES, seed=3)
+    network = Transformer(shape)
+    network.initialise(step_generator(3, 0))
+    return TransformerTask(settings, network, LABELS, CODES, seed=3)
 
 
 def tokenizer_task() -> TokenizerTask:

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from fewlines.config import dump_experiment, validate_experiment
+from fewlines.config import BASE, dump_experiment, validate_experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import write_text
 from fewlines.measure.efficiency import settings_of
@@ -18,6 +18,9 @@ except FewlinesError as error:
 RUN = f"results/{EXPERIMENT.name}"
 DATA = f"results/data/{EXPERIMENT.data.source}.safetensors"
 CACHES = list(EXPERIMENT.cache_by_slug)
+ADAPTED = list(EXPERIMENT.adaptation.models)
+ROWS = EXPERIMENT.rows  # (model, cache)
+DRAWN = [(model, cache) for model, cache in ROWS if EXPERIMENT.drawn(cache)]
 
 # Stages read the experiment with every default and override written out. Rules take it as an
 # `ancient` input: a changed key reruns those that name its section under `params`, and no others.
@@ -42,11 +45,29 @@ scattergather:
 
 wildcard_constraints:
     cache="|".join(map(re.escape, CACHES)),
+    model="|".join(map(re.escape, [BASE, *ADAPTED])),
+    adapted="|".join(map(re.escape, ADAPTED)) or "none",
 
 
 def settings(*sections):
     """The values whose change must rerun a rule."""
     return {name: EXPERIMENT.model_dump(mode="json")[name] for name in sections}
+
+
+def adaptation(wildcards):
+    """The values whose change must train an adapted model again."""
+    model = EXPERIMENT.adapted(wildcards.adapted)
+    return {
+        "training": EXPERIMENT.continued(model).model_dump(mode="json"),
+        "model": model.model_dump(mode="json", exclude={"compared"}),
+    }
+
+
+def of(rows, pattern):
+    """The files of some rows, each a model and a cache."""
+    return [
+        f"{RUN}/{pattern.format(model=model, cache=cache)}" for model, cache in rows
+    ]
 
 
 def run_folder(wildcards, input):
@@ -58,7 +79,7 @@ def calibration(wildcards):
     """The calibration, for caches that go by one."""
     slug = getattr(wildcards, "cache", EXPERIMENT.paper.cache)
     needed = EXPERIMENT.cache(slug).needs_calibration
-    return [f"{RUN}/calibration.safetensors"] if needed else []
+    return [f"{RUN}/{BASE}/calibration.safetensors"] if needed else []
 
 
 def calibration_option(wildcards, input):

@@ -2,12 +2,12 @@
 rule generate:
     input:
         config=ancient(RESOLVED),
-        model=rules.model.output.weights,
+        model=f"{RUN}/{{model}}/model.safetensors",
         calibration=calibration,
     output:
-        temp(f"{RUN}/samples/{{cache}}.{{scatteritem}}.safetensors"),
+        temp(f"{RUN}/{{model}}/samples/{{cache}}.{{scatteritem}}.safetensors"),
     log:
-        f"{RUN}/logs/generate/{{cache}}.{{scatteritem}}.log",
+        f"{RUN}/logs/generate/{{model}}/{{cache}}.{{scatteritem}}.log",
     conda:
         "../envs/fewlines.yaml"
     params:
@@ -22,11 +22,13 @@ rule generate:
 
 rule samples:
     input:
-        gather.shard(f"{RUN}/samples/{{{{cache}}}}.{{scatteritem}}.safetensors"),
+        gather.shard(
+            f"{RUN}/{{{{model}}}}/samples/{{{{cache}}}}.{{scatteritem}}.safetensors"
+        ),
     output:
-        f"{RUN}/samples/{{cache}}.safetensors",
+        f"{RUN}/{{model}}/samples/{{cache}}.safetensors",
     log:
-        f"{RUN}/logs/samples/{{cache}}.log",
+        f"{RUN}/logs/samples/{{model}}/{{cache}}.log",
     conda:
         "../envs/fewlines.yaml"
     shell:

@@ -6,9 +6,9 @@ rule quality:
         tokenizer=rules.tokenizer.output.weights,
         classifier=rules.classifier.output.weights,
     output:
-        f"{RUN}/quality/{{cache}}.json",
+        f"{RUN}/{{model}}/quality/{{cache}}.json",
     log:
-        f"{RUN}/logs/quality/{{cache}}.log",
+        f"{RUN}/logs/quality/{{model}}/{{cache}}.log",
     conda:
         "../envs/fewlines.yaml"
     params:
@@ -46,7 +46,7 @@ rule model_test:
         model=rules.model.output.weights,
         tokens=rules.tokens.output,
     output:
-        f"{RUN}/model-test.json",
+        f"{RUN}/{BASE}/model-test.json",
     log:
         f"{RUN}/logs/model-test.log",
     conda:
@@ -61,13 +61,13 @@ rule model_test:
 rule likelihood:
     input:
         config=ancient(RESOLVED),
-        model=rules.model.output.weights,
+        model=f"{RUN}/{{model}}/model.safetensors",
         calibration=calibration,
         tokens=rules.tokens.output,
     output:
-        f"{RUN}/likelihood/{{cache}}.json",
+        f"{RUN}/{{model}}/likelihood/{{cache}}.json",
     log:
-        f"{RUN}/logs/likelihood/{{cache}}.log",
+        f"{RUN}/logs/likelihood/{{model}}/{{cache}}.log",
     conda:
         "../envs/fewlines.yaml"
     params:

@@ -3,8 +3,8 @@ rule model:
         config=ancient(RESOLVED),
         tokens=rules.tokens.output,
     output:
-        weights=f"{RUN}/model.safetensors",
-        metrics=f"{RUN}/model.json",
+        weights=f"{RUN}/{BASE}/model.safetensors",
+        metrics=f"{RUN}/{BASE}/model.json",
     log:
         f"{RUN}/logs/model.log",
     conda:
@@ -24,7 +24,7 @@ rule calibration:
         model=rules.model.output.weights,
         tokens=rules.tokens.output,
     output:
-        f"{RUN}/calibration.safetensors",
+        f"{RUN}/{BASE}/calibration.safetensors",
     log:
         f"{RUN}/logs/calibration.log",
     conda:
@@ -35,6 +35,30 @@ rule calibration:
     shell:
         "fewlines calibrate --config {input.config} --threads {threads} "
         "--model {input.model} --tokens {input.tokens} --output {output} 2>&1 | tee {log}"
+
+
+# Weights that go on from the base model's, with attention limited as their caches limit it. Adapted
+# models go by the base model's calibration, as they were trained.
+rule adapt:
+    input:
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+        tokens=rules.tokens.output,
+        calibration=rules.calibration.output,
+    output:
+        weights=f"{RUN}/{{adapted}}/model.safetensors",
+        metrics=f"{RUN}/{{adapted}}/model.json",
+    log:
+        f"{RUN}/logs/adapt/{{adapted}}.log",
+    conda:
+        "../envs/fewlines.yaml"
+    threads: workflow.cores
+    params:
+        settings=adaptation,
+    shell:
+        "fewlines adapt --config {input.config} --threads {threads} --model {input.model} "
+        "--tokens {input.tokens} --calibration {input.calibration} --name {wildcards.adapted} "
+        "--output {output.weights} --metrics {output.metrics} 2>&1 | tee {log}"
 
 
 # How few images are enough: `make policies` asks.

@@ -1,8 +1,9 @@
 MEASURED = [
-    *expand(
-        f"{RUN}/{{kind}}/{{cache}}.json",
-        kind=("quality", "likelihood", "cost"),
-        cache=CACHES,
+    *of(ROWS, "{model}/likelihood/{cache}.json"),
+    *of(DRAWN, "{model}/quality/{cache}.json"),
+    *of(
+        [(BASE, cache) for cache in CACHES if EXPERIMENT.drawn(cache)],
+        "cost/{cache}.json",
     ),
     *rules.floors.output,
     *rules.paper_cost.output,
@@ -39,7 +40,7 @@ rule tables:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "paper"),
+        settings=settings("name", "caches", "paper", "adaptation"),
         run=run_folder,
     shell:
         "fewlines tables --config {input.config} --run {params.run} 2>&1 | tee {log}"
@@ -49,7 +50,7 @@ rule tables:
 # `snakemake likelihood_table --configfile experiments/policies.yaml`.
 rule likelihood_table:
     input:
-        expand(f"{RUN}/likelihood/{{cache}}.json", cache=CACHES),
+        of(ROWS, "{model}/likelihood/{cache}.json"),
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
     output:
@@ -59,7 +60,7 @@ rule likelihood_table:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches"),
+        settings=settings("name", "caches", "adaptation"),
         run=run_folder,
     shell:
         "fewlines likelihood-table --config {input.config} --run {params.run} 2>&1 | tee {log}"
@@ -68,7 +69,7 @@ rule likelihood_table:
 rule figures:
     input:
         MEASURED,
-        expand(f"{RUN}/samples/{{cache}}.safetensors", cache=CACHES),
+        of(DRAWN, "{model}/samples/{cache}.safetensors"),
         config=ancient(RESOLVED),
         tokenizer=rules.tokenizer.output.weights,
     output:
@@ -86,7 +87,7 @@ rule figures:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "paper"),
+        settings=settings("name", "caches", "paper", "adaptation"),
         run=run_folder,
     shell:
         "fewlines figures --config {input.config} --run {params.run} 2>&1 | tee {log}"
@@ -137,7 +138,7 @@ rule report:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "paper"),
+        settings=settings("name", "caches", "paper", "adaptation"),
         run=run_folder,
     shell:
         "fewlines report --config {input.config} --run {params.run} "

@@ -18,6 +18,13 @@ from torch import Tensor
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Placement
 from fewlines.cache.policy import Expectation, ScoringPolicy, comparable
+from fewlines.cache.teacher import TeacherForced
+
+
+def attention_under(placement: Placement) -> LineParallel | TeacherForced:
+    """The parallel forward's attention under a cache, whatever its policy: for likelihood and for
+    training. Policies of hindsight have none."""
+    return LineParallel(placement) if placement.scoring is not None else TeacherForced(placement)
 
 
 class LineParallel:

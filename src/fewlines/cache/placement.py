@@ -279,6 +279,12 @@ class Placement:
         evicted[layer, head, victims[layer, head, step]] = step
         return evicted
 
+    def kv_bytes(self, head_dim: int, storage: torch.dtype) -> int:
+        """Bytes of one image's keys and values in the buffers: two vectors an entry, and, where 16
+        bits are stored, the exact copies of the summaries."""
+        summaries = self.capacity.size * self.fold if storage.itemsize < 4 else 0
+        return 2 * head_dim * (self.kv_entries() * storage.itemsize + summaries * 4)
+
     def expectation(
         self, layer: int, heads: list[int], device: torch.device | str = "cpu"
     ) -> Expectation | None:

@@ -12,15 +12,15 @@ from scipy import special
 from torch import Tensor
 
 from fewlines.cache.buffer import BoundedCache
-from fewlines.cache.line_parallel import LineParallel
+from fewlines.cache.line_parallel import attention_under
 from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.placement import cache as make_cache
-from fewlines.cache.teacher import Limits, TeacherForced
+from fewlines.cache.teacher import Limits
 from fewlines.generate.decode import decode
 from fewlines.generate.packed import prepare
 from fewlines.generate.sampler import Sampler
 from fewlines.measure.attention import attention_of
-from fewlines.models.transformer import Attend, Transformer
+from fewlines.models.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,8 @@ def _forward(placement: Placement) -> Callable[[Transformer, Tensor, Tensor], Te
     """How logits `(B, N, V)` of codes `(B, N)` are had under this cache."""
     if placement.hindsight is not None:
         return partial(in_hindsight, placement=placement)
-    if placement.scoring is not None:
-        limited: Attend = LineParallel(placement)
-    else:
-        limited = TeacherForced(placement)
-    return lambda model, labels, codes: model.teacher_forced(labels, codes, limited)
+    attend = attention_under(placement)
+    return lambda model, labels, codes: model.teacher_forced(labels, codes, attend)
 
 
 def in_hindsight(model: Transformer, labels: Tensor, codes: Tensor, placement: Placement) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
+from fewlines.config import BASE
 from fewlines.files import read_tensors, replacing
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.results import Results
@@ -30,6 +31,11 @@ STYLE = {
 PICTURES = 10  # of each cache in the grid of samples
 
 
+def row_name(model: str, cache: str) -> str:
+    """Of a row: the base model goes without saying."""
+    return cache if model == BASE else f"{model}: {cache}"
+
+
 def save(figure: plt.Figure, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], metadata={"Software": None})
@@ -40,9 +46,13 @@ def save(figure: plt.Figure, path: Path) -> None:
 def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
     """FID and ΔNLL of every cache against decode memory and time. Times are relative to the lean
     full cache's in the same interleaved run: absolute ones drift from run to run."""
-    table = table.assign(relative_time=1 / table["speedup_lean"])
+    table = table.dropna(subset="fid_mean").assign(
+        relative_time=lambda rows: 1 / rows["speedup_lean"]
+    )
+    names = zip(table["model"], table["policy"], strict=True)
+    table["label"] = [row_name(*row) for row in names]
     figure, axes = plt.subplots(2, 2, figsize=(8.5, 6), sharex="col", layout="constrained")
-    full = table[table["policy"] == "full"].iloc[0]
+    full = table[table["label"] == "full"].iloc[0]
     columns = (
         ("kv_bytes", 1e-3 / full["cost_batch"], "KV cache of an image, kB"),
         ("relative_time", 1, "decode time ÷ that of full, lean"),
@@ -52,7 +62,7 @@ def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
             (("fid_mean", "fid_sd", "fid_sd"), ("nll_delta", "nll_delta_low", "nll_delta_high"))
         ):
             axis = axes[row, column]
-            for policy, group in table[table["policy"] != "full"].groupby("policy", sort=False):
+            for policy, group in table[table["label"] != "full"].groupby("label", sort=False):
                 x, y = group[cost] * scale, group[quality]
                 spread = (
                     [group[low], group[high]]
@@ -90,18 +100,18 @@ def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
 def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
     """The same seeds and classes under every cache, a row each."""
     rows = []
-    for slug in results.caches:
-        tensors, header = read_tensors(results.samples(slug))
+    for model, slug in results.drawn:
+        tensors, header = read_tensors(results.samples(slug, model))
         codes = tensors[f"seed_{results.experiment.sampling.seeds[0]}"][:PICTURES]
         rows.append(tokenizer.decode(codes.unflatten(1, header["grid"])))
     figure, axes = plt.subplots(
         len(rows), 1, figsize=(8, 0.8 * len(rows)), layout="constrained", squeeze=False
     )
-    for axis, images, slug in zip(axes[:, 0], rows, results.caches, strict=True):
+    for axis, images, row in zip(axes[:, 0], rows, results.drawn, strict=True):
         axis.imshow(_strip(images), cmap="gray_r" if images.shape[1] == 1 else None)
         axis.set_yticks([]), axis.set_xticks([])
         axis.grid(False)
-        axis.set_ylabel(slug, rotation=0, ha="right", va="center", size=8)
+        axis.set_ylabel(row_name(*row), rotation=0, ha="right", va="center", size=8)
         for spine in axis.spines.values():
             spine.set_visible(False)
     figure.suptitle("The same classes and noise under each cache", size=10)
@@ -139,15 +149,16 @@ def draw_lines(results: Results, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
     styles = ("-", "--", "-.", ":")
     drawn: dict[str, int] = {}  # how many lines each policy has so far
-    for slug in results.caches:
+    for model, slug in results.drawn:
         cache = results.experiment.cache(slug)
         if cache.budget is None:
             continue
-        nth = drawn[cache.policy_text] = drawn.get(cache.policy_text, -1) + 1
-        colour = mpl.color_sequences["tab10"][list(drawn).index(cache.policy_text) % 10]
-        kl = results.likelihood(slug)["kl_by_line"]
-        style = styles[nth % len(styles)]
-        axis.plot(range(1, len(kl) + 1), kl, color=colour, ls=style, lw=1.3, label=slug)
+        policy = row_name(model, cache.policy_text)
+        nth = drawn[policy] = drawn.get(policy, -1) + 1
+        colour = mpl.color_sequences["tab10"][list(drawn).index(policy) % 10]
+        kl = results.likelihood(slug, model)["kl_by_line"]
+        name, style = row_name(model, slug), styles[nth % len(styles)]
+        axis.plot(range(1, len(kl) + 1), kl, color=colour, ls=style, lw=1.3, label=name)
     axis.set_xlabel("line of the image")
     axis.set_ylabel("KL(full ‖ cache), nats/token")
     axis.legend(fontsize=6.5, ncols=2)

@@ -18,8 +18,8 @@ PAPER_COLUMNS = (
     "ms/image", "FID", "× memory (process)", "× memory (decode peak)", "× time", "FID ratio",
 )  # fmt: skip
 CACHE_COLUMNS = (
-    "policy", "budget", "capacity", "ΔNLL (95%)", "FID", "KV MB", "× memory",
-    "× time vs lean", "× time vs stock",
+    "model", "policy", "budget", "capacity", "ΔNLL (95%)", "ΔNLL to base+steps", "FID",
+    "KV MB", "× memory", "× time vs lean", "× time vs stock",
 )  # fmt: skip
 
 
@@ -30,9 +30,10 @@ def numbers(reference: Path) -> str:
     )
     facts = read_json(reference / "provenance.json")
     engine = pd.read_csv(reference / "efficiency.csv").iloc[0]
-    rank = cache["nll_delta"].corr(cache["fid_mean"], method="spearman")
+    rank = cache["nll"].corr(cache["fid_mean"], method="spearman")
     floor = floors.set_index("floor")["fid_mean"]
-    samples, seeds = int(cache["samples"].iloc[0]), int(cache["seeds"].iloc[0])
+    drawn = cache.dropna(subset="fid_mean")
+    samples, seeds = int(drawn["samples"].iloc[0]), int(drawn["seeds"].iloc[0])
     modified = " (modified)" if facts["modified"] else ""
     return "\n\n".join(
         [
@@ -43,9 +44,10 @@ def numbers(reference: Path) -> str:
             "**Every cache of the default experiment** "
             f"({seeds} seeds of {samples:,} images; ΔNLL in nats/token against `full`, paired, on "
             f"{int(cache['likelihood_images'].iloc[0])} held-out images; times at batch "
-            f"{int(cache['cost_batch'].iloc[0])}):",
-            _markdown(cache, CACHE_COLUMNS),
-            f"Over these {len(cache)} caches ΔNLL and FID rank alike: Spearman's ρ is {rank:.2f}.",
+            f"{int(drawn['cost_batch'].iloc[0])}):",
+            _markdown(drawn, CACHE_COLUMNS),
+            f"Over these {len(drawn)} rows likelihood and FID rank alike: Spearman's ρ is "
+            f"{rank:.2f}.",
             "FID is measured in the features of a classifier trained on the same images and "
             "compares with nothing outside this table. On as many real images it is "
             f"{floor['real']:.2f}, on the tokenizer's reconstructions "
@@ -60,7 +62,8 @@ def numbers(reference: Path) -> str:
 
 
 def _markdown(table: pd.DataFrame, columns: tuple[str, ...]) -> str:
-    return readable_table(table)[list(columns)].to_markdown(index=False)
+    readable = readable_table(table)
+    return readable[[name for name in columns if name in readable]].to_markdown(index=False)
 
 
 def put_block(document: Path, text: str) -> None:

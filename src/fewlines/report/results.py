@@ -9,11 +9,12 @@ from typing import Any
 
 from fewlines import machine
 from fewlines.cache.geometry import Geometry
-from fewlines.config import Experiment
+from fewlines.cache.placement import Cache
+from fewlines.config import BASE, Experiment
 from fewlines.files import read_json
 from fewlines.measure.efficiency import settings_of
 from fewlines.models.checkpoint import load_network
-from fewlines.models.transformer import Transformer
+from fewlines.models.transformer import Transformer, TransformerShape
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,29 @@ class Results:
     folder: Path
 
     @cached_property
-    def caches(self) -> list[str]:
-        return list(self.experiment.cache_by_slug)
-
-    @cached_property
     def geometry(self) -> Geometry:
         """Of the run's model."""
-        return load_network(self.folder / "model.safetensors", Transformer).shape.geometry
+        return self.shape.geometry
 
-    def quality(self, cache: str) -> dict[str, Any]:
-        return self._read(f"quality/{cache}.json")
+    @cached_property
+    def shape(self) -> TransformerShape:
+        return load_network(self.folder / BASE / "model.safetensors", Transformer).shape
 
-    def likelihood(self, cache: str) -> dict[str, Any]:
-        return self._read(f"likelihood/{cache}.json")
+    @property
+    def drawn(self) -> list[tuple[str, str]]:
+        """The rows, model and cache, of which there are images."""
+        return [row for row in self.experiment.rows if self.experiment.drawn(row[1])]
+
+    def cache(self, slug: str) -> Cache:
+        """With the run's calibration, if it needs one."""
+        calibration = self.folder / BASE / "calibration.safetensors"
+        return self.experiment.cache(slug).calibrated(calibration)
+
+    def quality(self, cache: str, model: str = BASE) -> dict[str, Any]:
+        return self._read(f"{model}/quality/{cache}.json")
+
+    def likelihood(self, cache: str, model: str = BASE) -> dict[str, Any]:
+        return self._read(f"{model}/likelihood/{cache}.json")
 
     def cost(self, cache: str) -> dict[str, Any]:
         return self._read(f"cost/{cache}.json")
@@ -61,11 +72,11 @@ class Results:
         return [self._read(f"efficiency/{name}.json") for name in names]
 
     def metrics(self, network: str) -> dict[str, Any]:
-        """Of the `tokenizer`, the `classifier` or the `model`, and of the `model-test`."""
+        """Of the `tokenizer`, the `classifier`, or a model: `base/model`, `base/model-test`."""
         return self._read(f"{network}.json")
 
-    def samples(self, cache: str) -> Path:
-        return self.folder / f"samples/{cache}.safetensors"
+    def samples(self, cache: str, model: str = BASE) -> Path:
+        return self.folder / f"{model}/samples/{cache}.safetensors"
 
     def _read(self, name: str) -> dict[str, Any]:
         content: dict[str, Any] = read_json(self.folder / name)

@@ -7,9 +7,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
+from fewlines import machine
+from fewlines.cache.policy import HindsightPolicy
+from fewlines.config import BASE
 from fewlines.files import write_text
 from fewlines.measure.cost import ratio_interval
+from fewlines.measure.likelihood import paired_interval
 from fewlines.report.efficiency import efficiency_table
 from fewlines.report.results import Results
 
@@ -19,35 +24,35 @@ PUBLISHED = (
     ("Proposed (Few Lines Cache)", 8.7, 4.8, 9.35),
 )
 DIGITS = 6
+STEPS = "base+steps"  # the base model after as many more steps with a full cache
+MEASURES = ("fid", "kid", "is", "precision", "recall")
 
 
 def cache_table(results: Results) -> pd.DataFrame:
-    """One row per cache, in the order of the configuration. Bytes are bytes, times seconds,
-    likelihoods nats per token, deltas against `full`."""
-    return pd.DataFrame([_cache_row(results, slug) for slug in results.caches])
+    """One row per model and cache, in the order of the configuration. Bytes are bytes, times
+    seconds, likelihoods nats per token, deltas against `full` of the same model. A row of
+    `measure: likelihood` has no samples and no times."""
+    rows = [_cache_row(results, model, slug) for model, slug in results.experiment.rows]
+    return pd.DataFrame(rows)
 
 
 def likelihood_table(results: Results) -> pd.DataFrame:
-    """Likelihood alone, one row per cache: all that is needed to rank policies, in a fraction of
-    the time."""
+    """Likelihood alone, one row per model and cache: all that is needed to rank policies, in a
+    fraction of the time."""
     rows = [
-        {
-            **_identity(results, slug),
-            **_likelihood(results, slug),
-            "likelihood_images": results.likelihood(slug)["images"],
-        }
-        for slug in results.caches
+        {**_identity(results, *row), **_likelihood(results, *row), **_versus(results, *row)}
+        for row in results.experiment.rows
     ]
     return pd.DataFrame(rows)
 
 
-def _identity(results: Results, slug: str) -> dict[str, Any]:
-    """Which cache a row is about."""
+def _identity(results: Results, model: str, slug: str) -> dict[str, Any]:
+    """What a row is about."""
     cache = results.experiment.cache(slug)
     geometry = results.geometry
     budget = geometry.n_tokens if cache.budget is None else cache.budget.tokens(geometry.grid)
     return {
-        "model": "base",
+        "model": model,
         "policy": cache.policy_text,
         "budget": cache.budget_text,
         "capacity": geometry.prefix + budget,
@@ -55,25 +60,57 @@ def _identity(results: Results, slug: str) -> dict[str, Any]:
     }
 
 
-def _likelihood(results: Results, slug: str) -> dict[str, float]:
+def _likelihood(results: Results, model: str, slug: str) -> dict[str, float]:
     keys = ("nll", "nll_delta", "nll_delta_low", "nll_delta_high", "kl")
-    return {key: results.likelihood(slug)[key] for key in keys}
+    return {key: results.likelihood(slug, model)[key] for key in keys}
 
 
-def _cache_row(results: Results, slug: str) -> dict[str, Any]:
-    quality, cost = results.quality(slug), results.cost(slug)
-    sets = pd.DataFrame(quality["sets"])
+def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
+    """How many images likelihood was measured on, and the paired difference to the full cache of
+    the model that was trained for the same steps without a limit."""
+    found = results.likelihood(slug, model)
+    versus: dict[str, float] = {"likelihood_images": found["images"]}
+    if STEPS in results.experiment.adaptation.models and model != BASE:
+        baseline = results.likelihood("full", STEPS)["nll_of_images"]
+        difference = torch.tensor(found["nll_of_images"]) - torch.tensor(baseline)
+        delta, low, high = paired_interval(difference)
+        versus |= {"steps_delta": delta, "steps_delta_low": low, "steps_delta_high": high}
+    return versus
+
+
+def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
+    drawn = results.experiment.drawn(slug)
+    quality = results.quality(slug, model) if drawn else {}
+    sets = pd.DataFrame(quality.get("sets", []), columns=MEASURES)
+    return {
+        **_identity(results, model, slug),
+        "samples": quality.get("samples", np.nan),
+        "seeds": len(sets) or np.nan,
+        **_likelihood(results, model, slug),
+        **_over_seeds(sets),
+        "kv_bytes": _kv_bytes(results, slug),
+        **(_cost(results.cost(slug), slug) if drawn else {}),
+        **_versus(results, model, slug),
+        "extractor": quality.get("extractor", ""),
+    }
+
+
+def _kv_bytes(results: Results, slug: str) -> float:
+    """Keys and values of a batch of `cost.batch`, as the buffers hold them."""
+    cache, shape, experiment = results.cache(slug), results.shape, results.experiment
+    if isinstance(cache.policy, HindsightPolicy):
+        return np.nan  # not a cache
+    placement, storage = cache.place(shape.geometry), machine.DTYPES[experiment.storage]
+    return experiment.cost.batch * placement.kv_bytes(shape.head_dim, storage)
+
+
+def _cost(cost: dict[str, Any], slug: str) -> dict[str, Any]:
+    """Memory and time of a cache: the same for all weights."""
     rows = {row["name"]: row for row in cost["rows"]}
     full, stock, this = rows["full"], rows["stock"], rows[slug]
     lean_ratio, lean_low, lean_high = ratio_interval(full["seconds"], this["seconds"])
     stock_ratio, stock_low, stock_high = ratio_interval(stock["seconds"], this["seconds"])
     return {
-        **_identity(results, slug),
-        "samples": quality["samples"],
-        "seeds": len(sets),
-        **_likelihood(results, slug),
-        **_over_seeds(sets),
-        "kv_bytes": this["kv_bytes"],
         "peak_bytes": this["peak_bytes"],
         "seconds_per_image": float(np.median(this["seconds"])) / cost["batch"],
         "speedup_lean": lean_ratio,
@@ -86,8 +123,6 @@ def _cache_row(results: Results, slug: str) -> dict[str, Any]:
         "cost_batch": cost["batch"],
         "arithmetic": cost["precision"],
         "storage": cost["storage"],
-        "likelihood_images": results.likelihood(slug)["images"],
-        "extractor": quality["extractor"],
     }
 
 
@@ -236,9 +271,9 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
                 for value in table[source]
             ]
 
-    names = ("source", "shape", "grid", "batch", "floor", "storage", "engine", "policy", "cache")
-    for name in (*names, "budget", "outcome"):
-        if name in table:
+    names = ("source", "shape", "grid", "batch", "floor", "storage", "engine", "model", "policy")
+    for name in (*names, "cache", "budget", "outcome"):
+        if name in table and not (name == "model" and table["model"].nunique() == 1):
             column(name, name, "{:.0f}" if name == "batch" else "{}", None)
     column("capacity", "capacity", "{:.0f}")
     if "nll_delta" in table:
@@ -250,6 +285,12 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
             for delta, low, high in ends.itertuples(index=False)
         ]
         column("KL", "kl", "{:.4f}")
+    if "steps_delta" in table:
+        ends = table[["steps_delta", "steps_delta_low", "steps_delta_high"]]
+        columns["ΔNLL to base+steps"] = [
+            "" if pd.isna(delta) else f"{delta:+.4f} ({low:+.4f} … {high:+.4f})"
+            for delta, low, high in ends.itertuples(index=False)
+        ]
     if "fid_sd" in table:
         columns["FID"] = [
             "" if pd.isna(mean) else f"{mean:.2f}" if pd.isna(sd) else f"{mean:.2f} ± {sd:.2f}"
@@ -282,7 +323,7 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
 def network_table(results: Results) -> pd.DataFrame:
     """How well the three networks learned, and how close training came to the machine's rate."""
     tokenizer, classifier, model, test = map(
-        results.metrics, ("tokenizer", "classifier", "model", "model-test")
+        results.metrics, ("tokenizer", "classifier", f"{BASE}/model", f"{BASE}/model-test")
     )
     rows = [
         ("tokenizer", "mean squared error on [−1, 1], test", f"{tokenizer['mse']:.4f}"),

@@ -16,6 +16,7 @@ MODULES = {
     "train-classifier": "networks",
     "tokenize": "networks",
     "train-model": "networks",
+    "adapt": "networks",
     "calibrate": "calibrate",
     "calibration-curve": "calibrate",
     "generate": "samples",

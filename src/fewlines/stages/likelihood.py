@@ -43,6 +43,7 @@ def measure_likelihood(
         "nll_delta_high": high,
         "kl": found.kl.double().mean().item(),
         "kl_by_line": found.kl_by_line().tolist(),
+        "nll_of_images": found.nll.tolist(),
     }
     write_json(output, summary)
 

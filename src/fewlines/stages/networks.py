@@ -1,4 +1,4 @@
-"""Images, and the three networks that are trained on them."""
+"""Images, the three networks that are trained on them, and models adapted to their cache."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from pathlib import Path
 import torch
 
 from fewlines import machine
+from fewlines.cache.line_parallel import attention_under
 from fewlines.config import Experiment
 from fewlines.data import SOURCES, ImageData
 from fewlines.errors import FewlinesError
 from fewlines.files import write_json, write_tensors
 from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.tokenizer import Tokenizer
-from fewlines.models.transformer import TransformerShape
+from fewlines.models.transformer import Transformer, TransformerShape
 from fewlines.progress import progress
 from fewlines.stages.tokens import read_tokens
 from fewlines.training.classifier import ClassifierTask, accuracy
-from fewlines.training.loop import train
+from fewlines.training.loop import step_generator, train
 from fewlines.training.tokenizer import TokenizerTask, evaluate_tokenizer
 from fewlines.training.transformer import TransformerTask, flops_per_image
 
 EVALUATION_BATCH = 250
+CONTINUED = 2  # added to the seed: training that goes on sees images in another order
+TRAINED = {"all": ("",), "attention": (".attention.",), "norms": ("norm",)}  # parts of names
 
 
 def fetch_data(source: str, output: Path, path: Path | None = None) -> None:
@@ -85,16 +88,62 @@ def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -
         classes=header["classes"],
         grid=tuple(header["grid"]),
     )
+    network = Transformer(shape)
+    network.initialise(step_generator(config.seed, 0))
     dtype = machine.resolve_precision(config.precision)
-    gemm_rate = machine.gemm_rate(dtype)
     task = TransformerTask(
-        settings, shape, tensors["train_labels"], tensors["train_codes"], config.seed, dtype
+        settings, network, tensors["train_labels"], tensors["train_codes"], config.seed, dtype
     )
-    seconds = train(task, "model", _checkpoints(output), config.checkpoint_seconds)
-    rate = settings.batch * flops_per_image(shape) / seconds if seconds else None
+    _train_transformer(task, "model", config, output, metrics)
+
+
+def adapt(
+    config: Experiment,
+    model: Path,
+    tokens: Path,
+    name: str,
+    output: Path,
+    metrics: Path,
+    calibration: Path | None = None,
+) -> None:
+    """Go on training a model with its attention limited as caches will limit it."""
+    adapted = config.adapted(name)
+    network, teacher = load_network(model, Transformer), load_network(model, Transformer)
+    for parameter_name, parameter in network.named_parameters():
+        parameter.requires_grad_(any(part in parameter_name for part in TRAINED[adapted.trained]))
+    tensors, _ = read_tokens(tokens)
+    placements = [
+        config.cache(slug).calibrated(calibration).place(network.shape.geometry)
+        for slug in adapted.caches
+    ]
+    task = TransformerTask(
+        config.continued(adapted),
+        network,
+        tensors["train_labels"],
+        tensors["train_codes"],
+        config.seed + CONTINUED,
+        machine.resolve_precision(config.precision),
+        [attention_under(placement) for placement in placements],
+        teacher if adapted.distil else None,
+        adapted.distil,
+    )
+    _train_transformer(task, name, config, output, metrics)
+
+
+def _train_transformer(
+    task: TransformerTask, name: str, config: Experiment, output: Path, metrics: Path
+) -> None:
+    """The remaining steps; the weights go to `output`, how fast it went to `metrics`."""
+    gemm_rate = machine.gemm_rate(task.dtype)
+    seconds = train(task, name, _checkpoints(output), config.checkpoint_seconds)
+    images = task.settings.batch
+    rate = images * flops_per_image(task.network.shape) / seconds if seconds else None
+    parameters = list(task.network.parameters())
     summary = {
-        "parameters": sum(parameter.numel() for parameter in task.network.parameters()),
-        "precision": str(dtype).removeprefix("torch."),
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trained": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "steps": task.steps,
+        "precision": str(task.dtype).removeprefix("torch."),
         "seconds_per_step": seconds,
         "training_flops_per_second": rate,
         "gemm_flops_per_second": gemm_rate,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fewlines.config import Experiment
+from fewlines.config import BASE, Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import replacing, write_json, write_text
 from fewlines.models.checkpoint import load_network
@@ -78,7 +78,7 @@ def report(config: Experiment, run: Path, output: Path, provenance: Path) -> Non
 
 def publish(run: Path, reference: Path, readme: Path) -> None:
     """Make a finished run the tracked one, and write the README's numbers from it."""
-    records = ("provenance", "tokenizer", "classifier", "model", "model-test")
+    records = ("provenance", "tokenizer", "classifier", f"{BASE}/model", f"{BASE}/model-test")
     names = [f"{name}.json" for name in records]
     tables = [f"tables/{name}.csv" for name in ("cache", "paper", "floors", "storage")]
     pictures = [f"figures/{name}.png" for name in ("quality", "samples", "memory", "lines")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,28 +25,39 @@ def flops_per_image(shape: TransformerShape) -> float:
 
 
 class TransformerTask(Task):
-    """Next-code likelihood of `codes` `(n, N)` of classes `labels` `(n,)`."""
+    """Next-code likelihood of `codes` `(n, N)` of classes `labels` `(n,)`.
+
+    Args:
+        network: to be trained, in place; parameters without gradient stay as they are.
+        attends: the attention of a step is one of these, drawn evenly.
+        teacher: whose distribution, with a full cache, the loss draws to.
+        distil: weight of that: `(1 − distil) · NLL + distil · KL(teacher ‖ network)`.
+    """
 
     def __init__(
         self,
         settings: ModelSettings,
-        shape: TransformerShape,
+        network: Transformer,
         labels: Tensor,
         codes: Tensor,
         seed: int,
         dtype: torch.dtype = torch.float32,
-        attend: Attend = causal,
+        attends: Sequence[Attend] = (causal,),
+        teacher: Transformer | None = None,
+        distil: float = 0.0,
     ) -> None:
-        self.settings, self.seed, self.dtype, self.attend = settings, seed, dtype, attend
+        self.settings, self.seed, self.dtype, self.attends = settings, seed, dtype, attends
         self.labels, self.codes = labels, codes.long()
         self.steps, self.warmup = settings.steps, settings.warmup
-        self.network: Transformer = Transformer(shape)
-        self.network.initialise(step_generator(seed, 0))
-        self.optimizers = self._optimizers(shape)
+        self.network: Transformer = network
+        self.teacher, self.distil = teacher, distil
+        self.optimizers = self._optimizers(network.shape)
 
     def _optimizers(self, shape: TransformerShape) -> list[torch.optim.Optimizer]:
         matrices, fused, rest = [], [], []
         for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
             if name.endswith("wqkv.weight"):
                 fused.append(parameter)
             elif name.startswith("layers.") and parameter.ndim == 2:
@@ -57,10 +69,10 @@ class TransformerTask(Task):
             {"params": matrices},
             {"params": fused, "split": [shape.dim, kv_rows, kv_rows]},
         ]
-        adamw = torch.optim.AdamW(
-            rest, lr=self.settings.adamw_rate, betas=(0.9, 0.95), weight_decay=0.0
-        )
-        return [Muon(groups, lr=self.settings.muon_rate), adamw]
+        muon = [Muon(groups, lr=self.settings.muon_rate)] if matrices or fused else []
+        rate, betas = self.settings.adamw_rate, (0.9, 0.95)
+        adamw = [torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=0.0)] if rest else []
+        return [*muon, *adamw]
 
     def fingerprint(self) -> Any:
         settings = self.settings.model_dump(mode="json")
@@ -72,6 +84,16 @@ class TransformerTask(Task):
         generator = step_generator(self.seed + 1, step)
         dropped = torch.rand(len(labels), generator=generator) < self.settings.class_dropout
         labels = labels.masked_fill(dropped, self.network.null_class)
+        attend = self.attends[int(torch.randint(len(self.attends), (), generator=generator))]
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.network.teacher_forced(labels, codes, self.attend)
-        return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
+            logits = self.network.teacher_forced(labels, codes, attend)
+        logits = logits.float().flatten(0, 1)
+        loss = F.cross_entropy(logits, codes.flatten())
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            wanted = self.teacher.teacher_forced(labels, codes).float().flatten(0, 1)
+        divergence = F.kl_div(
+            logits.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True
+        )
+        return (1 - self.distil) * loss + self.distil * divergence
