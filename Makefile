@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick reference bench policies test lint clean
+.PHONY: reproduce quick bench policies ablations longer test lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -17,17 +17,22 @@ quick: $(READY)  ## the same chain in minutes, with few steps and few samples
 results/%/snakemake.html: results/%/report.html  # Snakemake's own report, with provenance of every file
 	$(BIN)/snakemake --report $@ $(CONFIG)
 
-reference: reproduce  ## make the default experiment's results the ones that the README quotes
-	$(BIN)/fewlines publish --run results/fashion-mnist --reference results/reference --readme README.md
-
 bench: $(READY)  ## what decoding costs at published shapes, into docs/engine.md; the better part of an hour
 	$(BIN)/snakemake efficiency choices --configfile experiments/efficiency.yaml
 	$(BIN)/fewlines publish-efficiency --run results/efficiency --reference results/reference --document docs/engine.md --readme README.md
 
-policies: $(READY)  ## every policy at the same bounds, by likelihood, into docs/policies.md; after `make reproduce`
+policies: $(READY)  ## every policy and every adapted model; becomes what README and docs quote; 3 hours from nothing
+	$(BIN)/snakemake --configfile experiments/policies.yaml
 	$(BIN)/snakemake calibration_curve
-	$(BIN)/snakemake likelihood_table --configfile experiments/policies.yaml --rerun-triggers mtime
-	$(BIN)/fewlines publish-policies --run results/fashion-mnist --reference results/reference --document docs/policies.md
+	$(BIN)/fewlines publish --run results/fashion-mnist --reference results/reference --readme README.md --documents docs
+
+ablations: $(READY)  ## LineAR's options, on training images; after `make policies`
+	$(BIN)/snakemake training_table --configfile experiments/ablations.yaml
+	$(BIN)/fewlines publish-likelihood --table results/fashion-mnist/tables/training.csv --name ablations --reference results/reference --documents docs
+
+longer: $(READY)  ## the same from a base trained four times as long; two hours from nothing
+	$(BIN)/snakemake likelihood_table --configfile experiments/longer.yaml
+	$(BIN)/fewlines publish-likelihood --table results/fashion-mnist-longer/tables/likelihood.csv --name longer --reference results/reference --documents docs
 
 test: lint  ## the whole suite
 	$(BIN)/pytest

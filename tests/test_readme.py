@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fewlines.errors import FewlinesError
+from fewlines.report.adapting import adapting_numbers
 from fewlines.report.engine import engine_numbers
 from fewlines.report.policies import policy_numbers
 from fewlines.report.readme import END, START, numbers, put_block
@@ -22,6 +23,7 @@ REFERENCE = REPOSITORY / "results/reference"
         ("README.md", numbers),
         ("docs/engine.md", engine_numbers),
         ("docs/policies.md", policy_numbers),
+        ("docs/adapting.md", adapting_numbers),
     ],
 )
 def test_the_numbers_are_those_of_the_reference_run(document, written):

@@ -223,7 +223,7 @@ class EfficiencySettings(Section):
     limit_seconds: Rate = Field(300, description="for one measurement")
     runs: tuple[EfficiencyRun, ...] = (
         EfficiencyRun(
-            grids=(64, 96),
+            grids=(64,),
             batches=(32,),
             caches=(CacheSettings(policy="streaming", budget={"lines": 4}),),
         ),
@@ -239,13 +239,21 @@ class PaperSettings(Section):
 
 
 def _default_caches() -> tuple[CacheSettings, ...]:
-    few = [
-        CacheSettings(policy=policy, budget={"lines": k})
-        for policy in ("streaming", "lines")
-        for k in (7, 4, 3, 2)
-    ]
-    ours = [CacheSettings(policy="scheduled", budget={"lines": k}, fold=True) for k in (3, 2)]
-    return (CacheSettings(policy="full"), *few, *ours)
+    def cache(policy: str, k: int, **options: Any) -> CacheSettings:
+        return CacheSettings(policy=policy, budget={"lines": k}, **options)
+
+    drawn = [(policy, 3) for policy in ("lines", "streaming", "linear")]
+    ranked = [(policy, 2) for policy in ("lines", "streaming")]
+    return (
+        CacheSettings(policy="full"),
+        *(cache(*row) for row in [*drawn, ("linear", 2)]),
+        *(cache("scheduled", k, fold=True) for k in (3, 2)),
+        *(cache(*row, measure="likelihood") for row in ranked),
+        *(
+            cache("scheduled", k, fold=True, split="calibrated", measure="likelihood")
+            for k in (3, 2, 1)
+        ),
+    )
 
 
 class Experiment(Section):

@@ -61,6 +61,28 @@ rule adapt:
         "--output {output.weights} --metrics {output.metrics} 2>&1 | tee {log}"
 
 
+# What choices are made on: `make ablations` asks.
+rule training_table:
+    input:
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+        tokens=rules.tokens.output,
+        calibration=rules.calibration.output,
+    output:
+        f"{RUN}/tables/training.csv",
+    log:
+        f"{RUN}/logs/training-table.log",
+    conda:
+        "../envs/fewlines.yaml"
+    threads: workflow.cores
+    params:
+        settings=settings("caches", "calibration", "likelihood"),
+    shell:
+        "fewlines measure-on-training --config {input.config} --threads {threads} "
+        "--model {input.model} --tokens {input.tokens} --calibration {input.calibration} "
+        "--output {output} 2>&1 | tee {log}"
+
+
 # How few images are enough: `make policies` asks.
 rule calibration_curve:
     input:

@@ -11,12 +11,13 @@ MEASURED = [
     *rules.efficiency.input[:-1],
     rules.model.output.weights,
 ]
-TABLES = ("cache", "paper", "floors", "storage")
+TABLES = ("cache", "ranks", "paper", "floors", "storage")
 FIGURES = {
     "quality": "Quality against memory and time",
     "samples": "Samples",
     "memory": "Memory while decoding",
     "lines": "Where a small cache hurts",
+    "budgets": "What each budget costs, before and after adaptation",
 }
 
 
@@ -54,7 +55,7 @@ rule likelihood_table:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
     output:
-        expand(f"{RUN}/tables/policies.{{form}}", form=("csv", "md", "tex")),
+        expand(f"{RUN}/tables/likelihood.{{form}}", form=("csv", "md", "tex")),
     log:
         f"{RUN}/logs/likelihood-table.log",
     conda:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +16,7 @@ from fewlines.config import BASE
 from fewlines.files import read_tensors, replacing
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.results import Results
+from fewlines.report.tables import STEPS
 
 mpl.use("Agg")
 STYLE = {
@@ -94,6 +96,50 @@ def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
     axes[0, 0].legend(fontsize=7.5)
     figure.suptitle("Quality against memory and time; numbers are lines of cache", size=10)
     save(figure, path)
+
+
+@mpl.rc_context(STYLE)
+def draw_budgets(table: pd.DataFrame, path: Path) -> None:
+    """ΔNLL against the size of the cache: policies of the base model, and models adapted to their
+    cache; beside it, how many steps of adaptation take how much away."""
+    base, folded = table["model"] == BASE, table["policy"] == "scheduled+fold"
+    adapted = _adapted(table)
+    figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    for policy in ("lines", "streaming", "linear", "scheduled", "scheduled+fold"):
+        rows = table[base & (table["policy"] == policy)]
+        _curve(axis, rows, "nll_delta", label=policy)
+    for trained_for, text in (
+        ("several", "one set of weights"),
+        ("this", "weights for each budget"),
+    ):
+        rows = adapted[folded & (adapted["trained_for"] == trained_for)]
+        style = {"color": "black", "lw": 2, "ls": "--" if trained_for == "several" else "-"}
+        _curve(axis, rows, "steps_delta", label=f"scheduled+fold, adapted: {text}", **style)
+    tokens = int(table["n_tokens"].iloc[0])
+    axis.set(yscale="log", xscale="log", xlabel=f"cache entries a head, of {tokens + 1}")
+    axis.set_ylabel("ΔNLL to the full cache, nats/token (95%)")
+    axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def _adapted(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of adapted models that were trained in full, for as many steps as `base+steps`."""
+    if "steps_delta" not in table:
+        return table.iloc[:0].assign(trained_for="", steps_delta=0.0)
+    steps = table.loc[table["model"] == STEPS, "extra_steps"].iloc[0]
+    alike = (table["extra_steps"] == steps) & (table["trained"] == "all") & (table["distil"] == 0)
+    adapted: pd.DataFrame = table[alike & (table["model"] != STEPS)]
+    return adapted
+
+
+def _curve(axis: plt.Axes, rows: pd.DataFrame, column: str, **style: Any) -> None:
+    """A line of ΔNLL over capacities, with 95% intervals; nothing if there are no rows."""
+    rows = rows[rows[column] > 0].sort_values("capacity")
+    if len(rows) == 0:
+        return
+    ends = rows[[f"{column}_low", f"{column}_high"]].clip(lower=1e-5)
+    reach = ends.sub(rows[column], axis=0).abs().T.to_numpy()
+    axis.errorbar(rows["capacity"], rows[column], yerr=reach, marker="o", ms=4, capsize=2, **style)
 
 
 @mpl.rc_context(STYLE)

@@ -9,26 +9,74 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
+from fewlines.config import BASE
 from fewlines.report.figures import STYLE, save
 
-RIVAL, OURS = "linear", "scheduled+fold"
+RIVAL = "linear"
+OTHERS = (RIVAL, f"{RIVAL}+fold", "oracle")
+OURS = ("scheduled+fold", "scheduled+fold+budgets", "corrected+fold")
+LONGER, ABLATIONS = "longer.csv", "ablations.csv"
 
 
 def policy_numbers(reference: Path) -> str:
     """A row for every policy, a column for every budget, and which ranks are certain."""
-    table = pd.read_csv(reference / "policies.csv")
+    table = pd.read_csv(reference / "cache.csv")
+    table = table[table["model"] == BASE]
     limited = table[table["policy"] != "full"]
     full = table[table["policy"] == "full"].iloc[0]
-    return "\n\n".join(
-        [
-            f"ΔNLL in nats/token ± half the 95% interval, paired over "
-            f"{int(full['likelihood_images'])} held-out images; the full cache has "
-            f"{full['nll']:.4f}. Best first, by the mean over the budgets that all have.",
-            _wide(limited).to_markdown(),
-            *_sentences(limited),
-            *_curve(reference / "calibration.csv"),
-        ]
-    )
+    parts = [
+        f"ΔNLL in nats/token ± half the 95% interval, paired over "
+        f"{int(full['likelihood_images'])} held-out images; the full cache has "
+        f"{full['nll']:.4f}. Best first, by the mean over 2, 3, 4 and 7 lines.",
+        _wide(limited).to_markdown(),
+        *_sentences(limited, pd.read_csv(reference / "ranks.csv")),
+        *_fid(table),
+        *_curve(reference / "calibration.csv"),
+    ]
+    if (reference / LONGER).exists():
+        parts += _longer(limited, pd.read_csv(reference / LONGER))
+    if (reference / ABLATIONS).exists():
+        parts += _ablations(pd.read_csv(reference / ABLATIONS))
+    return "\n\n".join(parts)
+
+
+def _fid(table: pd.DataFrame) -> list[str]:
+    """Whether likelihood predicts FID."""
+    drawn = table.dropna(subset="fid_mean")
+    if len(drawn) < 3:
+        return []
+    rank = drawn["nll"].corr(drawn["fid_mean"], method="spearman")
+    return [
+        f"**Does likelihood predict FID?** Over the {len(drawn)} caches of the base model that "
+        f"images were drawn under, Spearman's ρ of nats/token and FID is {rank:.2f}."
+    ]
+
+
+def _longer(table: pd.DataFrame, longer: pd.DataFrame) -> list[str]:
+    """The same caches of a base model trained four times as long."""
+    full = longer[(longer["model"] == BASE) & (longer["policy"] == "full")].iloc[0]
+    limited = longer[(longer["model"] == BASE) & (longer["policy"] != "full")]
+    keys = ["policy", "budget"]
+    both = limited.merge(table, on=keys, suffixes=("", "_short"))
+    rank = both["nll_delta"].corr(both["nll_delta_short"], method="spearman")
+    return [
+        "### On a base trained four times as long",
+        f"With a full cache {full['nll']:.4f} nats/token. Spearman's ρ of the ΔNLL of these "
+        f"{len(both)} caches with those above is {rank:.2f}.",
+        _wide(limited).to_markdown(),
+        *_sentences(limited, pd.DataFrame(columns=["budget"])),
+    ]
+
+
+def _ablations(table: pd.DataFrame) -> list[str]:
+    """LineAR's policy under every choice of its options, best first."""
+    sweep = table[table["policy"].str.startswith(RIVAL)]
+    return [
+        "### LineAR's policy, every choice that its paper leaves open",
+        "`anchor` first tokens and `recent` lines pinned, and what is made of the last line's "
+        "attention; on held-out training images, so that test images choose nothing.",
+        _wide(sweep).to_markdown(),
+    ]
 
 
 def _curve(path: Path) -> list[str]:
@@ -51,38 +99,47 @@ def _wide(table: pd.DataFrame) -> pd.DataFrame:
     ]
     wide = table.assign(text=text).pivot(index="policy", columns="budget", values="text")
     values = table.pivot(index="policy", columns="budget", values="nll_delta")
-    complete = values.dropna(axis=1)
-    order = complete.mean(axis=1).sort_values().index
+    # By the budgets that most have; a policy that lacks one is ranked by its others.
+    common = values.columns[values.notna().sum() > len(values) / 2]
+    order = np.log(values[common].clip(lower=1e-6)).mean(axis=1).sort_values().index
     tokens = table.groupby("budget")["capacity"].first().sort_values().index
     return wide.loc[order, tokens].fillna("")
 
 
-def _sentences(table: pd.DataFrame) -> list[str]:
-    """What is certain: ratios of ours to the rival and the oracle, and ranks within noise."""
+def _sentences(table: pd.DataFrame, ranks: pd.DataFrame) -> list[str]:
+    """Ratios of ours to the rival and the oracle, and which neighbours are within noise."""
     lines = []
-    for budget, rows in table.groupby("budget", sort=False):
-        rows = rows.sort_values("nll_delta")
-        at = rows.set_index("policy")["nll_delta"]
+    tokens = table.groupby("budget")["capacity"].first().sort_values().index
+    for budget in tokens:
+        at = table[table["budget"] == budget].set_index("policy")["nll_delta"]
         ratios = [
-            f"{at[OURS] / at[other]:.2f}× {other}"
-            for other in (RIVAL, f"{RIVAL}+fold", "oracle")
-            if OURS in at and other in at
+            f"{name} loses "
+            + ", ".join(f"{at[name] / at[other]:.2f}× {other}" for other in OTHERS if other in at)
+            for name in OURS
+            if name in at and any(other in at for other in OTHERS)
         ]
-        meets = rows["nll_delta_high"].to_numpy()[:-1] >= rows["nll_delta_low"].to_numpy()[1:]
-        names = rows["policy"].tolist()
-        neighbours = zip(names, names[1:], meets, strict=False)
-        close = [f"{better} and {worse}" for better, worse, meet in neighbours if meet]
-        ours = f"{OURS} loses {', '.join(ratios)}. " if ratios else ""
-        noise = f"Neighbours within each other's intervals: {'; '.join(close)}." if close else ""
-        lines.append(f"**{budget}**: {ours}{noise}")
+        noise = _within_noise(ranks[ranks["budget"] == budget])
+        if ratios or noise:
+            lines.append(f"**{budget}**: {'; '.join(ratios)}{'. ' if ratios else ''}{noise}")
     return lines
+
+
+def _within_noise(ranks: pd.DataFrame) -> str:
+    """Which neighbours paired intervals do not tell apart."""
+    names = ranks["policy"].tolist() if len(ranks) else []
+    unsure = (ranks["behind_low"].iloc[1:] <= 0).tolist() if len(ranks) else []
+    pairs = zip(names, names[1:], unsure, strict=False)
+    close = [f"{better} and {worse}" for better, worse, meet in pairs if meet]
+    if not close:
+        return ""
+    return f"Neighbours that paired intervals do not tell apart: {'; '.join(close)}."
 
 
 @mpl.rc_context(STYLE)
 def draw_policies(table: pd.DataFrame, path: Path) -> None:
     """ΔNLL of every policy against its budget, dropped and folded side by side; bars where there
     is one budget only."""
-    limited = table[table["policy"] != "full"]
+    limited = table[(table["policy"] != "full") & (table["model"] == BASE)]
     if limited["budget"].nunique() == 1:
         _draw_bars(limited.sort_values("nll_delta", ascending=False), path)
         return

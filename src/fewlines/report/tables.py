@@ -11,7 +11,7 @@ import torch
 
 from fewlines import machine
 from fewlines.cache.policy import HindsightPolicy
-from fewlines.config import BASE
+from fewlines.config import BASE, AdaptedModel
 from fewlines.files import write_text
 from fewlines.measure.cost import ratio_interval
 from fewlines.measure.likelihood import paired_interval
@@ -46,6 +46,34 @@ def likelihood_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def rank_table(results: Results) -> pd.DataFrame:
+    """The base model's caches of each budget, the best first, and how far each is behind the one
+    before it: paired over images, so that ranks are told apart that intervals against the full
+    cache do not tell apart."""
+    rows = []
+    by_budget: dict[str, list[str]] = {}
+    for model, slug in results.experiment.rows:
+        cache = results.experiment.cache(slug)
+        if model == BASE and cache.budget is not None:
+            by_budget.setdefault(cache.budget_text, []).append(slug)
+    for budget, slugs in by_budget.items():
+        found = {slug: torch.tensor(results.likelihood(slug)["nll_of_images"]) for slug in slugs}
+        ordered = sorted(slugs, key=lambda slug: found[slug].mean().item())
+        for rank, slug in enumerate(ordered):
+            row = {
+                "budget": budget,
+                "rank": rank + 1,
+                "policy": results.experiment.cache(slug).policy_text,
+                "nll_delta": results.likelihood(slug)["nll_delta"],
+            }
+            if rank:
+                behind = paired_interval(found[slug] - found[ordered[rank - 1]])
+                names = ("behind", "behind_low", "behind_high")
+                row |= dict(zip(names, behind, strict=True))
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def _identity(results: Results, model: str, slug: str) -> dict[str, Any]:
     """What a row is about."""
     cache = results.experiment.cache(slug)
@@ -69,13 +97,28 @@ def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
     """How many images likelihood was measured on, and the paired difference to the full cache of
     the model that was trained for the same steps without a limit."""
     found = results.likelihood(slug, model)
-    versus: dict[str, float] = {"likelihood_images": found["images"]}
+    versus: dict[str, Any] = {"likelihood_images": found["images"]}
+    if model != BASE:
+        adapted = results.experiment.adapted(model)
+        versus |= {
+            "extra_steps": results.experiment.continued(adapted).steps,
+            "trained_for": _trained_for(adapted, slug),
+            "trained": adapted.trained,
+            "distil": adapted.distil,
+        }
     if STEPS in results.experiment.adaptation.models and model != BASE:
         baseline = results.likelihood("full", STEPS)["nll_of_images"]
         difference = torch.tensor(found["nll_of_images"]) - torch.tensor(baseline)
         delta, low, high = paired_interval(difference)
         versus |= {"steps_delta": delta, "steps_delta_low": low, "steps_delta_high": high}
     return versus
+
+
+def _trained_for(adapted: AdaptedModel, slug: str) -> str:
+    """Whether a model was adapted to `this` cache alone, to `several`, or to `other` ones."""
+    if slug not in adapted.caches:
+        return "other"
+    return "this" if len(adapted.caches) == 1 else "several"
 
 
 def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:

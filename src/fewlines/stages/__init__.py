@@ -25,6 +25,7 @@ MODULES = {
     "measure-floors": "quality",
     "measure-model": "likelihood",
     "measure-likelihood": "likelihood",
+    "measure-on-training": "likelihood",
     "measure-storage": "likelihood",
     "measure-cost": "cost",
     "measure-paper": "cost",
@@ -40,7 +41,7 @@ MODULES = {
     "report": "report",
     "publish": "report",
     "publish-efficiency": "report",
-    "publish-policies": "report",
+    "publish-likelihood": "report",
 }
 
 

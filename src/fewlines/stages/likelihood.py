@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from fewlines import machine
 from fewlines.cache.placement import Cache
 from fewlines.config import Experiment
-from fewlines.files import write_json
+from fewlines.files import write_json, write_text
 from fewlines.measure.likelihood import Likelihood, paired_interval, storage_agreement
 from fewlines.measure.likelihood import measure_likelihood as likelihood_under
 from fewlines.models.checkpoint import load_network
@@ -46,6 +48,41 @@ def measure_likelihood(
         "nll_of_images": found.nll.tolist(),
     }
     write_json(output, summary)
+
+
+def measure_on_training(
+    config: Experiment, model: Path, tokens: Path, output: Path, calibration: Path | None = None
+) -> None:
+    """A table of likelihoods on training images, those after the calibration's, of all caches of
+    the experiment: what choices are made on, so that test images choose nothing."""
+    network = load_network(model, Transformer)
+    tensors, _ = read_tokens(tokens)
+    first = config.calibration.images + config.calibration.curve_images
+    held = slice(first, first + config.likelihood.images)
+    labels, codes = tensors["train_labels"][held], tensors["train_codes"][held]
+    caches = list(config.cache_by_slug.values())
+    bar = progress("likelihood on training images", len(caches) * len(labels), "images")
+    rows = []
+    for cache in caches:
+        limited, batch = cache.calibrated(calibration), config.likelihood.batch
+        found = likelihood_under(network, labels, codes, limited, batch, bar.update)
+        delta, low, high = paired_interval(found.nll - found.nll_full)
+        geometry = network.shape.geometry
+        budget = geometry.n_tokens if cache.budget is None else cache.budget.tokens(geometry.grid)
+        rows.append(
+            {
+                "policy": cache.policy_text,
+                "budget": cache.budget_text,
+                "capacity": geometry.prefix + budget,
+                "nll": found.nll.mean().item(),
+                "nll_delta": delta,
+                "nll_delta_low": low,
+                "nll_delta_high": high,
+                "likelihood_images": len(labels),
+            }
+        )
+    bar.close()
+    write_text(output, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
 
 
 def measure_storage(config: Experiment, model: Path, tokens: Path, output: Path) -> None:

@@ -13,8 +13,15 @@ from fewlines.files import replacing, write_json, write_text
 from fewlines.models.checkpoint import load_network
 from fewlines.models.shapes import SHAPES
 from fewlines.models.tokenizer import Tokenizer
+from fewlines.report.adapting import adapting_numbers
 from fewlines.report.engine import engine_numbers
-from fewlines.report.figures import draw_lines, draw_memory, draw_quality, draw_samples
+from fewlines.report.figures import (
+    draw_budgets,
+    draw_lines,
+    draw_memory,
+    draw_quality,
+    draw_samples,
+)
 from fewlines.report.page import CAPTIONS, write_page
 from fewlines.report.policies import draw_policies, policy_numbers
 from fewlines.report.provenance import provenance as describe_run
@@ -26,12 +33,14 @@ from fewlines.report.tables import (
     large_grids,
     network_table,
     paper_table,
+    rank_table,
     readable_table,
     storage_table,
     write_table,
 )
 from fewlines.report.tables import likelihood_table as likelihoods
 
+CURVE = "tables/calibration.csv"  # how few images a schedule needs; `make policies` asks
 PAPER_SHAPE, PAPER_GRIDS, PAPER_BATCH = "llamagen-b", ("64x64", "96x96"), 32
 
 
@@ -42,12 +51,13 @@ def tables(config: Experiment, run: Path) -> None:
     write_table(paper_table(results), output, "paper")
     write_table(floor_table(results), output, "floors")
     write_table(storage_table(results), output, "storage")
+    write_table(rank_table(results), output, "ranks")
 
 
 def likelihood_table(config: Experiment, run: Path) -> None:
     """Write the table of likelihoods alone, of all caches of the experiment."""
     results = Results(config, run)
-    write_table(likelihoods(results), run / "tables", "policies")
+    write_table(likelihoods(results), run / "tables", "likelihood")
 
 
 def figures(config: Experiment, run: Path) -> None:
@@ -58,6 +68,7 @@ def figures(config: Experiment, run: Path) -> None:
     draw_samples(results, tokenizer, output / "samples.png")
     draw_memory(results, output / "memory.png")
     draw_lines(results, output / "lines.png")
+    draw_budgets(cache_table(results), output / "budgets.png")
 
 
 def report(config: Experiment, run: Path, output: Path, provenance: Path) -> None:
@@ -76,14 +87,20 @@ def report(config: Experiment, run: Path, output: Path, provenance: Path) -> Non
     write_page(output, readable, pictures, facts)
 
 
-def publish(run: Path, reference: Path, readme: Path) -> None:
-    """Make a finished run the tracked one, and write the README's numbers from it."""
+def publish(run: Path, reference: Path, readme: Path, documents: Path) -> None:
+    """Make a finished run the tracked one, and write the numbers of the README and of the pages in
+    `documents` from it."""
     records = ("provenance", "tokenizer", "classifier", f"{BASE}/model", f"{BASE}/model-test")
     names = [f"{name}.json" for name in records]
-    tables = [f"tables/{name}.csv" for name in ("cache", "paper", "floors", "storage")]
-    pictures = [f"figures/{name}.png" for name in ("quality", "samples", "memory", "lines")]
+    tables = [f"tables/{name}.csv" for name in ("cache", "ranks", "paper", "floors", "storage")]
+    pictures = [f"figures/{name}.png" for name in CAPTIONS]
     _copy([run / name for name in (*names, *tables, *pictures, "figures/watch.gif")], reference)
+    if (run / CURVE).exists():
+        _copy([run / CURVE], reference)
+    draw_policies(pd.read_csv(reference / "cache.csv"), reference / "policies.png")
     put_block(readme, numbers(reference))
+    put_block(documents / "policies.md", policy_numbers(reference))
+    put_block(documents / "adapting.md", adapting_numbers(reference))
 
 
 def publish_efficiency(run: Path, reference: Path, document: Path, readme: Path) -> None:
@@ -106,18 +123,17 @@ def publish_efficiency(run: Path, reference: Path, document: Path, readme: Path)
     put_block(readme, numbers(reference))
 
 
-def publish_policies(run: Path, reference: Path, document: Path) -> None:
-    """Make a finished table of likelihoods the tracked one, and write the numbers of
-    docs/policies.md from it."""
-    curve = run / "tables/calibration.csv"
-    _copy([run / "tables/policies.csv", *([curve] if curve.exists() else [])], reference)
-    draw_policies(pd.read_csv(reference / "policies.csv"), reference / "policies.png")
-    put_block(document, policy_numbers(reference))
+def publish_likelihood(table: Path, name: str, reference: Path, documents: Path) -> None:
+    """Track a table of likelihoods under a name, and write the numbers of the pages in `documents`
+    anew."""
+    _copy([table], reference, f"{name}.csv")
+    put_block(documents / "policies.md", policy_numbers(reference))
+    put_block(documents / "adapting.md", adapting_numbers(reference))
 
 
-def _copy(sources: list[Path], reference: Path) -> None:
+def _copy(sources: list[Path], reference: Path, name: str | None = None) -> None:
     for source in sources:
         if not source.exists():
             raise FewlinesError(f"{source} is missing; finish the run with 'snakemake' first")
-        with replacing(reference / source.name) as temporary:
+        with replacing(reference / (name or source.name)) as temporary:
             shutil.copyfile(source, temporary)

@@ -1,0 +1,74 @@
+"""Models adapted to their cache: the numbers of docs/adapting.md."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fewlines.config import BASE
+from fewlines.report.tables import STEPS
+
+LONGER = "longer.csv"  # the same from a base trained four times as long
+
+
+def adapting_numbers(reference: Path) -> str:
+    """What each adapted model loses against the full cache of `base+steps`, beside what the base
+    model loses under the same cache."""
+    parts = _section(pd.read_csv(reference / "cache.csv"))
+    if (reference / LONGER).exists():
+        longer = pd.read_csv(reference / LONGER)
+        if (longer["model"] == STEPS).any():
+            parts += ["### From a base trained four times as long", *_section(longer)]
+    return "\n\n".join(parts)
+
+
+def _section(table: pd.DataFrame) -> list[str]:
+    rows = table.to_dict("records")
+    base = {(row["policy"], row["budget"]): row for row in rows if row["model"] == BASE}
+    full = base["full", "all"]
+    steps = next(row for row in rows if row["model"] == STEPS)
+    made = []
+    for row in rows:
+        if row["model"] == BASE:
+            continue
+        before = base[row["policy"], row["budget"]]
+        made.append(
+            {
+                "model": row["model"],
+                "trained for": row["trained_for"],
+                "steps": int(row["extra_steps"]),
+                "parameters": row["trained"],
+                "cache": row["policy"],
+                "budget": row["budget"],
+                "entries": int(row["capacity"]),
+                "ΔNLL before": f"{before['nll_delta']:+.4f}",
+                "ΔNLL after": _interval(row, "steps_delta"),
+                "FID before": _fid(before),
+                "FID after": _fid(row),
+            }
+        )
+    readable = pd.DataFrame(made)
+    if (readable[["FID before", "FID after"]] == "").all(axis=None):
+        readable = readable.drop(columns=["FID before", "FID after"])
+    return [
+        f"Nats/token on {int(full['likelihood_images'])} held-out images: the base model "
+        f"{full['nll']:.4f}, `base+steps`, trained for {int(steps['extra_steps'])} more steps with "
+        f"a full cache, {steps['nll']:.4f}. *Before* is the base model under the cache against its "
+        "own full cache; *after* is the adapted model under the cache against the full cache of "
+        "`base+steps`, paired over images, with half the 95% interval.",
+        readable.to_markdown(index=False),
+    ]
+
+
+def _interval(row: dict[Hashable, Any], column: str) -> str:
+    reach = (row[f"{column}_high"] - row[f"{column}_low"]) / 2
+    return f"{row[column]:+.4f} ± {reach:.4f}"
+
+
+def _fid(row: dict[Hashable, Any]) -> str:
+    if pd.isna(row.get("fid_mean")):
+        return ""
+    return f"{row['fid_mean']:.2f} ± {row['fid_sd']:.2f}"
