@@ -93,6 +93,7 @@ class ModelSettings(Section):
 
 
 AdaptedName = Annotated[str, Field(pattern=r"^(adapted|base\+steps)[\w.+:-]*$")]
+Measure = Literal["all", "likelihood"]
 Trained = Literal["all", "attention", "norms"]
 
 
@@ -105,6 +106,7 @@ class AdaptedModel(Section):
     compared: tuple[str, ...] = Field((), description="other caches that it is measured under")
     steps: Positive | None = Field(None, description="null: as many as the other models")
     distil: Share = Field(0.0, description="weight of KL to the base model with a full cache")
+    measure: Measure = Field("all", description="likelihood: no images are drawn")
     trained: Trained = Field("all", description="parameters: all, attention's, or the norms'")
 
 
@@ -178,7 +180,7 @@ class CacheSettings(Section):
     fold: bool = False
     split: Split = "uniform"
     options: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
-    measure: Literal["all", "likelihood"] = Field(
+    measure: Measure = Field(
         "all", description="likelihood: no images are drawn and no time is taken, for a quick rank"
     )
 
@@ -305,10 +307,11 @@ class Experiment(Section):
             raise ValueError("sampling.shards: must not exceed sampling.samples")
         return self
 
-    def drawn(self, slug: str) -> bool:
-        """Whether images are drawn under this cache, and its time is taken."""
+    def drawn(self, slug: str, model: str = BASE) -> bool:
+        """Whether a model's images are drawn under this cache, and its time is taken."""
         measured = {cache.build().slug: cache.measure for cache in self.caches}
-        return measured[slug] == "all"
+        both = {measured[slug], "all" if model == BASE else self.adapted(model).measure}
+        return both == {"all"}
 
     def adapted(self, name: str) -> AdaptedModel:
         """The adapted model of this name."""

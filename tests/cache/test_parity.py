@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fewlines
-from conftest import CACHES, GRID, calibrated, tiny_transformer
+from conftest import CACHES, DECODED, GRID, calibrated, tiny_transformer
 from fewlines.cache.buffer import BoundedCache, torch_step
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.line_parallel import attention_under
@@ -21,6 +21,7 @@ from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.policy import NOBODY, comparable
 from fewlines.cache.teacher import TeacherForced
 from fewlines.errors import FewlinesError
+from fewlines.generate.sampler import Sampler
 from fewlines.measure.attention import attention_of
 from fewlines.measure.likelihood import in_hindsight
 from fewlines.models.transformer import Transformer
@@ -232,6 +233,23 @@ def test_the_oracle_evicts_what_the_rest_of_the_image_looks_at_least(budget, kv_
 def test_nothing_can_be_drawn_with_the_oracle(model):
     with pytest.raises(FewlinesError, match="looks at the finished image"):
         fewlines.generate(model, [0], fewlines.cache("oracle", lines=1))
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("policy", DECODED)
+def test_completion_with_guidance_draws_what_the_slow_model_finds_likeliest(policy, fold):
+    """The first line and a half given; conditional and unconditional rows each have their cache."""
+    model = tiny_transformer()
+    labels, codes = images(model, batch=2)
+    geometry = model.shape.geometry
+    cache = calibrated(fewlines.cache(policy, lines=2, fold=fold), geometry)
+    sampler, given = Sampler(top_k=1, guidance=1.5), codes[:, :8]
+    drawn = fewlines.generate(model, labels, cache, sampler=sampler, given=given)
+    assert torch.equal(drawn[:, :8], given)
+    both = torch.cat([labels, torch.full_like(labels, model.null_class)])
+    attend = SlowAttention(cache.place(geometry))
+    logits = model.teacher_forced(both, torch.cat([drawn, drawn]), attend)
+    assert torch.equal(sampler.guide(logits).argmax(-1)[:, 8:], drawn[:, 8:])
 
 
 KERNEL_CACHES = [

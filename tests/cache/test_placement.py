@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fewlines
-from conftest import calibrated
+from conftest import DECODED, calibrated
 from fewlines.cache.budget import Budget
+from fewlines.cache.buffer import BoundedCache
 from fewlines.cache.calibration import Calibration
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.policy import NOBODY, HindsightPolicy, ScoringPolicy, registry
+from fewlines.cache.slots import RankedSlots
 from fewlines.cache.split import split_by_depth, split_by_reach
 from fewlines.errors import FewlinesError
 
@@ -48,6 +51,44 @@ def test_no_policy_exceeds_its_budget_and_nobody_comes_back(policy, height, widt
             assert len(held) + placement.fold <= tokens
             assert len(set(held.values())) == len(held)
             assert not gone & set(held.values())
+
+
+@given(
+    policy=st.sampled_from([name for name in DECODED if name not in POLICIES]),
+    height=st.integers(1, 6),
+    width=st.integers(2, 6),
+    tokens=st.integers(2, 40),
+    fold=st.booleans(),
+    seed=st.integers(0, 9),
+)
+@settings(deadline=None)  # the first example compiles the kernel
+def test_scoring_keeps_the_bound_and_nobody_comes_back(policy, height, width, tokens, fold, seed):
+    """Whatever was seen: each row has the new token, and of the old ones all but its victim."""
+    geometry = Geometry((height, width), prefix=2, layers=1, heads=3)
+    cache = calibrated(fewlines.cache(policy, tokens=tokens, fold=fold), geometry)
+    placement = cache.place(geometry)
+    if placement.scoring is None:
+        return  # the budget holds the image
+    generator = torch.Generator().manual_seed(seed)
+    buffers = BoundedCache(placement, batch=2, head_dim=4)
+    (group,) = buffers.layers[0]
+    slots = group.slots
+    assert isinstance(slots, RankedSlots)
+    prefix = torch.randn(2, 3, 2, 4, generator=generator)
+    buffers(0, prefix, prefix, prefix)
+    kept, held = group.k[:, :, :2].clone(), [[set() for _ in range(3)] for _ in range(2)]
+    for step in range(geometry.n_tokens):
+        buffers.turn(step)
+        buffers(0, *(torch.randn(2, 3, 1, 4, generator=generator) for _ in range(3)))
+        assert torch.equal(group.k[:, :, :2], kept)
+        for row, head in np.ndindex(2, 3):
+            entries = slots.positions[row, head].tolist()
+            now = {token for token in entries if token != NOBODY}
+            assert len(now) == sum(token != NOBODY for token in entries)
+            assert len(now) == min(step + 1, tokens - fold)
+            assert step in now
+            assert now - {step} <= held[row][head]
+            held[row][head] = now
 
 
 @pytest.mark.parametrize("policy", POLICIES)

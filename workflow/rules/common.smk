@@ -20,13 +20,15 @@ DATA = f"results/data/{EXPERIMENT.data.source}.safetensors"
 CACHES = list(EXPERIMENT.cache_by_slug)
 ADAPTED = list(EXPERIMENT.adaptation.models)
 ROWS = EXPERIMENT.rows  # (model, cache)
-DRAWN = [(model, cache) for model, cache in ROWS if EXPERIMENT.drawn(cache)]
+DRAWN = [(model, cache) for model, cache in ROWS if EXPERIMENT.drawn(cache, model)]
 
 # Stages read the experiment with every default and override written out. Rules take it as an
 # `ancient` input: a changed key reruns those that name its section under `params`, and no others.
+# A dry run leaves it alone: another run may be reading it.
 RESOLVED = f"{RUN}/experiment.yaml"
-if not os.path.exists(RESOLVED) or Path(RESOLVED).read_text() != dump_experiment(
-    EXPERIMENT
+DRY = {"-n", "--dry-run", "--dryrun"} & set(sys.argv)
+if not os.path.exists(RESOLVED) or (
+    not DRY and Path(RESOLVED).read_text() != dump_experiment(EXPERIMENT)
 ):
     write_text(Path(RESOLVED), dump_experiment(EXPERIMENT))
 

@@ -84,6 +84,7 @@ def decode(
     *,
     engine: Engine = "lean",
     storage: torch.dtype | None = None,
+    given: Tensor | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
     """Draw one image per row.
@@ -91,6 +92,8 @@ def decode(
     Args:
         labels: `(B,)`, class numbers; the null class draws without a condition.
         noise: `(B, N)`, uniform float64, one number per token.
+        given: codes `(B, n)` of the first tokens, to be completed; they count against the cache as
+            any token does.
         watch: called after every step, with the step and the buffers, by instruments.
         model, cache, sampler, engine, storage: see `Decoder`.
 
@@ -103,12 +106,20 @@ def decode(
     decoder = Decoder(model, len(labels), cache, sampler, engine, storage)
     n_tokens = model.shape.geometry.n_tokens
     codes = torch.empty(len(labels), n_tokens, dtype=torch.long, device=labels.device)
+    first = 0 if given is None else given.shape[1]
+    if given is not None and (len(given) != len(labels) or first > n_tokens):
+        raise FewlinesError(
+            f"given: {len(given)} images of {first} tokens, but there are {len(labels)} labels and an "
+            f"image has {n_tokens} tokens"
+        )
     for step in range(n_tokens):
         codes[:, step] = (
             decoder.step(step - 1, codes[:, step - 1], noise[:, step])
             if step
             else decoder.start(labels, noise[:, 0])
         )
+        if given is not None and step < first:
+            codes[:, step] = given[:, step]
         if watch:
             watch(step, decoder.buffers)
     return codes
@@ -125,6 +136,7 @@ def generate(
     sampler: Sampler | None = None,
     precision: torch.dtype | None = None,
     storage: torch.dtype | None = None,
+    given: Tensor | None = None,
     done: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Images of these classes, numbered from `first`; the same seed and number give the same
@@ -133,6 +145,7 @@ def generate(
     Args:
         precision: of the matrix products; the model's own where None.
         storage: what keys and values are kept in; the model's own precision where None.
+        given: codes `(B, n)` of the first tokens of each image, to be completed.
 
     Returns:
         Codes `(B, N)`; `tokenizer.decode(codes.unflatten(1, grid))` makes pictures of them.
@@ -148,10 +161,12 @@ def generate(
     guided = sampler is not None and sampler.guidance != 1
     ready = prepare(model, precision or weight.dtype, min(batch, len(labels)) * (1 + guided))
     parts = []
-    for rows in torch.as_tensor(labels, device=weight.device).split(batch):
+    labels = torch.as_tensor(labels, device=weight.device)
+    begun = labels.new_empty(len(labels), 0) if given is None else given.to(weight.device)
+    for rows, start in zip(labels.split(batch), begun.split(batch), strict=True):
         noise = draw_noise(seed, range(first, first + len(rows)), geometry.n_tokens)
         noise = noise.to(weight.device)
-        parts.append(decode(ready, rows, noise, cache, sampler, storage=storage))
+        parts.append(decode(ready, rows, noise, cache, sampler, storage=storage, given=start))
         first += len(rows)
         if done:
             done(len(rows))

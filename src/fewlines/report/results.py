@@ -36,7 +36,7 @@ class Results:
     @property
     def drawn(self) -> list[tuple[str, str]]:
         """The rows, model and cache, of which there are images."""
-        return [row for row in self.experiment.rows if self.experiment.drawn(row[1])]
+        return [row for row in self.experiment.rows if self.experiment.drawn(row[1], row[0])]
 
     def cache(self, slug: str) -> Cache:
         """With the run's calibration, if it needs one."""

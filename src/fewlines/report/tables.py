@@ -122,7 +122,7 @@ def _trained_for(adapted: AdaptedModel, slug: str) -> str:
 
 
 def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
-    drawn = results.experiment.drawn(slug)
+    drawn, timed = (results.experiment.drawn(slug, name) for name in (model, BASE))
     quality = results.quality(slug, model) if drawn else {}
     sets = pd.DataFrame(quality.get("sets", []), columns=MEASURES)
     return {
@@ -132,7 +132,7 @@ def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
         **_likelihood(results, model, slug),
         **_over_seeds(sets),
         "kv_bytes": _kv_bytes(results, slug),
-        **(_cost(results.cost(slug), slug) if drawn else {}),
+        **(_cost(results.cost(slug), slug) if timed else {}),
         **_versus(results, model, slug),
         "extractor": quality.get("extractor", ""),
     }
