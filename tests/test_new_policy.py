@@ -61,5 +61,5 @@ def test_configuration_tables_and_commands_know_it(run, tmp_path):
 
 def test_it_is_tested_for_parity_and_for_its_bound(run):
     tests = ("tests/cache/test_parity.py", "tests/cache/test_placement.py")
-    found = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "odd", *tests)
+    found = run("-m", "pytest", "-vv", "-p", "no:cacheprovider", "-k", "odd", *tests)
     assert int(re.search(r"(\d+) passed", found)[1]) > 30

@@ -93,15 +93,15 @@ def test_every_table_figure_and_report_is_there(run):
     storage = pd.read_csv(run / "tables/storage.csv").set_index("storage")
     assert storage.loc["float16", "equal_tokens"] > 0.9
     assert storage["nll_delta"].abs().max() < 0.01
-    for name in ("cache", "paper", "floors", "storage", "efficiency"):
+    for name in ("cache", "ranks", "paper", "floors", "storage", "efficiency"):
         for suffix in (".md", ".tex"):
             assert (run / f"tables/{name}{suffix}").stat().st_size > 100
     assert (run / "figures/watch.gif").read_bytes().startswith(b"GIF89a")
     assert "data:image/png;base64," in (run / "watch.html").read_text()
-    for name in ("quality", "samples", "memory", "lines", "efficiency"):
+    for name in ("quality", "samples", "memory", "lines", "budgets", "heads", "efficiency"):
         assert (run / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 6
     assert "streaming" in page
     assert "http" not in page
     assert read_json(run / "provenance.json")["precision"] == "float32"
@@ -276,8 +276,8 @@ def test_the_snakemake_report_is_described(folder):
     """Every table and figure has a caption and a place in `snakemake --report`."""
     captions = {path.stem for path in (REPOSITORY / "workflow/report").glob("*.rst")}
     assert captions == {
-        "cache", "paper", "floors", "storage",
-        "quality", "samples", "memory", "lines", "efficiency", "watch",
+        "cache", "ranks", "paper", "floors", "storage",
+        "quality", "samples", "memory", "lines", "budgets", "heads", "efficiency", "watch",
     }  # fmt: skip
 
 

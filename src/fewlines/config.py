@@ -25,6 +25,7 @@ from fewlines.errors import FewlinesError
 from fewlines.models.shapes import SHAPES
 
 BASE = "base"  # the model that all others go on from
+STEPS = "base+steps"  # the base model after as many more steps with a full cache
 Precision = Literal["auto", "float32", "bfloat16"]
 Storage = Literal["float32", "float16", "bfloat16"]
 Positive = Annotated[int, Field(gt=0)]

@@ -19,6 +19,8 @@ FIGURES = {
     "lines": "Where a small cache hurts",
     "budgets": "What each budget costs, before and after adaptation",
 }
+if any(cache.policy.name == "scheduled" for cache in EXPERIMENT.cache_by_slug.values()):
+    FIGURES["heads"] = "Where heads look, and what a schedule keeps"
 
 
 rule tables:
@@ -70,6 +72,7 @@ rule likelihood_table:
 rule figures:
     input:
         MEASURED,
+        [f"{RUN}/{BASE}/calibration.safetensors"] if "heads" in FIGURES else [],
         of(DRAWN, "{model}/samples/{cache}.safetensors"),
         config=ancient(RESOLVED),
         tokenizer=rules.tokenizer.output.weights,

@@ -109,7 +109,7 @@ def decode(
     first = 0 if given is None else given.shape[1]
     if given is not None and (len(given) != len(labels) or first > n_tokens):
         raise FewlinesError(
-            f"given: {len(given)} images of {first} tokens, but there are {len(labels)} labels and an "
+            f"given: {len(given)} images of {first} tokens; there are {len(labels)} labels, and an "
             f"image has {n_tokens} tokens"
         )
     for step in range(n_tokens):

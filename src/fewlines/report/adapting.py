@@ -8,8 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from fewlines.config import BASE
-from fewlines.report.tables import STEPS
+from fewlines.config import BASE, STEPS
 
 LONGER = "longer.csv"  # the same from a base trained four times as long
 

@@ -12,11 +12,10 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from fewlines.config import BASE
+from fewlines.config import BASE, STEPS
 from fewlines.files import read_tensors, replacing
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.results import Results
-from fewlines.report.tables import STEPS
 
 mpl.use("Agg")
 STYLE = {

@@ -25,6 +25,8 @@ CAPTIONS = {
     "budgets": "Likelihood lost against the size of the cache: the base model against its own full "
     "cache, adapted models against the full cache of a model trained for as many more steps. Bars: "
     "95% intervals over held-out images.",
+    "heads": "Of every head: where it looks, by lines up and columns aside (its own line at the "
+    "bottom), and which tokens (across) the schedule lets it keep at each step (down).",
 }
 
 

@@ -38,10 +38,20 @@ class Results:
         """The rows, model and cache, of which there are images."""
         return [row for row in self.experiment.rows if self.experiment.drawn(row[1], row[0])]
 
+    @property
+    def calibration(self) -> Path:
+        return self.folder / BASE / "calibration.safetensors"
+
     def cache(self, slug: str) -> Cache:
         """With the run's calibration, if it needs one."""
-        calibration = self.folder / BASE / "calibration.safetensors"
-        return self.experiment.cache(slug).calibrated(calibration)
+        return self.experiment.cache(slug).calibrated(self.calibration)
+
+    @property
+    def scheduled(self) -> list[str]:
+        """Caches that go by a schedule, the calibrated splits first."""
+        caches = self.experiment.cache_by_slug
+        found = [slug for slug, cache in caches.items() if cache.policy.name == "scheduled"]
+        return sorted(found, key=lambda slug: caches[slug].split != "calibrated")
 
     def quality(self, cache: str, model: str = BASE) -> dict[str, Any]:
         return self._read(f"{model}/quality/{cache}.json")

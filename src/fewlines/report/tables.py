@@ -11,7 +11,7 @@ import torch
 
 from fewlines import machine
 from fewlines.cache.policy import HindsightPolicy
-from fewlines.config import BASE, AdaptedModel
+from fewlines.config import BASE, STEPS, AdaptedModel
 from fewlines.files import write_text
 from fewlines.measure.cost import ratio_interval
 from fewlines.measure.likelihood import paired_interval
@@ -24,7 +24,7 @@ PUBLISHED = (
     ("Proposed (Few Lines Cache)", 8.7, 4.8, 9.35),
 )
 DIGITS = 6
-STEPS = "base+steps"  # the base model after as many more steps with a full cache
+
 MEASURES = ("fid", "kid", "is", "precision", "recall")
 
 

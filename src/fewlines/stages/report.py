@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fewlines.cache.calibration import Calibration
 from fewlines.config import BASE, Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import replacing, write_json, write_text
@@ -22,6 +23,7 @@ from fewlines.report.figures import (
     draw_quality,
     draw_samples,
 )
+from fewlines.report.heads import draw_heads
 from fewlines.report.page import CAPTIONS, write_page
 from fewlines.report.policies import draw_policies, policy_numbers
 from fewlines.report.provenance import provenance as describe_run
@@ -68,6 +70,10 @@ def figures(config: Experiment, run: Path) -> None:
     draw_samples(results, tokenizer, output / "samples.png")
     draw_memory(results, output / "memory.png")
     draw_lines(results, output / "lines.png")
+    if results.scheduled:
+        calibration = Calibration.load(results.calibration)
+        placement = results.cache(results.scheduled[0]).place(results.geometry)
+        draw_heads(calibration, placement, output / "heads.png")
     draw_budgets(cache_table(results), output / "budgets.png")
 
 
@@ -84,7 +90,7 @@ def report(config: Experiment, run: Path, output: Path, provenance: Path) -> Non
         "networks": network_table(results),
     }
     pictures = {name: run / f"figures/{name}.png" for name in CAPTIONS}
-    write_page(output, readable, pictures, facts)
+    write_page(output, readable, {n: p for n, p in pictures.items() if p.exists()}, facts)
 
 
 def publish(run: Path, reference: Path, readme: Path, documents: Path) -> None:

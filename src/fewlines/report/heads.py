@@ -1,0 +1,59 @@
+"""Where each head looks, and whom a schedule lets it keep: two pictures of a calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib import pyplot as plt
+
+from fewlines.cache.calibration import Calibration
+from fewlines.cache.placement import Placement
+from fewlines.report.figures import STYLE, save
+
+UP, LEFT = 5, 6  # lines and columns that are shown
+
+
+def attention_by_offset(calibration: Calibration) -> npt.NDArray[np.float64]:
+    """Mean attention `(L, H, UP + 1, 2·LEFT + 1)` to a token so many lines up and columns to the
+    left or right, over the queries that have such a token."""
+    height, width = calibration.grid
+    line, column = np.divmod(np.arange(height * width - 1), width)  # the last token never asks
+    up, right = line[:, None] - line, column - column[:, None]  # (q, k)
+    shown = (up >= 0) & (up <= UP) & (abs(right) <= LEFT) & np.tri(len(line), dtype=bool)
+    cell = (up * (2 * LEFT + 1) + right + LEFT)[shown]
+    cells = (UP + 1) * (2 * LEFT + 1)
+    count = np.bincount(cell, minlength=cells).clip(1)
+    layers, heads = calibration.attention.shape[:2]
+    asked = calibration.attention[:, :, : len(line), : len(line)][:, :, shown]
+    sums = [np.bincount(cell, head, minlength=cells) for head in asked.reshape(-1, len(cell))]
+    means: npt.NDArray[np.float64] = np.stack(sums) / count
+    return means.reshape(layers, heads, UP + 1, 2 * LEFT + 1)
+
+
+@mpl.rc_context(STYLE)
+def draw_heads(calibration: Calibration, placement: Placement, path: Path) -> None:
+    """Left of each pair: attention by offset, the query's own line at the bottom. Right: which
+    tokens (across) are resident at which step (down)."""
+    offsets = attention_by_offset(calibration)
+    layers, heads = offsets.shape[:2]
+    figure, axes = plt.subplots(
+        layers, 2 * heads, figsize=(2.2 * heads, 1.15 * layers), layout="constrained", squeeze=False
+    )
+    n = placement.geometry.n_tokens
+    step, token = np.arange(n)[:, None], np.arange(n)
+    for layer, head in np.ndindex(layers, heads):
+        look, keep = axes[layer, 2 * head], axes[layer, 2 * head + 1]
+        top = offsets[layer, head].max()
+        look.imshow(offsets[layer, head][::-1], vmin=0, vmax=top, cmap="magma", aspect="auto")
+        look.set_ylabel(f"layer {layer}\nhead {head}", size=5)
+        resident = (token <= step) & (step < placement.evicted_at[layer, head])
+        keep.imshow(resident, cmap="gray_r", aspect="auto", interpolation="nearest")
+        room = int(placement.room[layer, head])
+        keep.set_ylabel(f"{room} tokens", size=5)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(False)
+    save(figure, path)
