@@ -32,6 +32,7 @@ def policy_numbers(reference: Path) -> str:
         *_sentences(limited, pd.read_csv(reference / "ranks.csv")),
         *_fid(table),
         *_curve(reference / "calibration.csv"),
+        *_times(pd.read_csv(reference / "efficiency.csv")),
     ]
     if (reference / LONGER).exists():
         parts += _longer(limited, pd.read_csv(reference / LONGER))
@@ -49,6 +50,28 @@ def _fid(table: pd.DataFrame) -> list[str]:
     return [
         f"**Does likelihood predict FID?** Over the {len(drawn)} caches of the base model that "
         f"images were drawn under, Spearman's ρ of nats/token and FID is {rank:.2f}."
+    ]
+
+
+def _times(table: pd.DataFrame) -> list[str]:
+    """What deciding costs: policies at the same capacity and the same published shape."""
+    alike = table[
+        (table["shape"] == "llamagen-b")
+        & (table["batch"] == 32)
+        & (table["storage"] == "float16")
+        & (table["dtype"] == "float32")
+        & (table["budget"] == "lines: 4")
+    ]
+    wide = alike.pivot_table(index="policy", columns="grid", values="seconds_per_image", sort=False)
+    if "streaming" not in wide.index:
+        return []
+    relative = (wide / wide.loc["streaming"]).map(lambda ratio: f"{ratio:.2f}×")
+    return [
+        "### What deciding costs",
+        "Time per image at 4 lines, LlamaGen-B, batch 32, relative to `streaming` (`make bench`). "
+        "`scheduled` reads its slots from a table as `streaming` and `random` do, so theirs is its "
+        "time, dropped or folded; `corrected` asks for what `linear` asks for.",
+        relative.to_markdown(),
     ]
 
 

@@ -1,0 +1,103 @@
+"""Adaptation: the limited model learns, and only what it was told to."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import fewlines
+from fewlines.cache.line_parallel import attention_under
+from fewlines.config import ModelSettings
+from fewlines.models.transformer import Transformer, TransformerShape, causal
+from fewlines.training.loop import step_generator, train
+from fewlines.training.transformer import TransformerTask
+
+SHAPE = TransformerShape(16, 2, 2, 2, codes=7, classes=4, grid=(3, 4), multiple_of=16)
+LABELS = torch.arange(64) % 4
+CODES = torch.randint(7, (64, 12), generator=torch.Generator().manual_seed(0))
+CODES[:, 6:] = CODES[:, :6]  # what a small cache has let go
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Transformer:
+    network = Transformer(SHAPE)
+    network.initialise(step_generator(0, 0))
+    return continued(network, 120, [causal], tmp_path_factory.mktemp("base"))
+
+
+def continued(network, steps, attends, folder, trained="") -> Transformer:
+    settings = ModelSettings(dim=16, layers=2, heads=2, steps=steps, batch=16, warmup=2)
+    network = copy.deepcopy(network)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(trained in name)
+    task = TransformerTask(settings, network, LABELS, CODES, 5, attends=attends)
+    train(task, "test", folder, 1e9)
+    return network
+
+
+def limited(policy: str, **options):
+    return attention_under(fewlines.cache(policy, **options).place(SHAPE.geometry))
+
+
+@torch.no_grad()
+def loss(network: Transformer, attend) -> float:
+    logits = network.teacher_forced(LABELS, CODES, attend)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), CODES.flatten()).item()
+
+
+@pytest.mark.parametrize(
+    "cache", [("streaming", {"sinks": 1, "fold": True}), ("linear", {"anchor": 1, "recent": 0})]
+)
+def test_adaptation_helps_under_the_cache_more_than_as_many_steps_without(base, cache, tmp_path):
+    """Scoring policies too: gradients flow through the line-parallel forward."""
+    policy, options = cache
+    attend = limited(policy, lines=1, **options)
+    adapted = continued(base, 60, [attend], tmp_path / "adapted")
+    steps = continued(base, 60, [causal], tmp_path / "steps")
+    assert loss(adapted, attend) < loss(steps, attend) - 0.02
+    assert loss(adapted, attend) < loss(base, attend) - 0.02
+
+
+def test_only_the_chosen_parameters_change(base, tmp_path):
+    adapted = continued(base, 5, [causal], tmp_path, trained="norm")
+    for (name, before), after in zip(base.named_parameters(), adapted.parameters(), strict=True):
+        assert torch.equal(before, after) == ("norm" not in name), name
+
+
+def test_distillation_draws_to_the_teacher(base, tmp_path):
+    """The loss is KL to the teacher, and it falls: with images that the teacher finds unlikely."""
+    noise = torch.randint(7, CODES.shape, generator=torch.Generator().manual_seed(1))
+    settings = ModelSettings(dim=16, layers=2, heads=2, steps=60, batch=64, warmup=2)
+    student = Transformer(SHAPE)
+    student.initialise(step_generator(1, 0))
+    task = TransformerTask(settings, student, LABELS, noise, 5, teacher=base, distil=1.0)
+    before = task.loss(0).item()
+    train(task, "test", tmp_path, 1e9)
+    assert task.loss(0).item() < before / 3
+
+
+def test_one_of_several_caches_is_drawn_for_every_step(base):
+    drawn = []
+
+    def attend(number):
+        def inner(layer, q, k, v):
+            if layer == 0:
+                drawn.append(number)
+            return causal(layer, q, k, v)
+
+        return inner
+
+    settings = ModelSettings(dim=16, layers=2, heads=2, steps=40, batch=4, warmup=2)
+    attends = [attend(number) for number in range(3)]
+    task = TransformerTask(settings, copy.deepcopy(base), LABELS, CODES, 5, attends=attends)
+    for step in range(40):
+        task.loss(step)
+    assert sorted(set(drawn)) == [0, 1, 2]
+    assert min(drawn.count(number) for number in range(3)) > 5
+    first = list(drawn)
+    drawn.clear()
+    for step in range(40):
+        task.loss(step)
+    assert drawn == first
