@@ -9,7 +9,6 @@ from conftest import tiny_transformer
 from fewlines.cli import main
 from fewlines.files import read_json, write_tensors
 from fewlines.models.checkpoint import save_network
-from fewlines.models.tokenizer import Tokenizer, TokenizerShape
 from fewlines.stages import MODULES, load_stage
 
 CONFIG = """
@@ -62,31 +61,6 @@ def test_a_stage_runs_by_hand(config, files):
     assert found["images"] == 6
     assert len(found["kl_by_line"]) == 4
     assert found["nll_delta_low"] <= found["nll_delta"] <= found["nll_delta_high"]
-
-
-def test_wrong_input_is_one_sentence_and_leaves_nothing(config, files, capsys):
-    whole = (files / "model.safetensors").read_bytes()
-    (files / "truncated.safetensors").write_bytes(whole[:-100])
-    shape = TokenizerShape(1, (4,), 0, 8, 4)
-    save_network(files / "tokenizer.safetensors", Tokenizer(shape))
-    cases = (
-        ({"cache": "lines-9lines"}, "no cache 'lines-9lines' in this experiment; it has full, "),
-        ({"model": "missing"}, "missing.safetensors does not exist; run the stage"),
-        ({"model": "truncated"}, "truncated.safetensors is not a complete safetensors file"),
-        ({"model": "tokenizer"}, "tokenizer.safetensors holds a tokenizer, not a transformer"),
-        ({"tokens": "model"}, "model.safetensors is not a file of tokens"),
-    )
-    before = set(files.iterdir())
-    for wrong, message in cases:
-        assert likelihood(config, files, **wrong) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("fewlines: ")
-        assert message in error
-        assert error.count("\n") == 1
-    config.write_text(CONFIG + "smapling: {}\n")
-    assert likelihood(config, files) == 2
-    assert "smapling: unknown key; did you mean 'sampling'?" in capsys.readouterr().err
-    assert set(files.iterdir()) == before
 
 
 @pytest.mark.parametrize("stage", MODULES)

@@ -19,40 +19,6 @@ def test_a_dumped_experiment_reads_back_as_itself():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"modle": {}}, "modle: unknown key; did you mean 'model'"),
-        ({"model": {"widht": 3}}, r"model.widht: unknown key; known keys: dim, layers"),
-        ({"model": {"dim": "wide"}}, r"model.dim: .*integer.*'wide'"),
-        ({"model": {"heads": 5}}, r"model: dim 192 / heads 5"),
-        (
-            {"caches": [{"policy": "ful"}]},
-            r"caches.0: unknown policy 'ful'; there are corrected, diagonal, fixed",
-        ),
-        ({"caches": [{"policy": "lines"}]}, "caches.0: cache: lines needs a budget"),
-        ({"caches": [{"policy": "full", "fold": True}]}, "leave out budget and fold"),
-        ({"caches": [{"policy": "lines", "budget": {"lines": 0}}]}, "caches.0.budget: .*above 0"),
-        ({"caches": [{"policy": "lines", "budget": {"rows": 2}}]}, "lines, fraction, tokens"),
-        ({"caches": [{"policy": "lines", "budget": 3}]}, r"budget: 3 is not one of \{lines: 3\}"),
-        ({"caches": [{"policy": "lines", "budgets": {}}]}, "unknown key; did you mean 'budget'"),
-        ({"caches": [{"policy": "full", "options": {"sinks": 1}}]}, "does not take sinks"),
-        ({"caches": [{"policy": "lines", "budget": {"lines": 3}}]}, r"add \{policy: full\}"),
-        ({"caches": [{"policy": "full"}, {"policy": "full"}]}, "full is listed more than once"),
-        (
-            {"caches": [{"policy": "full"}]},
-            "paper.cache: scheduled.fold-3lines is not one of caches",
-        ),
-        ({"data": {"source": "mnist"}}, "data.source: unknown data source 'mnist'; there are"),
-        ({"precision": "fp16"}, "precision: .*'auto', 'float32' or 'bfloat16'"),
-        ({"sampling": {"samples": 10}}, "kid_subset_size: must not exceed"),
-    ],
-)
-def test_every_wrong_key_is_named_with_what_is_allowed(content, message):
-    with pytest.raises(FewlinesError, match=message):
-        validate_experiment(content)
-
-
 def test_later_files_override_key_by_key(tmp_path):
     for name, text in (("a", "model: {dim: 64, layers: 2, heads: 2}"), ("b", "model: {layers: 3}")):
         (tmp_path / name).write_text(text)

@@ -31,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FewlinesError as error:
         print(f"fewlines: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"fewlines: {where}{error.strerror or error}; nothing was written", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -46,13 +50,20 @@ def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=summary, description=summary)
         command.set_defaults(stage=stage)
         command.add_argument(
-            "--threads", type=int, default=machine.cores(), help="threads of torch; all cores"
+            "--threads", type=_positive, default=machine.cores(), help="threads of torch; all cores"
         )
         for option, kind in typing.get_type_hints(stage).items():
             if option != "return":
                 given = inspect.signature(stage).parameters[option].default
                 _add_option(command, option, kind, given)
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not 1 or more")
+    return number
 
 
 def _add_option(command: argparse.ArgumentParser, name: str, kind: Any, default: Any) -> None:

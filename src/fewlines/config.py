@@ -360,7 +360,9 @@ def load_experiment(paths: Sequence[Path]) -> Experiment:
         except FileNotFoundError:
             raise FewlinesError(f"{path} does not exist") from None
         except yaml.YAMLError as error:
-            raise FewlinesError(f"{path} is not valid YAML: {error}") from None
+            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+            where = f", line {mark.line + 1}" if mark else ""
+            raise FewlinesError(f"{path}{where} is not valid YAML: {problem}") from None
         if not isinstance(content, dict):
             raise FewlinesError(f"{path} must hold keys such as 'caches:', not {content!r}")
         _merge(merged, content)
@@ -385,7 +387,13 @@ def validate_experiment(content: dict[str, Any]) -> Experiment:
 
 
 def _complaints(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors():
+    problems = error.errors()
+    for problem in problems:
+        inside = [
+            other for other in problems if other["loc"][: len(problem["loc"])] == problem["loc"]
+        ]
+        if problem["type"] == "too_short" and len(inside) > 1:
+            continue  # empty because of them
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":

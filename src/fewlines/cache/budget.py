@@ -29,6 +29,8 @@ class Budget:
             raise FewlinesError(f"budget: unknown unit '{self.unit}'; write one of {allowed}")
         if self.amount <= 0:
             raise FewlinesError(f"budget: {self} holds nothing; write an amount above 0")
+        if self.unit == "fraction" and self.amount > 1:
+            raise FewlinesError(f"budget: {self} is more than the image; write 1 or less")
         if self.unit == "tokens" and self.amount.denominator != 1:
             raise FewlinesError(f"budget: {self} is not a whole number of tokens")
 

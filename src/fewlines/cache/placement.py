@@ -7,7 +7,7 @@ teacher-forced forward takes the step at which each token is evicted. They canno
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -204,7 +204,8 @@ def make_policy(name: str, options: dict[str, Any]) -> Policy:
     try:
         return policies[name](**options)
     except TypeError:
-        known = ", ".join(policies[name].__dataclass_fields__) or "none"  # type: ignore[attr-defined]
+        options_of = fields(policies[name])  # type: ignore[arg-type]
+        known = ", ".join(option.name for option in options_of) or "none"
         raise FewlinesError(
             f"policy '{name}' does not take {', '.join(options)}; its options: {known}"
         ) from None

@@ -39,8 +39,8 @@ def load_network(path: Path, wanted: type[Network]) -> Network:
     """The network in a file, ready for use.
 
     Raises:
-        FewlinesError: no such file, not a complete one, another kind of network, or weights that
-            do not fit the shape that the header states.
+        FewlinesError: no such file, not a complete one, another kind of network, weights that do
+            not fit the shape that the header states, or numbers that are not finite.
     """
     tensors, header = read_tensors(path)
     kind = header.get("kind")
@@ -49,11 +49,17 @@ def load_network(path: Path, wanted: type[Network]) -> Network:
     cls, shape = KINDS[kind]
     if not issubclass(cls, wanted):
         raise FewlinesError(f"{path} holds a {kind}, not a {wanted.__name__.lower()}")
-    network = cls(_shape(shape, header["shape"]))
+    try:
+        network = cls(_shape(shape, header["shape"]))
+    except (KeyError, TypeError, ValueError):
+        raise FewlinesError(f"{path} does not say which {kind} it holds; train it again") from None
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise FewlinesError(f"{path}: weights of another architecture ({first})") from None
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise FewlinesError(f"{path}: {broken[0]} is not finite everywhere; train it again")
     assert isinstance(network, wanted)
     return network.eval().requires_grad_(False)

@@ -25,7 +25,7 @@ def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> No
     """Measure where each head looks, on the first training images, and what each
     head loses when it is limited, on those that follow."""
     network = load_network(model, Transformer)
-    tensors, _ = read_tokens(tokens)
+    tensors, _ = read_tokens(tokens, network.shape)
     count = config.calibration.images
     labels, codes = tensors["train_labels"][:count], tensors["train_codes"][:count]
     bar = progress("calibrate", len(labels), "images")
@@ -45,7 +45,7 @@ def calibration_curve(config: Experiment, model: Path, tokens: Path, output: Pat
     """What a schedule loses that was calibrated on fewer images, or on those of one class, for
     every calibrated cache of the experiment."""
     network = load_network(model, Transformer)
-    tensors, _ = read_tokens(tokens)
+    tensors, _ = read_tokens(tokens, network.shape)
     labels, codes = tensors["train_labels"], tensors["train_codes"]
     most = config.calibration.images
     chosen = {f"first {count}": torch.arange(count) for count in (*COUNTS, most)}

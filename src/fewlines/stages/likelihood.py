@@ -56,7 +56,7 @@ def measure_on_training(
     """A table of likelihoods on training images, those after the calibration's, of all caches of
     the experiment: what choices are made on, so that test images choose nothing."""
     network = load_network(model, Transformer)
-    tensors, _ = read_tokens(tokens)
+    tensors, _ = read_tokens(tokens, network.shape)
     first = config.calibration.images + config.calibration.curve_images
     held = slice(first, first + config.likelihood.images)
     labels, codes = tensors["train_labels"][held], tensors["train_codes"][held]
@@ -88,7 +88,7 @@ def measure_on_training(
 def measure_storage(config: Experiment, model: Path, tokens: Path, output: Path) -> None:
     """What keeping keys and values in 16 bits changes, under a full cache."""
     network = load_network(model, Transformer)
-    tensors, _ = read_tokens(tokens)
+    tensors, _ = read_tokens(tokens, network.shape)
     count = config.likelihood.images
     labels, codes = tensors["test_labels"][:count], tensors["test_codes"][:count]
     rows = []
@@ -114,7 +114,7 @@ def _measure(
 ) -> Likelihood:
     """Under a cache, on the first `count` test images."""
     network = load_network(model, Transformer)
-    tensors, _ = read_tokens(tokens)
+    tensors, _ = read_tokens(tokens, network.shape)
     labels, codes = tensors["test_labels"][:count], tensors["test_codes"][:count]
     bar = progress(f"likelihood {cache.slug}", len(labels), "images")
     found = likelihood_under(network, labels, codes, cache, config.likelihood.batch, bar.update)

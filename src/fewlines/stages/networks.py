@@ -111,7 +111,7 @@ def adapt(
     network, teacher = load_network(model, Transformer), load_network(model, Transformer)
     for parameter_name, parameter in network.named_parameters():
         parameter.requires_grad_(any(part in parameter_name for part in TRAINED[adapted.trained]))
-    tensors, _ = read_tokens(tokens)
+    tensors, _ = read_tokens(tokens, network.shape)
     placements = [
         config.cache(slug).calibrated(calibration).place(network.shape.geometry)
         for slug in adapted.caches
