@@ -34,8 +34,8 @@ longer: $(READY)  ## the same from a base trained four times as long; two hours 
 	$(BIN)/snakemake likelihood_table --configfile experiments/longer.yaml
 	$(BIN)/fewlines publish-likelihood --table results/fashion-mnist-longer/tables/likelihood.csv --name longer --reference results/reference --documents docs
 
-test: lint  ## the whole suite
-	$(BIN)/pytest
+test: lint  ## the whole suite, two files at a time
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)  ## style, types, layers, workflow
 	$(BIN)/ruff check .

@@ -50,7 +50,12 @@ def calibration_curve(config: Experiment, model: Path, tokens: Path, output: Pat
     most = config.calibration.images
     chosen = {f"first {count}": torch.arange(count) for count in (*COUNTS, most)}
     chosen[f"{most} of class 0"] = torch.nonzero(labels == 0).flatten()[:most]
-    caches = [cache for cache in config.cache_by_slug.values() if cache.needs_calibration]
+    # Splits by what each head loses need more than expected attention; the schedule is the question.
+    caches = [
+        cache
+        for cache in config.cache_by_slug.values()
+        if cache.needs_calibration and cache.split == "uniform"
+    ]
     images = config.likelihood.images
     test = (tensors["test_labels"][:images], tensors["test_codes"][:images])
     bar = progress("calibration curve", len(chosen) * len(caches), "schedules")
