@@ -16,7 +16,7 @@ except FewlinesError as error:
     sys.exit(f"fewlines: {error}")
 
 RUN = f"results/{EXPERIMENT.name}"
-DATA = f"results/data/{EXPERIMENT.data.source}.safetensors"
+DATA = f"results/data/{EXPERIMENT.data.slug}.safetensors"
 CACHES = list(EXPERIMENT.cache_by_slug)
 ADAPTED = list(EXPERIMENT.adaptation.models)
 ROWS = EXPERIMENT.rows  # (model, cache)
@@ -24,9 +24,9 @@ DRAWN = [(model, cache) for model, cache in ROWS if EXPERIMENT.drawn(cache, mode
 
 # Stages read the experiment with every default and override written out. Rules take it as an
 # `ancient` input: a changed key reruns those that name its section under `params`, and no others.
-# A dry run leaves it alone: another run may be reading it.
+# What runs nothing leaves it alone: another run may be reading it.
 RESOLVED = f"{RUN}/experiment.yaml"
-DRY = {"-n", "--dry-run", "--dryrun"} & set(sys.argv)
+DRY = {"-n", "--dry-run", "--dryrun", "--lint", "--unlock"} & set(sys.argv)
 if not os.path.exists(RESOLVED) or (
     not DRY and Path(RESOLVED).read_text() != dump_experiment(EXPERIMENT)
 ):

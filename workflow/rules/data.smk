@@ -3,12 +3,13 @@ rule data:
     output:
         DATA,
     log:
-        f"results/data/logs/{EXPERIMENT.data.source}.log",
+        f"results/data/logs/{EXPERIMENT.data.slug}.log",
     conda:
         "../envs/fewlines.yaml"
     params:
         source=EXPERIMENT.data.source,
         path=f"--path {EXPERIMENT.data.path}" if EXPERIMENT.data.path else "",
+        side=f"--side {EXPERIMENT.data.side}" if EXPERIMENT.data.side else "",
     shell:
-        "fewlines fetch-data --source {params.source} {params.path} --output {output} "
+        "fewlines fetch-data --source {params.source} {params.path} {params.side} --output {output} "
         "2>&1 | tee {log}"

@@ -44,6 +44,14 @@ class Section(BaseModel):
 class DataSettings(Section):
     source: Annotated[str, BeforeValidator(_known_source)] = "fashion-mnist"
     path: Path | None = Field(None, description="folder with the source's files; null finds them")
+    side: Positive | None = Field(None, description="pixels, of images that vary; null: 64")
+
+    @property
+    def slug(self) -> str:
+        """For file names: the source; of a folder, its name and the side too."""
+        if self.source != "folder":
+            return self.source
+        return f"folder-{self.path.resolve().name if self.path else 'none'}-{self.side or 64}"
 
 
 class TokenizerSettings(Section):

@@ -1,10 +1,18 @@
-"""Where images come from: one file per source, each with `load(path) -> ImageData`."""
+"""Where images come from: one file per source, each with `load(path, side) -> ImageData`."""
 
 from __future__ import annotations
 
-from fewlines.data import fashion_mnist, shapes
+from collections.abc import Callable
+from pathlib import Path
+
+from fewlines.data import cifar10, fashion_mnist, folder, shapes
 from fewlines.data.images import ImageData, Split
 
-SOURCES = {"fashion-mnist": fashion_mnist.load, "shapes": shapes.load}
+SOURCES: dict[str, Callable[[Path | None, int | None], ImageData]] = {
+    "fashion-mnist": fashion_mnist.load,
+    "cifar10": cifar10.load,
+    "folder": folder.load,
+    "shapes": shapes.load,
+}
 
 __all__ = ["SOURCES", "ImageData", "Split"]

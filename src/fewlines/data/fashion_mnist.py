@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewlines.data.images import ImageData, Split
+from fewlines.data.images import ImageData, Split, refuse_side
 from fewlines.errors import FewlinesError
 
 CLASSES = (
@@ -38,12 +38,13 @@ CHECKSUMS = {
 }
 
 
-def load(path: Path | None = None) -> ImageData:
+def load(path: Path | None = None, side: int | None = None) -> ImageData:
     """Read the data set from `path`, or find it, or fetch it.
 
     Raises:
         FewlinesError: a file is missing or not the published one, or nothing could be fetched.
     """
+    refuse_side("fashion-mnist", side)
     if path is not None:
         return _read(path)
     system = Path("/") / IN_PACKAGE

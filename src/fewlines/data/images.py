@@ -27,6 +27,12 @@ class Split:
         return len(self.labels)
 
 
+def refuse_side(source: str, side: int | None) -> None:
+    """For sources whose images have one size."""
+    if side is not None:
+        raise FewlinesError(f"data.side: '{source}' has images of one size; leave the side out")
+
+
 @dataclass(frozen=True)
 class ImageData:
     """Training and test images of one source, and the names of its classes."""

@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fewlines.data.images import ImageData, Split
+from fewlines.data.images import ImageData, Split, refuse_side
 from fewlines.errors import FewlinesError
 
 CLASSES = ("disc", "square", "cross", "stripes")
 SIDE = 28
 
 
-def load(path: Path | None = None) -> ImageData:
+def load(path: Path | None = None, side: int | None = None) -> ImageData:
     """Draw 2 000 training and 400 test pictures, always the same ones."""
+    refuse_side("shapes", side)
     if path is not None:
         raise FewlinesError("data.path: 'shapes' are drawn, not read; leave the path out")
     return ImageData(_draw(2000, seed=0), _draw(400, seed=1), CLASSES)

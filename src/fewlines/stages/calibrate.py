@@ -50,7 +50,7 @@ def calibration_curve(config: Experiment, model: Path, tokens: Path, output: Pat
     most = config.calibration.images
     chosen = {f"first {count}": torch.arange(count) for count in (*COUNTS, most)}
     chosen[f"{most} of class 0"] = torch.nonzero(labels == 0).flatten()[:most]
-    # Splits by what each head loses need more than expected attention; the schedule is the question.
+    # Splits by what each head loses need more than expected attention.
     caches = [
         cache
         for cache in config.cache_by_slug.values()

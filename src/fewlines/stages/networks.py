@@ -27,11 +27,14 @@ CONTINUED = 2  # added to the seed: training that goes on sees images in another
 TRAINED = {"all": ("",), "attention": (".attention.",), "norms": ("norm",)}  # parts of names
 
 
-def fetch_data(source: str, output: Path, path: Path | None = None) -> None:
-    """Find or fetch the images of a source; `path` is a folder with its files."""
+def fetch_data(
+    source: str, output: Path, path: Path | None = None, side: int | None = None
+) -> None:
+    """Find or fetch the images of a source; `path` is a folder with its files,
+    `side` the pixels that images of a folder are brought to."""
     if source not in SOURCES:
         raise FewlinesError(f"unknown data source '{source}'; there are {', '.join(SOURCES)}")
-    SOURCES[source](path).save(output)
+    SOURCES[source](path, side).save(output)
 
 
 def train_tokenizer(config: Experiment, images: Path, output: Path, metrics: Path) -> None:
