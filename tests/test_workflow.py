@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from fewlines.files import read_json, read_tensors
+from fewlines.stages.report import publish, publish_likelihood
 
 REPOSITORY = Path(__file__).parent.parent
 TOY = Path(__file__).parent / "toy.yaml"
@@ -177,9 +178,28 @@ def test_the_readmes_five_lines_run(folder, monkeypatch):
     assert names["images"].dtype == torch.uint8
 
 
+def test_a_finished_run_is_published_into_every_page(run, tmp_path):
+    shutil.copytree(REPOSITORY / "results/reference", tmp_path / "reference")
+    shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
+    shutil.copy(REPOSITORY / "README.md", tmp_path)
+    publish(run, tmp_path / "reference", tmp_path / "README.md", tmp_path / "docs")
+    assert "| adapted:2lines | scheduled+fold" in re.sub(
+        " +", " ", (tmp_path / "README.md").read_text()
+    )
+    policies = re.sub(" +", " ", (tmp_path / "docs/policies.md").read_text())
+    assert "| linear | +0." in policies or "| linear | -0." in policies
+    adapting = re.sub(" +", " ", (tmp_path / "docs/adapting.md").read_text())
+    assert "| adapted:2lines | this | 12 | all | scheduled+fold | lines: 2 | 29 |" in adapting
+    publish_likelihood(
+        run / "tables/cache.csv", "longer", tmp_path / "reference", tmp_path / "docs"
+    )
+    assert "From a base trained four times as long" in (tmp_path / "docs/adapting.md").read_text()
+
+
 def test_publishing_a_run_that_is_not_finished_is_refused(run, tmp_path):
     command = [str(BIN / "fewlines"), "publish", "--run", str(tmp_path), "--reference"]
     command += [str(tmp_path / "reference"), "--readme", str(REPOSITORY / "README.md")]
+    command += ["--documents", str(REPOSITORY / "docs")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "provenance.json is missing; finish the run" in done.stderr

@@ -58,7 +58,7 @@ def _section(table: pd.DataFrame) -> list[str]:
         f"a full cache, {steps['nll']:.4f}. *Before* is the base model under the cache against its "
         "own full cache; *after* is the adapted model under the cache against the full cache of "
         "`base+steps`, paired over images, with half the 95% interval.",
-        readable.to_markdown(index=False),
+        readable.to_markdown(index=False, disable_numparse=True),
     ]
 
 

@@ -101,17 +101,18 @@ def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
 def draw_budgets(table: pd.DataFrame, path: Path) -> None:
     """ΔNLL against the size of the cache: policies of the base model, and models adapted to their
     cache; beside it, how many steps of adaptation take how much away."""
-    base, folded = table["model"] == BASE, table["policy"] == "scheduled+fold"
+    base = table[table["model"] == BASE]
     adapted = _adapted(table)
     figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
     for policy in ("lines", "streaming", "linear", "scheduled", "scheduled+fold"):
-        rows = table[base & (table["policy"] == policy)]
+        rows = base[base["policy"] == policy]
         _curve(axis, rows, "nll_delta", label=policy)
     for trained_for, text in (
         ("several", "one set of weights"),
         ("this", "weights for each budget"),
     ):
-        rows = adapted[folded & (adapted["trained_for"] == trained_for)]
+        rows = adapted[adapted["trained_for"] == trained_for]
+        rows = rows[rows["policy"] == "scheduled+fold"]
         style = {"color": "black", "lw": 2, "ls": "--" if trained_for == "several" else "-"}
         _curve(axis, rows, "steps_delta", label=f"scheduled+fold, adapted: {text}", **style)
     tokens = int(table["n_tokens"].iloc[0])

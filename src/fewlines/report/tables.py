@@ -316,24 +316,23 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
 
     names = ("source", "shape", "grid", "batch", "floor", "storage", "engine", "model", "policy")
     for name in (*names, "cache", "budget", "outcome"):
-        if name in table and not (name == "model" and table["model"].nunique() == 1):
+        if name not in table:
+            continue
+        alike = table[name].nunique() == 1
+        if not (alike and "policy" in table and name in ("model", "storage")):
             column(name, name, "{:.0f}" if name == "batch" else "{}", None)
     column("capacity", "capacity", "{:.0f}")
-    if "nll_delta" in table:
-        digits = 6 if "storage" in table and "policy" not in table else 4
-        column("NLL", "nll", "{:.4f}")
-        ends = table[["nll_delta", "nll_delta_low", "nll_delta_high"]]
-        columns["ΔNLL (95%)"] = [
-            f"{delta:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
-            for delta, low, high in ends.itertuples(index=False)
-        ]
-        column("KL", "kl", "{:.4f}")
-    if "steps_delta" in table:
-        ends = table[["steps_delta", "steps_delta_low", "steps_delta_high"]]
-        columns["ΔNLL to base+steps"] = [
-            "" if pd.isna(delta) else f"{delta:+.4f} ({low:+.4f} … {high:+.4f})"
-            for delta, low, high in ends.itertuples(index=False)
-        ]
+    column("rank", "rank", "{:.0f}")
+    column("NLL", "nll", "{:.4f}")
+    digits = 6 if "storage" in table and "policy" not in table else 4
+    for title, source in (
+        ("ΔNLL (95%)", "nll_delta"),
+        ("ΔNLL to base+steps", "steps_delta"),
+        ("behind the one before (95%)", "behind"),
+    ):
+        if f"{source}_low" in table:
+            columns[title] = _with_interval(table, source, digits)
+    column("KL", "kl", "{:.4f}")
     if "fid_sd" in table:
         columns["FID"] = [
             "" if pd.isna(mean) else f"{mean:.2f}" if pd.isna(sd) else f"{mean:.2f} ± {sd:.2f}"
@@ -361,6 +360,15 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     column("× time vs stock", "speedup_stock", "{:.2f}")
     column("FID ratio", "fid_ratio", "{:.3f}")
     return pd.DataFrame(columns)
+
+
+def _with_interval(table: pd.DataFrame, column: str, digits: int) -> list[str]:
+    """A difference and the ends of its interval; nothing where it was not measured."""
+    ends = table[[column, f"{column}_low", f"{column}_high"]]
+    return [
+        "" if pd.isna(delta) else f"{delta:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
+        for delta, low, high in ends.itertuples(index=False)
+    ]
 
 
 def network_table(results: Results) -> pd.DataFrame:
