@@ -64,94 +64,111 @@ class _Lines:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries `(B, G, r, T, D)` → `(B, G, r, T, D)`."""
-        B, G = k.shape[:2]
         P, n = self.geometry.prefix, k.shape[2] - self.geometry.prefix
         prefix_k, prefix_v = (x[:, :, None, :P].expand(-1, -1, q.shape[2], -1, -1) for x in (k, v))
         out = [F.scaled_dot_product_attention(q[..., :P, :], prefix_k, prefix_v, is_causal=True)]
-        residents = torch.empty(B, G, 0, dtype=torch.long)
-        line, total = torch.zeros(B, G, 0, 0), torch.zeros(B, G, 0)
-        history = line
-        sums = [torch.zeros(B, G, 1, k.shape[-1], dtype=k.dtype) for _ in (k, v)]  # of the victims
+        state = _State.empty(k)
         every = min(self.geometry.width, self.room)
         for start in range(0, n, every):
-            stop = min(start + every, n)
-            first = max(start, self.room)  # the first step at which somebody goes
-            going = max(0, stop - first)
-            order = torch.arange(residents.shape[-1]).expand_as(residents)
-            if going:
-                queries = q[..., P + start - every : P + start, :].float()
-                view = LineView(
-                    start,
-                    self.geometry,
-                    residents,
-                    _pick(k, residents + P).detach().float(),
-                    line,
-                    queries,
-                    history,
-                    total,
-                    self.expectation,
-                )
-                with torch.no_grad():
-                    order = comparable(self.policy.score(view)).argsort(stable=True, dim=-1)
-            # Residents in the order they go, the victims first; then the line's own tokens.
-            residents = residents.gather(-1, order)
-            rows = torch.cat([residents, torch.arange(start, stop).expand(B, G, -1)], dim=-1) + P
-            step = torch.arange(start, stop)[:, None]
-            leaves = first + torch.arange(going)
-            sees = torch.cat(
-                [
-                    torch.ones(stop - start, P, dtype=torch.bool),
-                    leaves > step,
-                    torch.ones(stop - start, residents.shape[-1] - going, dtype=torch.bool),
-                    torch.ones(stop - start, stop - start, dtype=torch.bool).tril(),
-                ],
-                dim=1,
-            )  # (c, P + R + c)
-            keys, values = (torch.cat([x[:, :, :P], _pick(x, rows)], dim=2) for x in (k, v))
-            asked = q[..., P + start : P + stop, :] * q.shape[-1] ** -0.5  # (B, G, r, c, D)
-            scores = (asked @ keys[:, :, None].transpose(-1, -2)).masked_fill(~sees, -torch.inf)
-            if self.fold and going:
-                # Before each query: the sums of all victims so far, (B, G, c, D).
-                folded = (step >= leaves).to(k.dtype)  # (c, V)
-                victims = slice(P, P + going)
-                sums = [
-                    total_[:, :, -1:] + folded @ x[:, :, victims]
-                    for total_, x in zip(sums, (keys, values), strict=True)
-                ]
-                count = (first - self.room + folded.sum(1))[:, None]  # (c, 1)
-                mean_k, mean_v = (x / count.clamp(min=1) for x in sums)
-                summary = (asked * mean_k[:, :, None]).sum(-1, keepdim=True) + count.log()
-                weights = torch.cat([scores, summary], dim=-1).softmax(-1)
-                y = weights[..., :-1] @ values[:, :, None] + weights[..., -1:] * mean_v[:, :, None]
-                weights = weights[..., :-1]
-            else:
-                weights = scores.softmax(-1)
-                y = weights @ values[:, :, None]
+            y, state = self._line(q, k, v, start, min(start + every, n), state)
             out.append(y)
-            # On to the next line: who is left, in raster order, and what was seen of them.
-            stay = rows[..., going:] - P
-            residents, back = stay.sort(-1)
-            line = (
-                weights.detach()
-                .float()
-                .mean(2)[..., P + going :]
-                .gather(-1, back[:, :, None].expand(-1, -1, stop - start, -1))
-            )
-            older = order[..., going:]
-            total = F.pad(total.gather(-1, older), (0, stop - start)).gather(-1, back)
-            total = total + line.sum(2)
-            history = self._history(history, older, back, line)
         return torch.cat(out, dim=-2)
 
-    def _history(self, history: Tensor, older: Tensor, back: Tensor, line: Tensor) -> Tensor:
-        """Attention of the last `window` queries on the residents, `(B, G, Q, R)`."""
-        if line.shape[2] >= self.window:
-            return line[:, :, -self.window :]
-        queries = history.shape[2]
-        kept = history.gather(-1, older[:, :, None].expand(-1, -1, queries, -1))
-        kept = F.pad(kept, (0, line.shape[2]))
-        kept = kept.gather(-1, back[:, :, None].expand(-1, -1, queries, -1))
-        return torch.cat([kept, line], dim=2)[:, :, -self.window :]
+    def _line(
+        self, q: Tensor, k: Tensor, v: Tensor, start: int, stop: int, state: _State
+    ) -> tuple[Tensor, _State]:
+        """The output `(B, G, r, c, D)` of tokens `start … stop−1`, and what is left after them."""
+        P = self.geometry.prefix
+        first = max(start, self.room)  # the first step at which somebody goes
+        going = max(0, stop - first)
+        order = self._order(q, k, start, going, state)
+        # Residents in the order they go, the victims first; then the line's own tokens.
+        residents = state.residents.gather(-1, order)
+        own = torch.arange(start, stop)
+        rows = torch.cat([residents, own.expand(*residents.shape[:2], -1)], dim=-1) + P
+        keys, values = (torch.cat([x[:, :, :P], _pick(x, rows)], dim=2) for x in (k, v))
+        leaves = torch.full((P + rows.shape[-1],), stop)
+        leaves[P : P + going] = first + torch.arange(going)
+        comes = torch.full_like(leaves, -1)
+        comes[len(comes) - len(own) :] = own
+        sees = (comes <= own[:, None]) & (own[:, None] < leaves)  # (c, P + R + c)
+        asked = q[..., P + start : P + stop, :] * q.shape[-1] ** -0.5  # (B, G, r, c, D)
+        scores = (asked @ keys[:, :, None].transpose(-1, -2)).masked_fill(~sees, -torch.inf)
+        sums = state.sums
+        if self.fold and going:
+            # Before each query: the sums of all victims so far, (B, G, c, D).
+            folded = (own[:, None] >= leaves[P : P + going]).to(k.dtype)  # (c, V)
+            sums = tuple(
+                before[:, :, -1:] + folded @ x[:, :, P : P + going]
+                for before, x in zip(sums, (keys, values), strict=True)
+            )
+            count = (first - self.room + folded.sum(1))[:, None]  # (c, 1)
+            mean_k, mean_v = (x / count.clamp(min=1) for x in sums)
+            summary = (asked * mean_k[:, :, None]).sum(-1, keepdim=True) + count.log()
+            weights = torch.cat([scores, summary], dim=-1).softmax(-1)
+            y = weights[..., :-1] @ values[:, :, None] + weights[..., -1:] * mean_v[:, :, None]
+        else:
+            weights = scores.softmax(-1)
+            y = weights @ values[:, :, None]
+        seen = weights.detach().float().mean(2)[..., P + going : P + rows.shape[-1]]
+        return y, self._after(state, rows[..., going:] - P, order[..., going:], seen, sums)
+
+    def _order(self, q: Tensor, k: Tensor, start: int, going: int, state: _State) -> Tensor:
+        """Indices of the residents `(B, G, R)`, in the order that the policy lets them go."""
+        if not going:
+            return torch.arange(state.residents.shape[-1]).expand_as(state.residents)
+        P, every = self.geometry.prefix, min(self.geometry.width, self.room)
+        view = LineView(
+            start,
+            self.geometry,
+            state.residents,
+            _pick(k, state.residents + P).detach().float(),
+            state.line,
+            q[..., P + start - every : P + start, :].detach().float(),
+            state.history,
+            state.total,
+            self.expectation,
+        )
+        with torch.no_grad():
+            return comparable(self.policy.score(view)).argsort(stable=True, dim=-1)
+
+    def _after(
+        self, state: _State, stay: Tensor, older: Tensor, seen: Tensor, sums: tuple[Tensor, ...]
+    ) -> _State:
+        """What is left after a line: tokens `stay`, of which `older` index the former residents,
+        and what the line's queries gave them, `seen` `(B, G, c, R)`; all in raster order again."""
+        residents, back = stay.sort(-1)
+        own = seen.shape[2]
+        line = seen.gather(-1, back[:, :, None].expand_as(seen))
+
+        def carried(x: Tensor) -> Tensor:
+            index = older[:, :, None].expand(-1, -1, x.shape[2], -1)
+            kept = F.pad(x.gather(-1, index), (0, own))
+            return kept.gather(-1, back[:, :, None].expand(-1, -1, x.shape[2], -1))
+
+        total = carried(state.total[:, :, None])[:, :, 0] + line.sum(2)
+        history = torch.cat([carried(state.history), line], dim=2)[:, :, -self.window :]
+        return _State(residents, line, history, total, sums)
+
+
+@dataclass(frozen=True)
+class _State:
+    """Between lines: the residents in raster order, what the last line's queries, the last `window`
+    ones and all of them gave to each, and the sums of the victims' keys and values."""
+
+    residents: Tensor  # (B, G, R)
+    line: Tensor  # (B, G, Q, R)
+    history: Tensor  # (B, G, Q, R)
+    total: Tensor  # (B, G, R)
+    sums: tuple[Tensor, ...]  # (B, G, ·, D), the last row counts
+
+    @classmethod
+    def empty(cls, k: Tensor) -> _State:
+        B, G, _, D = k.shape
+        nothing = torch.zeros(B, G, 0, 0)
+        sums = tuple(torch.zeros(B, G, 1, D, dtype=k.dtype) for _ in range(2))
+        residents = torch.empty(B, G, 0, dtype=torch.long)
+        return cls(residents, nothing, nothing, torch.zeros(B, G, 0), sums)
 
 
 def _pick(x: Tensor, rows: Tensor) -> Tensor:
