@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import inspect
-import os
 import sys
 import types
 import typing
@@ -13,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numba
 import torch
 
 from fewlines import machine
@@ -26,9 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = vars(_parser(given[:1]).parse_args(given))
     stage: Callable[..., None] = options.pop("stage")
-    threads = options.pop("threads")
-    torch.set_num_threads(threads)
-    _limit_numba(threads)
+    torch.set_num_threads(options.pop("threads"))
     try:
         if "config" in options:
             options["config"] = load_experiment(options["config"])
@@ -41,14 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fewlines: {where}{error.strerror or error}; nothing was written", file=sys.stderr)
         return 2
     return 0
-
-
-def _limit_numba(threads: int) -> None:
-    """Make numba's pool no larger than torch's, before its threads are started: those that are not
-    asked to work spin, and two processes of one thread took half of each other's time."""
-    os.environ["NUMBA_NUM_THREADS"] = str(threads)
-    with contextlib.suppress(RuntimeError):  # started already, by an earlier stage of this process
-        numba.config.reload_config()
 
 
 def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:

@@ -41,6 +41,11 @@ envvars:
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
+# Snakemake sets OMP_NUM_THREADS to a job's threads. numba makes a pool of its own, and those of its
+# threads that are not asked to work spin: two samplers of one thread took half of each other's time.
+shell.prefix("export NUMBA_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; ")
+
+
 scattergather:
     shard=EXPERIMENT.sampling.shards,
 
