@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["NUMBA_NUM_THREADS"] = "1"  # idle threads of a larger pool spin: two workers, two cores
+
 from dataclasses import replace
 
 import numpy as np

@@ -209,12 +209,6 @@ STAGES = {
     "train-tokenizer": (
         "--images {data} --output {out}/tokenizer.safetensors --metrics {out}/tokenizer.json"
     ),
-    "train-classifier": (
-        "--images {data} --output {out}/classifier.safetensors --metrics {out}/classifier.json"
-    ),
-    "tokenize": (
-        "--images {data} --tokenizer {run}/tokenizer.safetensors --output {out}/tokens.safetensors"
-    ),
     "train-model": (
         "--tokens {run}/tokens.safetensors --output {out}/base/model.safetensors "
         "--metrics {out}/base/model.json"
@@ -225,18 +219,9 @@ STAGES = {
         "--output {out}/adapted:2lines/model.safetensors "
         "--metrics {out}/adapted:2lines/model.json"
     ),
-    "calibrate": (
-        "--model {run}/base/model.safetensors --tokens {run}/tokens.safetensors "
-        "--output {out}/base/calibration.safetensors"
-    ),
     "generate": (
         "--model {run}/base/model.safetensors --cache streaming-3lines --shard 0 "
         "--output {out}/shard.safetensors"
-    ),
-    "measure-quality": (
-        "--samples {run}/base/samples/full.safetensors --images {data} "
-        "--tokenizer {run}/tokenizer.safetensors --classifier {run}/classifier.safetensors "
-        "--output {out}/base/quality/full.json"
     ),
     "measure-likelihood": (
         "--model {run}/base/model.safetensors --tokens {run}/tokens.safetensors "
@@ -249,9 +234,9 @@ STAGES = {
 def test_a_killed_stage_ends_with_the_same_bytes(folder, run, stage, tmp_path):
     places = {"data": folder / "results/data/shapes.safetensors", "run": run, "out": tmp_path}
     options = STAGES[stage].format(**places).split()
-    config = [] if stage == "tokenize" else ["--config", str(run / "experiment.yaml")]
+    config = ["--config", str(run / "experiment.yaml")]
     # As many threads as in the whole run: sums of floats depend on how they are split.
-    threads = "1" if stage in ("generate", "measure-quality", "measure-likelihood") else all_cores()
+    threads = "1" if stage in ("generate", "measure-likelihood") else all_cores()
     command = [str(BIN / "fewlines"), stage, *config, "--threads", threads, *options]
 
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)

@@ -27,7 +27,7 @@ def policy_numbers(reference: Path) -> str:
     parts = [
         f"ΔNLL in nats/token ± half the 95% interval, paired over "
         f"{int(full['likelihood_images'])} held-out images; the full cache has "
-        f"{full['nll']:.4f}. Best first, by the mean over 2, 3, 4 and 7 lines.",
+        f"{full['nll']:.4f}. Best first, by the geometric mean over the budgets that most have.",
         _wide(limited).to_markdown(),
         *_sentences(limited, pd.read_csv(reference / "ranks.csv")),
         *_fid(table),
