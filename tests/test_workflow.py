@@ -155,7 +155,7 @@ def test_likelihoods_alone_need_no_samples(folder, run, tmp_path):
     jobs = planned(snakemake(folder, "-n", "likelihood_table", config=config))
     assert jobs == {"likelihood": 1, "likelihood_table": 1}
     snakemake(folder, "likelihood_table", config=config)
-    table = pd.read_csv(run / "tables/policies.csv")
+    table = pd.read_csv(run / "tables/likelihood.csv")
     assert table["policy"].tolist()[:5] == ["full", "streaming", "scheduled+fold", *["linear"] * 2]
     assert (table["nll_delta_low"] <= table["nll_delta"]).all()
 
