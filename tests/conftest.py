@@ -7,6 +7,7 @@ import os
 os.environ["NUMBA_NUM_THREADS"] = "1"  # idle threads of a larger pool spin: two workers, two cores
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from fewlines.cache.calibration import Calibration, Curves
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Cache
 from fewlines.cache.policy import HindsightPolicy, registry
+from fewlines.files import write_tensors
+from fewlines.models.checkpoint import save_network
 from fewlines.models.transformer import Transformer, TransformerShape
 
 GRID = (4, 5)
@@ -43,6 +46,30 @@ def model() -> Transformer:
 @pytest.fixture(scope="session")
 def model64() -> Transformer:
     return tiny_transformer(torch.float64)
+
+
+TINY = """
+name: tiny
+caches:
+  - {policy: full}
+  - {policy: lines, budget: {lines: 1}}
+  - {policy: scheduled, budget: {lines: 1}}
+paper: {cache: lines-1lines}
+sampling: {samples: 4, seeds: [0]}
+quality: {kid_subset_size: 2}
+likelihood: {images: 6, batch: 4}
+"""
+
+
+@pytest.fixture
+def tiny_files(tmp_path) -> Path:
+    """A folder with an experiment `config`, a tiny `model` and `tokens` that fit it."""
+    (tmp_path / "config").write_text(TINY)
+    save_network(tmp_path / "model", tiny_transformer())
+    codes = torch.randint(16, (8, 20), generator=torch.Generator().manual_seed(0))
+    tokens = {"test_codes": codes, "test_labels": torch.arange(8) % 3}
+    write_tensors(tmp_path / "tokens", tokens, {"grid": GRID, "codes": 16, "classes": 3})
+    return tmp_path
 
 
 DECODED = [

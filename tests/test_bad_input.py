@@ -19,7 +19,7 @@ from fewlines.cache.calibration import Calibration
 from fewlines.cli import main
 from fewlines.config import validate_experiment
 from fewlines.errors import FewlinesError
-from fewlines.files import write_tensors
+from fewlines.files import read_tensors, write_tensors
 from fewlines.models.checkpoint import save_network
 from fewlines.models.tokenizer import Tokenizer, TokenizerShape
 
@@ -96,28 +96,14 @@ def test_every_wrong_key_is_named_with_what_is_allowed(content, message):
         validate_experiment(content)
 
 
-CONFIG = """
-name: tiny
-caches:
-  - {policy: full}
-  - {policy: lines, budget: {lines: 1}}
-  - {policy: scheduled, budget: {lines: 1}}
-paper: {cache: lines-1lines}
-sampling: {samples: 4, seeds: [0]}
-quality: {kid_subset_size: 2}
-likelihood: {images: 6, batch: 4}
-"""
-
-
 @pytest.fixture
-def files(tmp_path) -> Path:
+def files(tiny_files) -> Path:
     """A tiny model, tokens that fit it, and much that does not."""
-    (tmp_path / "config").write_text(CONFIG)
-    (tmp_path / "misspelt").write_text(CONFIG + "smapling: {}\n")
+    tmp_path = tiny_files
+    (tmp_path / "misspelt").write_text((tmp_path / "config").read_text() + "smapling: {}\n")
     (tmp_path / "list").write_text("- 1\n")
     (tmp_path / "broken").write_text("a: [\n")
     model = tiny_transformer()
-    save_network(tmp_path / "model", model)
     whole = (tmp_path / "model").read_bytes()
     (tmp_path / "truncated").write_bytes(whole[:-100])
     (tmp_path / "empty").write_bytes(b"")
@@ -136,9 +122,7 @@ def files(tmp_path) -> Path:
         write_tensors(tmp_path / spoiled, tensors, header)
     write_tensors(tmp_path / "shapeless", weights, {"kind": "transformer", "shape": {"dim": 3}})
     write_tensors(tmp_path / "foreign", weights)
-    codes = torch.randint(16, (8, 20), generator=torch.Generator().manual_seed(0))
-    tokens = {"test_codes": codes, "test_labels": torch.arange(8) % 3}
-    write_tensors(tmp_path / "tokens", tokens, {"grid": (4, 5), "codes": 16, "classes": 3})
+    tokens, _ = read_tensors(tmp_path / "tokens")
     write_tensors(tmp_path / "wide", tokens, {"grid": (2, 10), "codes": 16, "classes": 3})
     write_tensors(tmp_path / "rich", tokens, {"grid": (4, 5), "codes": 512, "classes": 3})
     attention = np.zeros((2, 3, 20, 20), np.float32)

@@ -93,6 +93,10 @@ class Cache:
     def budget_text(self) -> str:
         return "all" if self.budget is None else str(self.budget)
 
+    def tokens(self, geometry: Geometry) -> int:
+        """Image tokens that a head may hold, summary slots included, if all hold alike."""
+        return geometry.n_tokens if self.budget is None else self.budget.tokens(geometry.grid)
+
     @property
     def slug(self) -> str:
         """For file names: `streaming+fold-3lines`."""
@@ -153,7 +157,7 @@ class Cache:
 def _place(cache: Cache, geometry: Geometry) -> Placement:
     n = geometry.n_tokens
     shape = (geometry.layers, geometry.heads)
-    capacity = np.full(shape, n if cache.budget is None else cache.budget.tokens(geometry.grid))
+    capacity = np.full(shape, cache.tokens(geometry))
     if (capacity >= n).all():
         nobody = np.full((*shape, n), NOBODY)
         return Placement(geometry, np.full(shape, n), nobody, fold=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -314,9 +315,12 @@ class Experiment(Section):
 
     def drawn(self, slug: str, model: str = BASE) -> bool:
         """Whether a model's images are drawn under this cache, and its time is taken."""
-        measured = {cache.build().slug: cache.measure for cache in self.caches}
-        both = {measured[slug], "all" if model == BASE else self.adapted(model).measure}
+        both = {self._measured[slug], "all" if model == BASE else self.adapted(model).measure}
         return both == {"all"}
+
+    @cached_property
+    def _measured(self) -> dict[str, Measure]:
+        return dict(zip(self.cache_by_slug, (cache.measure for cache in self.caches), strict=True))
 
     def adapted(self, name: str) -> AdaptedModel:
         """The adapted model of this name."""
@@ -343,7 +347,7 @@ class Experiment(Section):
         ]
         return [(BASE, slug) for slug in self.cache_by_slug] + adapted
 
-    @property
+    @cached_property
     def cache_by_slug(self) -> dict[str, Cache]:
         return {cache.slug: cache for cache in (settings.build() for settings in self.caches)}
 

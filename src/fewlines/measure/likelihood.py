@@ -146,6 +146,12 @@ def _nll(log_probabilities: Tensor, codes: Tensor) -> Tensor:
     return -chosen.double().mean(-1)
 
 
+def named_interval(name: str, difference: Tensor) -> dict[str, float]:
+    """`paired_interval` as tables have it: `{name, name_low, name_high}`."""
+    ends = (name, f"{name}_low", f"{name}_high")
+    return dict(zip(ends, paired_interval(difference), strict=True))
+
+
 def paired_interval(difference: Tensor, level: float = 0.95) -> tuple[float, float, float]:
     """Mean of paired differences `(n,)` and its two-sided t interval: `(mean, low, high)`."""
     mean, n = difference.mean().item(), len(difference)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fewlines import machine
+from fewlines.cache.calibration import Calibration
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Cache
 from fewlines.config import BASE, Experiment
@@ -38,13 +39,15 @@ class Results:
         """The rows, model and cache, of which there are images."""
         return [row for row in self.experiment.rows if self.experiment.drawn(row[1], row[0])]
 
-    @property
-    def calibration(self) -> Path:
-        return self.folder / BASE / "calibration.safetensors"
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The base model's; raises if there is none."""
+        return Calibration.load(self.folder / BASE / "calibration.safetensors")
 
     def cache(self, slug: str) -> Cache:
         """With the run's calibration, if it needs one."""
-        return self.experiment.cache(slug).calibrated(self.calibration)
+        cache = self.experiment.cache(slug)
+        return replace(cache, calibration=self.calibration) if cache.needs_calibration else cache
 
     @property
     def scheduled(self) -> list[str]:

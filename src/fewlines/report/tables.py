@@ -14,7 +14,7 @@ from fewlines.cache.policy import HindsightPolicy
 from fewlines.config import BASE, STEPS, AdaptedModel
 from fewlines.files import write_text
 from fewlines.measure.cost import ratio_interval
-from fewlines.measure.likelihood import paired_interval
+from fewlines.measure.likelihood import named_interval
 from fewlines.report.efficiency import efficiency_table
 from fewlines.report.results import Results
 
@@ -67,9 +67,7 @@ def rank_table(results: Results) -> pd.DataFrame:
                 "nll_delta": results.likelihood(slug)["nll_delta"],
             }
             if rank:
-                behind = paired_interval(found[slug] - found[ordered[rank - 1]])
-                names = ("behind", "behind_low", "behind_high")
-                row |= dict(zip(names, behind, strict=True))
+                row |= named_interval("behind", found[slug] - found[ordered[rank - 1]])
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -78,12 +76,11 @@ def _identity(results: Results, model: str, slug: str) -> dict[str, Any]:
     """What a row is about."""
     cache = results.experiment.cache(slug)
     geometry = results.geometry
-    budget = geometry.n_tokens if cache.budget is None else cache.budget.tokens(geometry.grid)
     return {
         "model": model,
         "policy": cache.policy_text,
         "budget": cache.budget_text,
-        "capacity": geometry.prefix + budget,
+        "capacity": geometry.prefix + cache.tokens(geometry),
         "n_tokens": geometry.n_tokens,
     }
 
@@ -109,8 +106,7 @@ def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
     if STEPS in results.experiment.adaptation.models and model != BASE:
         baseline = results.likelihood("full", STEPS)["nll_of_images"]
         difference = torch.tensor(found["nll_of_images"]) - torch.tensor(baseline)
-        delta, low, high = paired_interval(difference)
-        versus |= {"steps_delta": delta, "steps_delta_low": low, "steps_delta_high": high}
+        versus |= named_interval("steps_delta", difference)
     return versus
 
 

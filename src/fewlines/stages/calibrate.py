@@ -12,7 +12,7 @@ from fewlines.config import Experiment
 from fewlines.files import write_text
 from fewlines.measure.attention import expected_attention
 from fewlines.measure.budgets import measure_curves, rooms_of
-from fewlines.measure.likelihood import measure_likelihood, paired_interval
+from fewlines.measure.likelihood import measure_likelihood, named_interval
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer
 from fewlines.progress import progress
@@ -67,15 +67,12 @@ def calibration_curve(config: Experiment, model: Path, tokens: Path, output: Pat
         for cache in caches:
             limited = replace(cache, calibration=calibration)
             found = measure_likelihood(network, *test, limited, config.likelihood.batch)
-            delta, low, high = paired_interval(found.nll - found.nll_full)
             rows.append(
                 {
                     "calibrated_on": name,
                     "policy": cache.policy_text,
                     "budget": cache.budget_text,
-                    "nll_delta": delta,
-                    "nll_delta_low": low,
-                    "nll_delta_high": high,
+                    **named_interval("nll_delta", found.nll - found.nll_full),
                     "likelihood_images": len(found.nll),
                 }
             )

@@ -10,7 +10,7 @@ from fewlines import machine
 from fewlines.cache.placement import Cache
 from fewlines.config import Experiment
 from fewlines.files import write_json, write_text
-from fewlines.measure.likelihood import Likelihood, paired_interval, storage_agreement
+from fewlines.measure.likelihood import Likelihood, named_interval, storage_agreement
 from fewlines.measure.likelihood import measure_likelihood as likelihood_under
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer
@@ -36,13 +36,10 @@ def measure_likelihood(
     """Nats per token under a cache, against the full cache on the same held-out images."""
     limited = config.cache(cache).calibrated(calibration)
     found = _measure(config, model, tokens, limited, config.likelihood.images)
-    delta, low, high = paired_interval(found.nll - found.nll_full)
     summary = {
         "images": len(found.nll),
         "nll": found.nll.mean().item(),
-        "nll_delta": delta,
-        "nll_delta_low": low,
-        "nll_delta_high": high,
+        **named_interval("nll_delta", found.nll - found.nll_full),
         "kl": found.kl.double().mean().item(),
         "kl_by_line": found.kl_by_line().tolist(),
         "nll_of_images": found.nll.tolist(),
@@ -66,18 +63,14 @@ def measure_on_training(
     for cache in caches:
         limited, batch = cache.calibrated(calibration), config.likelihood.batch
         found = likelihood_under(network, labels, codes, limited, batch, bar.update)
-        delta, low, high = paired_interval(found.nll - found.nll_full)
         geometry = network.shape.geometry
-        budget = geometry.n_tokens if cache.budget is None else cache.budget.tokens(geometry.grid)
         rows.append(
             {
                 "policy": cache.policy_text,
                 "budget": cache.budget_text,
-                "capacity": geometry.prefix + budget,
+                "capacity": geometry.prefix + cache.tokens(geometry),
                 "nll": found.nll.mean().item(),
-                "nll_delta": delta,
-                "nll_delta_low": low,
-                "nll_delta_high": high,
+                **named_interval("nll_delta", found.nll - found.nll_full),
                 "likelihood_images": len(labels),
             }
         )
@@ -94,14 +87,11 @@ def measure_storage(config: Experiment, model: Path, tokens: Path, output: Path)
     rows = []
     for name in ("float16", "bfloat16"):
         found = storage_agreement(network, labels, codes, machine.DTYPES[name])
-        delta, low, high = paired_interval(found.nll_delta)
         rows.append(
             {
                 "storage": name,
                 "images": len(labels),
-                "nll_delta": delta,
-                "nll_delta_low": low,
-                "nll_delta_high": high,
+                **named_interval("nll_delta", found.nll_delta),
                 "equal_tokens": found.equal_tokens,
                 "equal_before": found.equal_before,
             }

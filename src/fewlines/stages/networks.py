@@ -111,7 +111,7 @@ def adapt(
 ) -> None:
     """Go on training a model with its attention limited as caches will limit it."""
     adapted = config.adapted(name)
-    network, teacher = load_network(model, Transformer), load_network(model, Transformer)
+    network = load_network(model, Transformer)
     for parameter_name, parameter in network.named_parameters():
         parameter.requires_grad_(any(part in parameter_name for part in TRAINED[adapted.trained]))
     tensors, _ = read_tokens(tokens, network.shape)
@@ -127,7 +127,7 @@ def adapt(
         config.seed + CONTINUED,
         machine.resolve_precision(config.precision),
         [attention_under(placement) for placement in placements],
-        teacher if adapted.distil else None,
+        load_network(model, Transformer) if adapted.distil else None,
         adapted.distil,
     )
     _train_transformer(task, name, config, output, metrics)

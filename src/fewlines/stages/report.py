@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from fewlines.cache.calibration import Calibration
 from fewlines.config import BASE, Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import replacing, write_json, write_text
@@ -66,15 +65,15 @@ def figures(config: Experiment, run: Path) -> None:
     """Draw the figures of a run's folder."""
     results, output = Results(config, run), run / "figures"
     tokenizer = load_network(run / "tokenizer.safetensors", Tokenizer)
-    draw_quality(cache_table(results), floor_table(results), output / "quality.png")
+    table = cache_table(results)
+    draw_quality(table, floor_table(results), output / "quality.png")
     draw_samples(results, tokenizer, output / "samples.png")
     draw_memory(results, output / "memory.png")
     draw_lines(results, output / "lines.png")
     if results.scheduled:
-        calibration = Calibration.load(results.calibration)
         placement = results.cache(results.scheduled[0]).place(results.geometry)
-        draw_heads(calibration, placement, output / "heads.png")
-    draw_budgets(cache_table(results), output / "budgets.png")
+        draw_heads(results.calibration, placement, output / "heads.png")
+    draw_budgets(table, output / "budgets.png")
 
 
 def report(config: Experiment, run: Path, output: Path, provenance: Path) -> None:
