@@ -18,7 +18,7 @@ from fewlines.cache.buffer import BoundedCache, torch_step
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.line_parallel import attention_under
 from fewlines.cache.placement import Cache, Placement
-from fewlines.cache.policy import NOBODY, comparable
+from fewlines.cache.policy import NOBODY, ForesightPolicy, comparable
 from fewlines.cache.teacher import TeacherForced
 from fewlines.errors import FewlinesError
 from fewlines.generate.sampler import Sampler
@@ -51,18 +51,20 @@ class SlowAttention:
         room = int(self.placement.capacity[layer, head]) - self.placement.fold
         resident: list[int] = []
         folded: list[int] = []
-        going: list[int] = []
+        worth: dict[tuple[int, int], float] = {}  # of a token at a step
         probabilities = torch.zeros(q.shape[1], k.shape[0])  # (query, key), mean over the group
         for position in range(q.shape[1]):
             step = position - P
             if step >= 0:
                 every = min(geometry.width, room)
                 if scoring and step % every == 0:
-                    going = self.ranked(
+                    worth = self.judged(
                         layer, head, step, every, resident, q, k, probabilities[P:, P:]
                     )
                 if scoring:
-                    victim = going.pop(0) if len(resident) == room else NOBODY
+                    victim = NOBODY
+                    if len(resident) == room:
+                        victim = min(resident, key=lambda token: (worth[step, token], token))
                 else:
                     victim = self.placement.victims[layer, head, step]
                 if victim != NOBODY:
@@ -83,10 +85,10 @@ class SlowAttention:
             probabilities[position, rows] = weights[:, : len(rows)].mean(0).float()
         return out
 
-    def ranked(self, layer, head, step, every, resident, q, k, probabilities):
-        """Whom the policy lets go until it is asked again, lowest score first."""
+    def judged(self, layer, head, step, every, resident, q, k, probabilities):
+        """What each token is worth at each step until the policy is asked again."""
         if not resident:
-            return []
+            return {}
         geometry, policy = self.placement.geometry, self.placement.scoring
         P, window = geometry.prefix, min(policy.window, geometry.width)
         line = probabilities[step - every : step, resident][None, None]
@@ -102,8 +104,17 @@ class SlowAttention:
             total=probabilities[:step, resident].sum(0)[None, None],
             expectation=self.placement.expectation(layer, [head]),
         )
-        score = comparable(self.placement.scoring.score(view))[0, 0].tolist()
-        return [token for _, token in sorted(zip(score, resident, strict=True))]
+        steps = range(step, min(step + every, geometry.n_tokens))
+        if isinstance(policy, ForesightPolicy):
+            table = comparable(policy.foresee(view, steps))[0, 0]  # (S, R + S)
+        else:
+            own = torch.full((len(steps),), torch.inf)
+            table = torch.cat([comparable(policy.score(view))[0, 0], own]).expand(len(steps), -1)
+        return {
+            (now, token): float(table[row, column])
+            for row, now in enumerate(steps)
+            for column, token in enumerate([*resident, *steps])
+        }
 
 
 def images(model: Transformer, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Placement
-from fewlines.cache.policy import Expectation, ScoringPolicy, comparable
+from fewlines.cache.policy import Expectation, ScoringPolicy
 from fewlines.cache.teacher import TeacherForced
 
 
@@ -81,19 +81,19 @@ class _Lines:
         P = self.geometry.prefix
         first = max(start, self.room)  # the first step at which somebody goes
         going = max(0, stop - first)
-        order = self._order(q, k, start, going, state)
-        # Residents in the order they go, the victims first; then the line's own tokens.
-        residents = state.residents.gather(-1, order)
+        order = self._order(q, k, range(start, stop), going, state)
         own = torch.arange(start, stop)
-        rows = torch.cat([residents, own.expand(*residents.shape[:2], -1)], dim=-1) + P
-        keys, values = (torch.cat([x[:, :, :P], _pick(x, rows)], dim=2) for x in (k, v))
-        leaves = torch.full((P + rows.shape[-1],), stop)
+        # The victims in the order they go, then who stays, in raster order: (B, G, R + c).
+        old = state.residents
+        rows = torch.cat([old, own.expand(*old.shape[:2], -1)], dim=-1).gather(-1, order)
+        keys, values = (torch.cat([x[:, :, :P], _pick(x, rows + P)], dim=2) for x in (k, v))
+        comes = F.pad(torch.where(order < old.shape[-1], -1, rows), (P, 0), value=-1)
+        leaves = torch.full((comes.shape[-1],), stop)
         leaves[P : P + going] = first + torch.arange(going)
-        comes = torch.full_like(leaves, -1)
-        comes[len(comes) - len(own) :] = own
-        sees = (comes <= own[:, None]) & (own[:, None] < leaves)  # (c, P + R + c)
+        sees = (comes[:, :, None] <= own[:, None]) & (own[:, None] < leaves)  # (B, G, c, P + R + c)
         asked = q[..., P + start : P + stop, :] * q.shape[-1] ** -0.5  # (B, G, r, c, D)
-        scores = (asked @ keys[:, :, None].transpose(-1, -2)).masked_fill(~sees, -torch.inf)
+        scores = asked @ keys[:, :, None].transpose(-1, -2)
+        scores = scores.masked_fill(~sees[:, :, None], -torch.inf)
         sums = state.sums
         if self.fold and going:
             # Before each query: the sums of all victims so far, (B, G, c, D).
@@ -111,13 +111,17 @@ class _Lines:
             weights = scores.softmax(-1)
             y = weights @ values[:, :, None]
         seen = weights.detach().float().mean(2)[..., P + going : P + rows.shape[-1]]
-        return y, self._after(state, rows[..., going:] - P, order[..., going:], seen, sums)
+        return y, self._after(state, rows[..., going:], order[..., going:], seen, sums)
 
-    def _order(self, q: Tensor, k: Tensor, start: int, going: int, state: _State) -> Tensor:
-        """Indices of the residents `(B, G, R)`, in the order that the policy lets them go."""
+    def _order(self, q: Tensor, k: Tensor, steps: range, going: int, state: _State) -> Tensor:
+        """Indices of the residents and of the line's own tokens, `(B, G, R + c)`: the `going` that
+        the policy lets go, in that order, and then those that stay."""
+        everyone = torch.arange(state.residents.shape[-1] + len(steps))
+        everyone = everyone.expand(*state.residents.shape[:2], -1)
         if not going:
-            return torch.arange(state.residents.shape[-1]).expand_as(state.residents)
+            return everyone
         P, every = self.geometry.prefix, min(self.geometry.width, self.room)
+        start = steps.start
         view = LineView(
             start,
             self.geometry,
@@ -130,25 +134,23 @@ class _Lines:
             self.expectation,
         )
         with torch.no_grad():
-            return comparable(self.policy.score(view)).argsort(stable=True, dim=-1)
+            leaving = self.policy.leaving(view, steps, going)
+        goes = torch.zeros_like(everyone).scatter(-1, leaving, 1)
+        return torch.cat([leaving, goes.argsort(stable=True, dim=-1)[..., :-going]], dim=-1)
 
     def _after(
-        self, state: _State, stay: Tensor, older: Tensor, seen: Tensor, sums: tuple[Tensor, ...]
+        self, state: _State, stay: Tensor, index: Tensor, seen: Tensor, sums: tuple[Tensor, ...]
     ) -> _State:
-        """What is left after a line: tokens `stay`, of which `older` index the former residents,
-        and what the line's queries gave them, `seen` `(B, G, c, R)`; all in raster order again."""
-        residents, back = stay.sort(-1)
+        """What is left after a line: tokens `stay`, which `index` among former residents and the
+        line's own, and what the line's queries gave them, `seen` `(B, G, c, R)`."""
         own = seen.shape[2]
-        line = seen.gather(-1, back[:, :, None].expand_as(seen))
 
         def carried(x: Tensor) -> Tensor:
-            index = older[:, :, None].expand(-1, -1, x.shape[2], -1)
-            kept = F.pad(x.gather(-1, index), (0, own))
-            return kept.gather(-1, back[:, :, None].expand(-1, -1, x.shape[2], -1))
+            return F.pad(x, (0, own)).gather(-1, index[:, :, None].expand(-1, -1, x.shape[2], -1))
 
-        total = carried(state.total[:, :, None])[:, :, 0] + line.sum(2)
-        history = torch.cat([carried(state.history), line], dim=2)[:, :, -self.window :]
-        return _State(residents, line, history, total, sums)
+        total = carried(state.total[:, :, None])[:, :, 0] + seen.sum(2)
+        history = torch.cat([carried(state.history), seen], dim=2)[:, :, -self.window :]
+        return _State(stay, seen, history, total, sums)
 
 
 @dataclass(frozen=True)

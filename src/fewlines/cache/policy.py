@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import ClassVar, Literal, Protocol
@@ -82,7 +82,7 @@ Need = Literal["line_mean", "line_max", "line_query", "attention", "total"]
 
 class View(Protocol):
     """What a scoring policy may look at, once per line, in one layer: the `R` residents of each
-    row and head, and, of the rest, what it said it needs. What is not asked for is not computed.
+    row and head, in raster order, and, of the rest, what it said it needs. What is not asked for is not computed.
 
     `A` is the probability that a query gave to a resident, mean over the query heads of a
     key-value head, 0 from queries before the resident was written. A line's queries are those
@@ -133,9 +133,11 @@ class Expectation:
     attention: Tensor
     future: Tensor
 
-    def to_come(self, view: View) -> Tensor:
-        """`(B, G, R)`, the attention that residents can expect of all queries from now on."""
-        return self._of(self.future[:, view.step], view.positions)
+    def to_come(self, positions: Tensor, steps: range) -> Tensor:
+        """`(B, G, S, R)`, the attention that tokens at `positions` `(B, G, R)` can expect of all
+        queries from each of the `S` steps on."""
+        worth = self.future[:, steps.start : steps.stop].expand(len(positions), -1, -1, -1)
+        return worth.gather(-1, positions[:, :, None].expand(-1, -1, len(steps), -1))
 
     def of_the_line(self, view: View, queries: int) -> Tensor:
         """`(B, G, R)`, the mean attention expected of the last `queries` queries."""
@@ -168,20 +170,51 @@ class ScoringPolicy(Policy):
         """How much each resident is worth, `(B, H, R)`; higher stays, `inf` is pinned. Of equal
         scores the older token goes first."""
 
+    def leaving(self, view: View, steps: range, going: int) -> Tensor:
+        """Who goes in the line that begins at `steps.start`, at its last `going` steps.
+
+        Args:
+            view: the residents, in raster order.
+            steps: image tokens of the line, or of the part of it that has room.
+
+        Returns:
+            `(B, H, going)`, indices of residents in the order they go.
+        """
+        return comparable(self.score(view)).argsort(stable=True, dim=-1)[..., :going]
+
+
+class ForesightPolicy(ScoringPolicy):
+    """A scoring policy that can say what tokens are worth before they are drawn, step by step: a
+    line's own tokens may go within it, as they must where a head has room for little more."""
+
+    @abstractmethod
+    def foresee(self, view: View, steps: range) -> Tensor:
+        """How much each resident, and then each token of `steps`, is worth at each of the `S`
+        steps: `(B, H, S, R + S)`. Of equal worths the older token goes first."""
+
+    def score(self, view: View) -> Tensor:
+        """What residents are worth at the next step."""
+        resident = view.positions.shape[-1]
+        return self.foresee(view, range(view.step, view.step + 1))[..., 0, :resident]
+
+    def leaving(self, view: View, steps: range, going: int) -> Tensor:
+        """As `ScoringPolicy.leaving`; from `R` on, indices are of the line's own tokens."""
+        worth = comparable(self.foresee(view, steps))  # (B, H, S, R + S)
+        resident = worth.shape[-1] - len(steps)
+        gone = torch.zeros_like(worth[..., 0, :])
+        leaving = []
+        for step in range(len(steps) - going, len(steps)):
+            present = (worth[..., step, :] + gone)[..., : resident + step]
+            leaving.append(present.argmin(-1, keepdim=True))
+            gone = gone.scatter(-1, leaving[-1], torch.inf)
+        return torch.cat(leaving, dim=-1)
+
 
 def comparable(score: Tensor) -> Tensor:
     """Scores to 12 bits, so that the rounding of a sum never decides between equals: the keys of
     equal codes have equal norms, but for their last bit."""
     mantissa, exponent = torch.frexp(score.float())
     return torch.ldexp((mantissa * 4096).round() / 4096, exponent)
-
-
-def pooled_attention(view: View, pool: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mean attention `(B, H, R)` of the last queries, pooled over residents that are neighbours in
-    raster order, wherever their slots lie."""
-    order = view.positions.argsort(-1)
-    seen = view.attention.mean(2).gather(-1, order)
-    return torch.empty_like(seen).scatter(-1, order, pool(seen))
 
 
 @lru_cache

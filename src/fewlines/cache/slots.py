@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Placement
-from fewlines.cache.policy import NOBODY, Expectation, ScoringPolicy, comparable
+from fewlines.cache.policy import NOBODY, Expectation, ScoringPolicy
 
 EVICTS, FOLDED, LENGTH = range(3)  # rows of `Slots.now`
 
@@ -153,20 +153,29 @@ class RankedSlots(Slots):
             self.query += q
 
     def _rank(self, step: int, keys: Tensor) -> None:
-        """Fix the order in which residents go until the next ranking."""
-        resident = min(step, self.room)
-        going = max(0, step + self.every - max(step, self.room))
+        """Fix the order in which tokens go until the next ranking."""
+        steps = range(step, min(step + self.every, self.geometry.n_tokens))
+        going = max(0, steps.stop - max(step, self.room))
         self.next = 0
         if going:
-            view = RankedView(self, step, resident, keys)
-            score = comparable(self.policy.score(view))
-            oldest_first = view.positions.argsort(-1)
-            order = score.gather(-1, oldest_first).argsort(stable=True, dim=-1)
-            self.victims = oldest_first.gather(-1, order)[..., :going]
+            in_raster_order = self.positions[..., : min(step, self.room)].argsort(-1)
+            view = RankedView(self, step, in_raster_order, keys)
+            self.victims = self._slots_of(self.policy.leaving(view, steps, going), in_raster_order)
         if self.query is not None:
             self.query.zero_()
         if self.seen is not None and self.policy.needs != "total":
             self.seen.zero_()
+
+    def _slots_of(self, leaving: Tensor, residents: Tensor) -> Tensor:
+        """The slots of the tokens that go, `(B, G, going)`: a line's own tokens fill what is free
+        and then take their victims' places, in which they may be overwritten in turn."""
+        resident, going = residents.shape[-1], leaving.shape[-1]
+        slots = residents.new_empty(*residents.shape[:2], self.room + going)
+        slots[..., :resident] = residents
+        slots[..., resident : self.room] = torch.arange(resident, self.room, device=slots.device)
+        for nth in range(going):
+            slots[..., self.room + nth] = slots.gather(-1, leaving[..., nth, None])[..., 0]
+        return slots[..., self.room :]
 
     def jump(self, step: int) -> None:
         newest = min(step, self.room)
@@ -182,7 +191,7 @@ class RankedView:
 
     slots: RankedSlots
     step: int
-    resident: int
+    order: Tensor  # (B, G, R), slots of the residents in raster order
     buffer: Tensor
 
     @property
@@ -191,21 +200,20 @@ class RankedView:
 
     @property
     def positions(self) -> Tensor:
-        return self.slots.positions[..., : self.resident]
+        return self.slots.positions.gather(-1, self.order)
 
     @property
     def keys(self) -> Tensor:
-        start = self.slots.prefix
-        return self.buffer[:, :, start : start + self.resident].float()
+        rows = (self.order + self.slots.prefix)[..., None].expand(-1, -1, -1, self.buffer.shape[-1])
+        return self.buffer.gather(2, rows).float()
 
     @property
     def line_mean(self) -> Tensor:
-        return self.line_max / min(self.step, self.slots.every)
+        return self._seen / min(self.step, self.slots.every)
 
     @property
     def line_max(self) -> Tensor:
-        assert self.slots.seen is not None
-        return self._residents(self.slots.seen)
+        return self._seen
 
     @property
     def line_query(self) -> Tensor:
@@ -214,8 +222,7 @@ class RankedView:
 
     @property
     def total(self) -> Tensor:
-        assert self.slots.seen is not None
-        return self._residents(self.slots.seen)
+        return self._seen
 
     @property
     def expectation(self) -> Expectation | None:
@@ -223,16 +230,17 @@ class RankedView:
 
     @property
     def attention(self) -> Tensor:
-        window = self.slots.window
-        queries = range(max(0, self.step - window), self.step)
+        window, positions = self.slots.window, self.positions
         rows = [
-            self._residents(self.slots.history[query % window]).masked_fill(
-                self.positions > query, 0
-            )
-            for query in queries
+            self._residents(self.slots.history[query % window]).masked_fill(positions > query, 0)
+            for query in range(max(0, self.step - window), self.step)
         ]
         return torch.stack(rows, dim=2)
 
+    @property
+    def _seen(self) -> Tensor:
+        assert self.slots.seen is not None
+        return self._residents(self.slots.seen)
+
     def _residents(self, entries: Tensor) -> Tensor:
-        start = self.slots.prefix
-        return entries[..., start : start + self.resident]
+        return entries.gather(-1, self.order + self.slots.prefix)

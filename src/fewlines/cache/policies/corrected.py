@@ -1,7 +1,8 @@
 """The schedule, corrected by what this image shows: ours.
 
 A resident is worth what the schedule expects of it, times a power of how much the last line's
-queries looked at it, compared with what they were expected to. Ranked once per line.
+queries looked at it, compared with what they were expected to; the line's own tokens are worth
+what the schedule expects. Asked once per line, it says who goes at each of the line's steps.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.cache.policy import Need, ScoringPolicy, View
+from fewlines.cache.policy import ForesightPolicy, Need, View
 
 
 @dataclass(frozen=True)
-class Corrected(ScoringPolicy):
-    """`power` 0 is the schedule itself, by lines. `floor` is added to both attentions: so little
+class Corrected(ForesightPolicy):
+    """`power` 0 is the schedule itself. `floor` is added to both attentions: so little
     says nothing about a token. Both were chosen on training images of Fashion-MNIST."""
 
     name: ClassVar[str] = "corrected"
@@ -25,10 +28,13 @@ class Corrected(ScoringPolicy):
     power: float = 0.5
     floor: float = 0.01
 
-    def score(self, view: View) -> Tensor:
+    def foresee(self, view: View, steps: range) -> Tensor:
         assert view.expectation is not None
         queries = min(view.geometry.width, view.positions.shape[-1])
         expected = view.expectation.of_the_line(view, queries)
         ratio = (view.line_mean + self.floor) / (expected + self.floor)
-        worth: Tensor = view.expectation.to_come(view) * ratio**self.power
+        correction = F.pad(ratio**self.power, (0, len(steps)), value=1.0)  # (B, G, R + S)
+        own = torch.arange(steps.start, steps.stop, device=ratio.device)
+        positions = torch.cat([view.positions, own.expand(*ratio.shape[:2], -1)], dim=-1)
+        worth: Tensor = view.expectation.to_come(positions, steps) * correction[:, :, None]
         return worth

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.cache.policy import Need, ScoringPolicy, View, pooled_attention
+from fewlines.cache.policy import Need, ScoringPolicy, View
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,9 @@ class RKV(ScoringPolicy):
     share: float = 0.1
 
     def score(self, view: View) -> Tensor:
-        pool = partial(F.max_pool1d, kernel_size=self.kernel, stride=1, padding=self.kernel // 2)
-        importance = pooled_attention(view, pool)
+        importance = F.max_pool1d(
+            view.attention.mean(2), self.kernel, stride=1, padding=self.kernel // 2
+        )
         keys = F.normalize(view.keys.float(), dim=-1)
         others = max(1, keys.shape[2] - 1)
         redundancy = ((keys @ keys.sum(2).unsqueeze(-1)).squeeze(-1) - 1) / others

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.cache.policy import Need, ScoringPolicy, View, pooled_attention
+from fewlines.cache.policy import Need, ScoringPolicy, View
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,8 @@ class SnapKV(ScoringPolicy):
     kernel: int = 5
 
     def score(self, view: View) -> Tensor:
-        pool = partial(F.avg_pool1d, kernel_size=self.kernel, stride=1, padding=self.kernel // 2)
-        score = pooled_attention(view, pool)
+        score = F.avg_pool1d(
+            view.attention.mean(2), self.kernel, stride=1, padding=self.kernel // 2
+        )
         recent = view.positions >= view.step - self.window
         return torch.where(recent, 1.0 + view.positions, score)
