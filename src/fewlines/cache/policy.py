@@ -82,7 +82,8 @@ Need = Literal["line_mean", "line_max", "line_query", "attention", "total"]
 
 class View(Protocol):
     """What a scoring policy may look at, once per line, in one layer: the `R` residents of each
-    row and head, in raster order, and, of the rest, what it said it needs. What is not asked for is not computed.
+    row and head, in raster order, and, of the rest, what it said it needs. What is not asked for is
+    not computed.
 
     `A` is the probability that a query gave to a resident, mean over the query heads of a
     key-value head, 0 from queries before the resident was written. A line's queries are those
