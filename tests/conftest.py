@@ -58,6 +58,7 @@ paper: {cache: lines-1lines}
 sampling: {samples: 4, seeds: [0]}
 quality: {kid_subset_size: 2}
 likelihood: {images: 6, batch: 4}
+calibration: {images: 6, batch: 3}
 """
 
 
@@ -67,7 +68,9 @@ def tiny_files(tmp_path) -> Path:
     (tmp_path / "config").write_text(TINY)
     save_network(tmp_path / "model", tiny_transformer())
     codes = torch.randint(16, (8, 20), generator=torch.Generator().manual_seed(0))
-    tokens = {"test_codes": codes, "test_labels": torch.arange(8) % 3}
+    labels = torch.arange(8) % 3
+    tokens = {"test_codes": codes, "test_labels": labels}
+    tokens |= {"train_codes": codes.flip(0), "train_labels": labels.flip(0)}
     write_tensors(tmp_path / "tokens", tokens, {"grid": GRID, "codes": 16, "classes": 3})
     return tmp_path
 

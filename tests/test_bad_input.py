@@ -57,7 +57,10 @@ CONFIGURATIONS = [
     ({"caches": [FULL, {**LINES, "split": "mass"}]}, "lines has no schedule to weigh heads by"),
     ({"caches": [FULL, {**LINES, "split": "calibrated"}]}, "measured with the schedule's victims"),
     ({"caches": [FULL, {**LINES, "split": "even"}]}, "caches.1.split: .*'uniform', 'calibrated'"),
-    ({"caches": [FULL, {**LINES, "measure": "fid"}]}, "caches.1.measure: .*'all' or 'likelihood'"),
+    (
+        {"caches": [FULL, {**LINES, "measure": "fid"}]},
+        "caches.1.measure: .*'likelihood', 'samples' or 'all'",
+    ),
     ({"caches": [LINES]}, r"add \{policy: full\}"),
     ({"caches": [FULL, FULL]}, "full is listed more than once"),
     ({"caches": [FULL]}, "paper.cache: scheduled.fold-3lines is not one of caches"),

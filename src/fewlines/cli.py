@@ -77,7 +77,8 @@ def _add_option(command: argparse.ArgumentParser, name: str, kind: Any, default:
     elif kind is bool:
         command.add_argument(option, action="store_true")
     elif typing.get_origin(kind) is list:
-        command.add_argument(option, type=typing.get_args(kind)[0], nargs="+", required=True)
+        of = typing.get_args(kind)[0]
+        command.add_argument(option, type=of, nargs="+", required=required, default=None)
     else:
         allowed = typing.get_args(kind)  # of a Literal
         given: dict[str, Any] = {"required": True} if required else {"default": default}

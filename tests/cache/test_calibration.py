@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -14,10 +15,12 @@ from fewlines.cache.calibration import Calibration, Curves
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.policy import NOBODY
 from fewlines.cache.split import _convex_hull
+from fewlines.cli import main
 from fewlines.errors import FewlinesError
 from fewlines.files import write_tensors
 from fewlines.measure.attention import expected_attention
 from fewlines.measure.budgets import measure_curves, rooms_of
+from fewlines.models.checkpoint import save_network
 
 N = GRID[0] * GRID[1]
 
@@ -129,3 +132,22 @@ def test_the_hull_is_convex_and_below(curve):
     assert (hull <= values + 1e-9).all()
     assert (np.diff(hull, 2) >= -1e-9).all()
     assert (hull[0], hull[-1]) == (values[0], values[-1])
+
+
+def test_the_curve_tells_whom_a_schedule_serves(tiny_files):
+    """A schedule calibrated on a model's own images loses what the table of likelihoods says; one
+    of another model is another schedule."""
+    other = tiny_transformer()
+    other.layers[0].attention.wqkv.weight.mul_(3)  # looks elsewhere
+    (tiny_files / "adapted").mkdir()
+    save_network(tiny_files / "adapted/model.safetensors", other)
+    given = {name: name for name in ("config", "model", "tokens")} | {"output": "curve.csv"}
+    options = [f"--{name}={tiny_files / file}" for name, file in given.items()]
+    options += ["--adapted", str(tiny_files / "adapted/model.safetensors")]
+    assert main(["calibration-curve", *options]) == 0
+    table = pd.read_csv(tiny_files / "curve.csv").set_index(["model", "calibrated_on"])
+    assert table.loc[("base", "first 6"), "nll_delta"] != 0
+    own, bases = (table.loc[("adapted", name), "nll_delta"] for name in ("adapted's own", "base's"))
+    assert own != bases
+    assert ("base, without class", "first 6, without their class") in table.index
+    assert (table["policy"] == "scheduled").all()

@@ -5,8 +5,10 @@ import torch
 
 import fewlines
 from conftest import tiny_transformer
+from fewlines.cache.teacher import TeacherForced
 from fewlines.errors import FewlinesError
 from fewlines.files import write_tensors
+from fewlines.measure.likelihood import step_by_step
 from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.classifier import Classifier, ClassifierShape
 from fewlines.models.tokenizer import Tokenizer, TokenizerShape, to_bytes, to_signed
@@ -111,3 +113,27 @@ def test_wrong_checkpoints_are_told_apart(tmp_path):
     save_network(path, model)
     with pytest.raises(FewlinesError, match=r"another architecture .*size mismatch"):
         fewlines.load_model(path)
+
+
+def test_registers_are_kept_and_nothing_else_changes(model):
+    """A model with registers decodes as its parallel forward says, under any cache; without them
+    it is the published one, name for name."""
+    twin = model.with_registers(3, torch.Generator().manual_seed(0)).requires_grad_(False)
+    assert set(twin.state_dict()) - set(model.state_dict()) == {"registers"}
+    assert twin.shape.geometry.prefix == model.shape.geometry.prefix + 3
+    codes = torch.randint(16, (3, 20), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(3)
+    placement = fewlines.cache("lines", lines=1, fold=True).place(twin.shape.geometry)
+    assert (
+        placement.kv_entries()
+        - fewlines.cache("lines", lines=1, fold=True).place(model.shape.geometry).kv_entries()
+        == 3 * 2 * model.shape.kv_heads
+    )
+    parallel = twin.teacher_forced(labels, codes, TeacherForced(placement))
+    assert parallel.shape == (3, 20, 16)
+    torch.testing.assert_close(
+        step_by_step(twin, labels, codes, placement), parallel, atol=1e-4, rtol=1e-4
+    )
+    assert not torch.allclose(
+        twin.teacher_forced(labels, codes), model.teacher_forced(labels, codes)
+    )

@@ -21,6 +21,7 @@ CACHES = list(EXPERIMENT.cache_by_slug)
 ADAPTED = list(EXPERIMENT.adaptation.models)
 ROWS = EXPERIMENT.rows  # (model, cache)
 DRAWN = [(model, cache) for model, cache in ROWS if EXPERIMENT.drawn(cache, model)]
+SHOWN = [(model, cache) for model, cache in ROWS if EXPERIMENT.shown(cache, model)]
 
 # Stages read the experiment with every default and override written out. Rules take it as an
 # `ancient` input: a changed key reruns those that name its section under `params`, and no others.

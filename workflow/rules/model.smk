@@ -83,11 +83,12 @@ rule training_table:
         "--output {output} 2>&1 | tee {log}"
 
 
-# How few images are enough: `make policies` asks.
+# How few images are enough, and whether a schedule serves other models: `make policies` asks.
 rule calibration_curve:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
+        adapted=expand(rules.adapt.output.weights, adapted=ADAPTED),
         tokens=rules.tokens.output,
     output:
         f"{RUN}/tables/calibration.csv",
@@ -98,6 +99,10 @@ rule calibration_curve:
     threads: workflow.cores
     params:
         settings=settings("calibration", "likelihood"),
+        adapted=lambda wildcards, input: (
+            f"--adapted {input.adapted}" if input.adapted else ""
+        ),
     shell:
         "fewlines calibration-curve --config {input.config} --threads {threads} "
-        "--model {input.model} --tokens {input.tokens} --output {output} 2>&1 | tee {log}"
+        "--model {input.model} {params.adapted} --tokens {input.tokens} "
+        "--output {output} 2>&1 | tee {log}"

@@ -2,7 +2,7 @@ MEASURED = [
     *of(ROWS, "{model}/likelihood/{cache}.json"),
     *of(DRAWN, "{model}/quality/{cache}.json"),
     *of(
-        [(BASE, cache) for cache in CACHES if EXPERIMENT.drawn(cache)],
+        [(BASE, cache) for cache in CACHES if EXPERIMENT.shown(cache)],
         "cost/{cache}.json",
     ),
     *rules.floors.output,
@@ -73,7 +73,7 @@ rule figures:
     input:
         MEASURED,
         [f"{RUN}/{BASE}/calibration.safetensors"] if "heads" in FIGURES else [],
-        of(DRAWN, "{model}/samples/{cache}.safetensors"),
+        of(SHOWN, "{model}/samples/{cache}.safetensors"),
         config=ancient(RESOLVED),
         tokenizer=rules.tokenizer.output.weights,
     output:

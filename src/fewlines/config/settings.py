@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -99,7 +99,7 @@ class ModelSettings(Section):
 
 
 AdaptedName = Annotated[str, Field(pattern=r"^(adapted|base\+steps)[\w.+:-]*$")]
-Measure = Literal["all", "likelihood"]
+Measure = Literal["likelihood", "samples", "all"]
 Trained = Literal["all", "attention", "norms"]
 
 
@@ -112,8 +112,11 @@ class AdaptedModel(Section):
     compared: tuple[str, ...] = Field((), description="other caches that it is measured under")
     steps: Positive | None = Field(None, description="null: as many as the other models")
     distil: Share = Field(0.0, description="weight of KL to the base model with a full cache")
-    measure: Measure = Field("all", description="likelihood: no images are drawn")
+    measure: Measure = Field(
+        "all", description="likelihood: no images are drawn; samples: not shown with the headlines"
+    )
     trained: Trained = Field("all", description="parameters: all, attention's, or the norms'")
+    registers: int = Field(0, ge=0, description="learned tokens after the class that stay forever")
 
 
 class AdaptationSettings(Section):
@@ -187,7 +190,9 @@ class CacheSettings(Section):
     split: Split = "uniform"
     options: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
     measure: Measure = Field(
-        "all", description="likelihood: no images are drawn and no time is taken, for a quick rank"
+        "all",
+        description="likelihood: no images are drawn and no time is taken, for a quick rank; "
+        "samples: images are drawn, no time is taken",
     )
 
     @model_validator(mode="after")
@@ -298,7 +303,7 @@ class Experiment(Section):
             raise ValueError(
                 f"paper.cache: {self.paper.cache} is not one of caches: {', '.join(slugs)}"
             )
-        if not self.drawn("full") or not self.drawn(self.paper.cache):
+        if not self.shown("full") or not self.shown(self.paper.cache):
             raise ValueError(f"caches: full and {self.paper.cache} need 'measure: all'")
         for name, model in self.adaptation.models.items():
             unknown = [slug for slug in (*model.caches, *model.compared) if slug not in slugs]
@@ -314,9 +319,17 @@ class Experiment(Section):
         return self
 
     def drawn(self, slug: str, model: str = BASE) -> bool:
-        """Whether a model's images are drawn under this cache, and its time is taken."""
-        both = {self._measured[slug], "all" if model == BASE else self.adapted(model).measure}
-        return both == {"all"}
+        """Whether a model's images are drawn under this cache."""
+        return self._measure_of(slug, model) != "likelihood"
+
+    def shown(self, slug: str, model: str = BASE) -> bool:
+        """Whether a row is a headline: the cache's time is taken, its images are shown."""
+        return self._measure_of(slug, model) == "all"
+
+    def _measure_of(self, slug: str, model: str) -> Measure:
+        """The lesser of what the cache and the model ask for."""
+        both = [self._measured[slug], "all" if model == BASE else self.adapted(model).measure]
+        return min(both, key=get_args(Measure).index)
 
     @cached_property
     def _measured(self) -> dict[str, Measure]:
@@ -329,6 +342,15 @@ class Experiment(Section):
             known = ", ".join(models) or "none"
             raise FewlinesError(f"no adapted model '{name}' in this experiment; it has {known}")
         return models[name]
+
+    def baseline(self, name: str) -> str | None:
+        """Whom an adapted model is compared with: the base model, trained as a whole for as many
+        more steps with a full cache; if there is none, `base+steps`; None without that either."""
+        models, steps = self.adaptation.models, self.continued(self.adapted(name)).steps
+        for other, model in models.items():
+            if other.startswith(STEPS) and self.continued(model).steps == steps:
+                return other
+        return STEPS if STEPS in models else None
 
     def continued(self, adapted: AdaptedModel) -> ModelSettings:
         """The settings of an adapted model's training."""

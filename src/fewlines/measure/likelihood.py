@@ -97,7 +97,7 @@ def step_by_step(
     model = prepare(model, model.norm.weight.dtype, len(labels))
     buffers = BoundedCache(placement, len(labels), model.shape.head_dim, storage)
     x = model.embed_labels(labels)
-    logits = [model(x, 0, buffers)]
+    logits = [model(x, 0, buffers)[:, -1:]]
     for step, code in enumerate(codes[:, :-1].split(1, dim=1)):
         buffers.turn(step)
         logits.append(model(model.embed_codes(code), buffers.position, buffers))

@@ -7,7 +7,7 @@ training, the teacher-forced forward under a cache and the decode loop share thi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,7 +20,8 @@ from fewlines.cache.geometry import Geometry
 @dataclass(frozen=True)
 class TransformerShape:
     """Attributes: see LlamaGen; `grid` is the image's `(h, w)` tokens, `classes` excludes the
-    null class that stands for 'no condition', `prefix` counts the condition's tokens."""
+    null class that stands for 'no condition', `prefix` counts the condition's tokens, `registers`
+    the learned ones after them, which every cache keeps (arXiv 2309.16588, 2309.17453)."""
 
     dim: int
     layers: int
@@ -33,6 +34,7 @@ class TransformerShape:
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
     prefix: int = 1
+    registers: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -45,7 +47,8 @@ class TransformerShape:
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry(self.grid, self.prefix, layers=self.layers, heads=self.kv_heads)
+        prefix = self.prefix + self.registers
+        return Geometry(self.grid, prefix, layers=self.layers, heads=self.kv_heads)
 
 
 class Attend(Protocol):
@@ -133,6 +136,8 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
         self.output = nn.Linear(shape.dim, shape.codes, bias=False)
         self.register_buffer("rotations", rope_2d(shape), persistent=False)
+        if shape.registers:
+            self.registers = nn.Parameter(torch.zeros(shape.registers, shape.dim))
 
     def initialise(self, generator: torch.Generator) -> None:
         """Normal weights of standard deviation 0.02 and an output of zeros, as published."""
@@ -147,9 +152,20 @@ class Transformer(nn.Module):
         return self.shape.classes
 
     def embed_labels(self, labels: Tensor) -> Tensor:
-        """Class numbers `(B,)` → the prefix `(B, P=1, dim)`."""
+        """Class numbers `(B,)` → the prefix `(B, P, dim)`: the class, then the registers."""
         prefix: Tensor = self.cls_embedding.embedding_table(labels).unsqueeze(1)
+        if self.shape.registers:
+            prefix = torch.cat([prefix, self.registers.expand(len(labels), -1, -1)], dim=1)
         return prefix
+
+    def with_registers(self, count: int, generator: torch.Generator) -> Transformer:
+        """The same weights, with `count` registers, new ones, as `initialise` makes them."""
+        if count == self.shape.registers:
+            return self
+        twin = Transformer(replace(self.shape, registers=count))
+        twin.initialise(generator)
+        twin.load_state_dict({**twin.state_dict(), **self.state_dict()})
+        return twin
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Codes `(B, T)` → `(B, T, dim)`."""
@@ -172,12 +188,13 @@ class Transformer(nn.Module):
         """Logits `(B, N, V)` of codes `(B, N)`, each given its class and those before."""
         inputs = torch.cat([self.embed_labels(labels), self.embed_codes(codes[:, :-1])], dim=1)
         out: Tensor = self(inputs, 0, attend)
-        return out
+        return out[:, self.shape.geometry.prefix - 1 :]
 
 
 def rope_2d(shape: TransformerShape) -> Tensor:
     """Rotations `(P + N, D/2, 2)`, cosines and sines: rows turn the first half of a head, columns
-    the second. The prefix's are zeros, so that its rotated queries and keys are zero vectors."""
+    the second. The condition's are zeros, so that its rotated queries and keys are zero vectors;
+    registers are not turned."""
     height, width = shape.grid
     half = shape.head_dim // 2
     frequencies = 1.0 / shape.rope_base ** (torch.arange(0, half, 2).float() / half)  # (D/4,)
@@ -191,7 +208,8 @@ def rope_2d(shape: TransformerShape) -> Tensor:
         dim=-1,
     ).flatten(0, 1)  # (N, D/2)
     image = torch.stack([angles.cos(), angles.sin()], dim=-1)
-    return torch.cat([torch.zeros(shape.prefix, half, 2), image])
+    registers = torch.tensor([1.0, 0.0]).expand(shape.registers, half, 2)
+    return torch.cat([torch.zeros(shape.prefix, half, 2), registers, image])
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

@@ -146,14 +146,14 @@ def _curve(axis: plt.Axes, rows: pd.DataFrame, column: str, **style: Any) -> Non
 def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
     """The same seeds and classes under every cache, a row each."""
     rows = []
-    for model, slug in results.drawn:
+    for model, slug in results.shown:
         tensors, header = read_tensors(results.samples(slug, model))
         codes = tensors[f"seed_{results.experiment.sampling.seeds[0]}"][:PICTURES]
         rows.append(tokenizer.decode(codes.unflatten(1, header["grid"])))
     figure, axes = plt.subplots(
         len(rows), 1, figsize=(8, 0.8 * len(rows)), layout="constrained", squeeze=False
     )
-    for axis, images, row in zip(axes[:, 0], rows, results.drawn, strict=True):
+    for axis, images, row in zip(axes[:, 0], rows, results.shown, strict=True):
         axis.imshow(_strip(images), cmap="gray_r" if images.shape[1] == 1 else None)
         axis.set_yticks([]), axis.set_xticks([])
         axis.grid(False)
@@ -195,7 +195,7 @@ def draw_lines(results: Results, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
     styles = ("-", "--", "-.", ":")
     drawn: dict[str, int] = {}  # how many lines each policy has so far
-    for model, slug in results.drawn:
+    for model, slug in results.shown:
         cache = results.experiment.cache(slug)
         if cache.budget is None:
             continue

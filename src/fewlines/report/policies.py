@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 
+from fewlines.cache.policy import registry
 from fewlines.config import BASE
 from fewlines.report.figures import STYLE, save
 
@@ -42,14 +44,28 @@ def policy_numbers(reference: Path) -> str:
 
 
 def _fid(table: pd.DataFrame) -> list[str]:
-    """Whether likelihood predicts FID."""
+    """FID without any training, and whether likelihood predicts it."""
     drawn = table.dropna(subset="fid_mean")
     if len(drawn) < 3:
         return []
     rank = drawn["nll"].corr(drawn["fid_mean"], method="spearman")
+    full = drawn[drawn["policy"] == "full"].iloc[0]
+    text = [
+        f"{mean:.2f} ± {sd:.2f} ({mean / full['fid_mean']:.2f}×)"
+        for mean, sd in zip(drawn["fid_mean"], drawn["fid_sd"], strict=True)
+    ]
+    limited = drawn.assign(text=text).drop(index=full.name)
+    wide = limited.pivot(index="policy", columns="budget", values="text").fillna("")
+    means = limited.pivot(index="policy", columns="budget", values="fid_mean")
+    order = means.rank().mean(axis=1).sort_values().index
+    tokens = limited.groupby("budget")["capacity"].first().sort_values().index
     return [
-        f"**Does likelihood predict FID?** Over the {len(drawn)} caches of the base model that "
-        f"images were drawn under, Spearman's ρ of nats/token and FID is {rank:.2f}."
+        "### FID, and whether likelihood predicts it",
+        f"{int(full['seeds'])} seeds of {int(full['samples']):,} images, mean ± sd, and the ratio "
+        f"to the full cache's {full['fid_mean']:.2f} ± {full['fid_sd']:.2f}. Over these "
+        f"{len(drawn)} caches of the base model Spearman's ρ of nats/token and FID is {rank:.2f}.",
+        wide.loc[order, tokens].to_markdown(),
+        "![FID against ΔNLL](../results/reference/likelihood-fid.png)",
     ]
 
 
@@ -99,20 +115,28 @@ def _ablations(table: pd.DataFrame) -> list[str]:
         "`anchor` first tokens and `recent` lines pinned, and what is made of the last line's "
         "attention; on held-out training images, so that test images choose nothing.",
         _wide(sweep).to_markdown(),
+        "![ΔNLL for every choice of LineAR's options](../results/reference/ablations.png)",
     ]
 
 
 def _curve(path: Path) -> list[str]:
-    """How few images a schedule needs, where that was measured."""
+    """How few images a schedule needs, and whom else it serves, where that was measured."""
     if not path.exists():
         return []
     table = pd.read_csv(path)
     half = (table["nll_delta_high"] - table["nll_delta_low"]) / 2
     text = [f"{d:+.4f} ± {r:.4f}" for d, r in zip(table["nll_delta"], half, strict=True)]
     named = table.assign(text=text, cache=table["policy"] + ", " + table["budget"])
-    wide = named.pivot(index="calibrated_on", columns="cache", values="text")
-    ordered = wide.loc[table["calibrated_on"].unique(), named["cache"].unique()]
-    return ["### How few images a schedule needs", ordered.to_markdown()]
+    keys = ["model", "calibrated_on"]
+    wide = named.pivot(index=keys, columns="cache", values="text")
+    order = pd.MultiIndex.from_frame(table[keys].drop_duplicates())
+    ordered = wide.loc[order, named["cache"].unique()].reset_index()
+    return [
+        "### How few images a schedule needs, and whom it serves",
+        "ΔNLL of a model under a schedule that was calibrated on some training images, against its "
+        "own full cache. *Without class* is the unconditional half of classifier-free guidance.",
+        ordered.to_markdown(index=False),
+    ]
 
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:
@@ -186,6 +210,55 @@ def draw_policies(table: pd.DataFrame, path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="capacity, entries", title=title)
         axis.legend(fontsize=6, ncols=2)
     axes[0].set_ylabel("ΔNLL against the full cache, nats/token")
+    save(figure, path)
+
+
+@mpl.rc_context(STYLE)
+def draw_agreement(table: pd.DataFrame, path: Path) -> None:
+    """FID against ΔNLL, every cache of the base model that images were drawn under."""
+    rows = table[(table["model"] == BASE) & table["fid_mean"].notna()]
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    limited = rows[rows["policy"] != "full"]
+    x = limited["nll_delta"].clip(lower=1e-4)
+    axis.errorbar(x, limited["fid_mean"], yerr=limited["fid_sd"], fmt="o", ms=4, lw=1, capsize=2)
+    for at, (_, row) in zip(x, limited.iterrows(), strict=True):
+        name = f"{row['policy']}, {str(row['budget']).removeprefix('lines: ')}"
+        axis.annotate(
+            name, (at, row["fid_mean"]), xytext=(4, 3), textcoords="offset points", size=6
+        )
+    for _, row in rows[rows["policy"] == "full"].iterrows():
+        axis.axhline(row["fid_mean"], color="black", ls="--", lw=1, label="full cache")
+    axis.set(xscale="log", yscale="log", xlabel="ΔNLL against the full cache, nats/token")
+    axis.set_ylabel("FID (± sd over seeds)")
+    axis.legend(fontsize=8)
+    save(figure, path)
+
+
+@mpl.rc_context(STYLE)
+def draw_ablations(table: pd.DataFrame, path: Path) -> None:
+    """ΔNLL of the rival's policy for every choice of its options, a map for each budget."""
+    sweep = table[table["policy"].str.startswith(RIVAL)]
+    defaults = {name: str(value) for name, value in vars(registry()[RIVAL]()).items()}
+    options = pd.DataFrame(
+        [{**defaults, **dict(re.findall(r"(\w+)=(\w+)", text))} for text in sweep["policy"]],
+        index=sweep.index,
+    )
+    sweep = sweep.join(options)
+    budgets = list(sweep["budget"].unique())
+    figure, axes = plt.subplots(
+        1, len(budgets), figsize=(4.2 * len(budgets), 4), layout="constrained", squeeze=False
+    )
+    for axis, budget in zip(axes[0], budgets, strict=True):
+        wide = sweep[sweep["budget"] == budget].pivot(
+            index=["anchor", "recent"], columns="pool", values="nll_delta"
+        )
+        axis.imshow(np.log(wide.clip(lower=1e-6)), cmap="viridis_r", aspect="auto")
+        for (row, column), value in np.ndenumerate(wide.to_numpy()):
+            axis.text(column, row, f"{value:.4f}", ha="center", va="center", size=7, color="white")
+        axis.set_xticks(range(wide.shape[1]), wide.columns)
+        axis.set_yticks(range(len(wide)), [f"anchor {a}, recent {r}" for a, r in wide.index])
+        axis.grid(False)
+        axis.set_title(f"ΔNLL, nats/token, {budget}", size=9)
     save(figure, path)
 
 

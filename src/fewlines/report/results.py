@@ -35,9 +35,9 @@ class Results:
         return load_network(self.folder / BASE / "model.safetensors", Transformer).shape
 
     @property
-    def drawn(self) -> list[tuple[str, str]]:
-        """The rows, model and cache, of which there are images."""
-        return [row for row in self.experiment.rows if self.experiment.drawn(row[1], row[0])]
+    def shown(self) -> list[tuple[str, str]]:
+        """The rows, model and cache, whose images are shown."""
+        return [row for row in self.experiment.rows if self.experiment.shown(row[1], row[0])]
 
     @cached_property
     def calibration(self) -> Calibration:

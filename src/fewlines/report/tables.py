@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from fewlines import machine
 from fewlines.cache.policy import HindsightPolicy
-from fewlines.config import BASE, STEPS, AdaptedModel
+from fewlines.config import BASE, AdaptedModel
 from fewlines.files import write_text
 from fewlines.measure.cost import ratio_interval
 from fewlines.measure.likelihood import named_interval
@@ -74,13 +75,13 @@ def rank_table(results: Results) -> pd.DataFrame:
 
 def _identity(results: Results, model: str, slug: str) -> dict[str, Any]:
     """What a row is about."""
-    cache = results.experiment.cache(slug)
-    geometry = results.geometry
+    cache, geometry = results.experiment.cache(slug), results.geometry
+    registers = 0 if model == BASE else results.experiment.adapted(model).registers
     return {
         "model": model,
         "policy": cache.policy_text,
         "budget": cache.budget_text,
-        "capacity": geometry.prefix + cache.tokens(geometry),
+        "capacity": geometry.prefix + registers + cache.tokens(geometry),
         "n_tokens": geometry.n_tokens,
     }
 
@@ -95,18 +96,19 @@ def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
     the model that was trained for the same steps without a limit."""
     found = results.likelihood(slug, model)
     versus: dict[str, Any] = {"likelihood_images": found["images"]}
-    if model != BASE:
-        adapted = results.experiment.adapted(model)
-        versus |= {
-            "extra_steps": results.experiment.continued(adapted).steps,
-            "trained_for": _trained_for(adapted, slug),
-            "trained": adapted.trained,
-            "distil": adapted.distil,
-        }
-    if STEPS in results.experiment.adaptation.models and model != BASE:
-        baseline = results.likelihood("full", STEPS)["nll_of_images"]
-        difference = torch.tensor(found["nll_of_images"]) - torch.tensor(baseline)
-        versus |= named_interval("steps_delta", difference)
+    if model == BASE:
+        return versus
+    adapted, baseline = results.experiment.adapted(model), results.experiment.baseline(model)
+    versus |= {
+        "extra_steps": results.experiment.continued(adapted).steps,
+        "trained_for": _trained_for(adapted, slug),
+        "trained": adapted.trained,
+        "distil": adapted.distil,
+        "registers": adapted.registers,
+    }
+    if baseline:
+        with_full = torch.tensor(results.likelihood("full", baseline)["nll_of_images"])
+        versus |= named_interval("steps_delta", torch.tensor(found["nll_of_images"]) - with_full)
     return versus
 
 
@@ -118,7 +120,7 @@ def _trained_for(adapted: AdaptedModel, slug: str) -> str:
 
 
 def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
-    drawn, timed = (results.experiment.drawn(slug, name) for name in (model, BASE))
+    drawn, timed = results.experiment.drawn(slug, model), results.experiment.shown(slug)
     quality = results.quality(slug, model) if drawn else {}
     sets = pd.DataFrame(quality.get("sets", []), columns=MEASURES)
     return {
@@ -127,18 +129,20 @@ def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
         "seeds": len(sets) or np.nan,
         **_likelihood(results, model, slug),
         **_over_seeds(sets),
-        "kv_bytes": _kv_bytes(results, slug),
+        "kv_bytes": _kv_bytes(results, model, slug),
         **(_cost(results.cost(slug), slug) if timed else {}),
         **_versus(results, model, slug),
         "extractor": quality.get("extractor", ""),
     }
 
 
-def _kv_bytes(results: Results, slug: str) -> float:
+def _kv_bytes(results: Results, model: str, slug: str) -> float:
     """Keys and values of a batch of `cost.batch`, as the buffers hold them."""
     cache, shape, experiment = results.cache(slug), results.shape, results.experiment
     if isinstance(cache.policy, HindsightPolicy):
         return np.nan  # not a cache
+    if model != BASE:
+        shape = replace(shape, registers=experiment.adapted(model).registers)
     placement, storage = cache.place(shape.geometry), machine.DTYPES[experiment.storage]
     return experiment.cost.batch * placement.kv_bytes(shape.head_dim, storage)
 

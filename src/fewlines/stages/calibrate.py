@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
-from fewlines.config import Experiment
+from fewlines.cache.calibration import Calibration
+from fewlines.config import BASE, Experiment
 from fewlines.files import write_text
 from fewlines.measure.attention import expected_attention
 from fewlines.measure.budgets import measure_curves, rooms_of
@@ -41,35 +44,63 @@ def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> No
     replace(found, curves=curves).save(output)
 
 
-def calibration_curve(config: Experiment, model: Path, tokens: Path, output: Path) -> None:
-    """What a schedule loses that was calibrated on fewer images, or on those of one class, for
-    every calibrated cache of the experiment."""
-    network = load_network(model, Transformer)
-    tensors, _ = read_tokens(tokens, network.shape)
+def calibration_curve(
+    config: Experiment,
+    model: Path,
+    tokens: Path,
+    output: Path,
+    adapted: list[Path] | None = None,
+) -> None:
+    """What a schedule loses that was calibrated on fewer images, on those of one class, on images
+    without their class, or on another model, for every calibrated cache of the experiment."""
+    base = load_network(model, Transformer)
+    others = {path.parent.name: load_network(path, Transformer) for path in adapted or []}
+    tensors, _ = read_tokens(tokens, base.shape)
     labels, codes = tensors["train_labels"], tensors["train_codes"]
-    most = config.calibration.images
-    chosen = {f"first {count}": torch.arange(count) for count in (*COUNTS, most)}
-    chosen[f"{most} of class 0"] = torch.nonzero(labels == 0).flatten()[:most]
+    test = (tensors["test_labels"], tensors["test_codes"])
+    most, batch = config.calibration.images, config.calibration.batch
+
+    def look(network: Transformer, images: Tensor, known: bool = True) -> Calibration:
+        of = labels[images] if known else torch.full_like(labels[images], network.null_class)
+        return expected_attention(network, of, codes[images], batch)
+
+    everything = torch.arange(most)
+    usual, blind = look(base, everything), look(base, everything, known=False)
+    class_0 = torch.nonzero(labels == 0).flatten()[:most]
+    schedules = {
+        f"first {count}": look(base, torch.arange(count)) for count in COUNTS if count < most
+    }
+    schedules |= {f"first {most}": usual, f"{most} of class 0": look(base, class_0)}
+    schedules |= {f"first {most}, without their class": blind}
+    by_others = {f"{name}'s own": look(network, everything) for name, network in others.items()}
+    bases = {"base's": usual}
     # Splits by what each head loses need more than expected attention.
     caches = [
         cache
         for cache in config.cache_by_slug.values()
         if cache.needs_calibration and cache.split == "uniform"
     ]
-    images = config.likelihood.images
-    test = (tensors["test_labels"][:images], tensors["test_codes"][:images])
-    bar = progress("calibration curve", len(chosen) * len(caches), "schedules")
+    plan = [(BASE, base, test[0], schedules | by_others)]
+    unknown = torch.full_like(test[0], base.null_class)
+    names = (f"first {most}", f"first {most}, without their class")
+    plan += [("base, without class", base, unknown, {name: schedules[name] for name in names})]
+    plan += [
+        (name, network, test[0], bases | {f"{name}'s own": by_others[f"{name}'s own"]})
+        for name, network in others.items()
+    ]
+    bar = progress("calibration curve", len(caches) * sum(len(row[3]) for row in plan), "schedules")
     rows = []
-    for name, numbers in chosen.items():
-        calibration = expected_attention(
-            network, labels[numbers], codes[numbers], config.calibration.batch
-        )
-        for cache in caches:
+    count = config.likelihood.images
+    for name, network, of, calibrations in plan:
+        for (source, calibration), cache in product(calibrations.items(), caches):
             limited = replace(cache, calibration=calibration)
-            found = measure_likelihood(network, *test, limited, config.likelihood.batch)
+            found = measure_likelihood(
+                network, of[:count], test[1][:count], limited, config.likelihood.batch
+            )
             rows.append(
                 {
-                    "calibrated_on": name,
+                    "model": name,
+                    "calibrated_on": source,
                     "policy": cache.policy_text,
                     "budget": cache.budget_text,
                     **named_interval("nll_delta", found.nll - found.nll_full),

@@ -112,6 +112,7 @@ def adapt(
     """Go on training a model with its attention limited as caches will limit it."""
     adapted = config.adapted(name)
     network = load_network(model, Transformer)
+    network = network.with_registers(adapted.registers, step_generator(config.seed + CONTINUED, 0))
     for parameter_name, parameter in network.named_parameters():
         parameter.requires_grad_(any(part in parameter_name for part in TRAINED[adapted.trained]))
     tensors, _ = read_tokens(tokens, network.shape)

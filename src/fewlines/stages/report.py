@@ -24,7 +24,12 @@ from fewlines.report.figures import (
 )
 from fewlines.report.heads import draw_heads
 from fewlines.report.page import CAPTIONS, write_page
-from fewlines.report.policies import draw_policies, policy_numbers
+from fewlines.report.policies import (
+    draw_ablations,
+    draw_agreement,
+    draw_policies,
+    policy_numbers,
+)
 from fewlines.report.provenance import provenance as describe_run
 from fewlines.report.readme import numbers, put_block
 from fewlines.report.results import Results
@@ -102,7 +107,9 @@ def publish(run: Path, reference: Path, readme: Path, documents: Path) -> None:
     _copy([run / name for name in (*names, *tables, *pictures, "figures/watch.gif")], reference)
     if (run / CURVE).exists():
         _copy([run / CURVE], reference)
-    draw_policies(pd.read_csv(reference / "cache.csv"), reference / "policies.png")
+    table = pd.read_csv(reference / "cache.csv")
+    draw_policies(table, reference / "policies.png")
+    draw_agreement(table, reference / "likelihood-fid.png")
     put_block(readme, numbers(reference))
     put_block(documents / "policies.md", policy_numbers(reference))
     put_block(documents / "adapting.md", adapting_numbers(reference))
@@ -132,6 +139,8 @@ def publish_likelihood(table: Path, name: str, reference: Path, documents: Path)
     """Track a table of likelihoods under a name, and write the numbers of the pages in `documents`
     anew."""
     _copy([table], reference, f"{name}.csv")
+    if name == "ablations":
+        draw_ablations(pd.read_csv(table), reference / "ablations.png")
     put_block(documents / "policies.md", policy_numbers(reference))
     put_block(documents / "adapting.md", adapting_numbers(reference))
 
