@@ -39,7 +39,7 @@ def _section(table: pd.DataFrame) -> list[str]:
                 "model": row["model"],
                 "trained for": row["trained_for"],
                 "steps": int(row["extra_steps"]),
-                "parameters": row["trained"],
+                "parameters": _how(row),
                 "cache": row["policy"],
                 "budget": row["budget"],
                 "entries": int(row["capacity"]),
@@ -60,6 +60,13 @@ def _section(table: pd.DataFrame) -> list[str]:
         "`base+steps` after as many steps, paired over images, with half the 95% interval.",
         readable.to_markdown(index=False, disable_numparse=True),
     ]
+
+
+def _how(row: dict[Hashable, Any]) -> str:
+    """What was trained: which parameters, by what loss, with what beside the published ones."""
+    taught = f", {row['distil']:g} KL" if row["distil"] else ""
+    registers = int(row.get("registers") or 0)
+    return f"{row['trained']}{taught}{f', {registers} registers' if registers else ''}"
 
 
 def _interval(row: dict[Hashable, Any], column: str) -> str:

@@ -100,35 +100,66 @@ def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
 @mpl.rc_context(STYLE)
 def draw_budgets(table: pd.DataFrame, path: Path) -> None:
     """ΔNLL against the size of the cache: policies of the base model, and models adapted to their
-    cache; beside it, how many steps of adaptation take how much away."""
-    base = table[table["model"] == BASE]
-    adapted = _adapted(table)
-    figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    cache; beside it, where there are several, how many steps of adaptation take how much away."""
+    base, adapted = table[table["model"] == BASE], _adapted(table)
+    stages = [rows for _, rows in adapted.groupby(["policy", "budget"]) if _stages(rows) > 1]
+    figure, axes = plt.subplots(
+        1,
+        1 + bool(stages),
+        figsize=(6.5 + 4 * bool(stages), 4),
+        layout="constrained",
+        squeeze=False,
+    )
+    axis = axes[0, 0]
     for policy in ("lines", "streaming", "linear", "scheduled", "scheduled+fold"):
-        rows = base[base["policy"] == policy]
-        _curve(axis, rows, "nll_delta", label=policy)
-    for trained_for, text in (
-        ("several", "one set of weights"),
-        ("this", "weights for each budget"),
+        _curve(axis, base[base["policy"] == policy], "nll_delta", label=policy)
+    most = adapted[adapted["extra_steps"] == adapted["extra_steps"].max()]
+    for policy, trained_for, text, style in (
+        ("scheduled+fold", "several", "one set of weights", "--"),
+        ("scheduled+fold", "this", "weights for each budget", "-"),
+        ("scheduled+fold+budgets", "this", "and for each head's share", ":"),
     ):
-        rows = adapted[adapted["trained_for"] == trained_for]
-        rows = rows[rows["policy"] == "scheduled+fold"]
-        style = {"color": "black", "lw": 2, "ls": "--" if trained_for == "several" else "-"}
-        _curve(axis, rows, "steps_delta", label=f"scheduled+fold, adapted: {text}", **style)
+        rows = most[(most["trained_for"] == trained_for) & (most["policy"] == policy)]
+        label = f"scheduled+fold, adapted: {text}"
+        _curve(axis, rows, "steps_delta", label=label, color="black", lw=2, ls=style)
     tokens = int(table["n_tokens"].iloc[0])
     axis.set(yscale="log", xscale="log", xlabel=f"cache entries a head, of {tokens + 1}")
     axis.set_ylabel("ΔNLL to the full cache, nats/token (95%)")
     axis.legend(fontsize=8)
+    for rows in stages:
+        _draw_stages(axes[0, 1], rows, base)
     save(figure, path)
 
 
+def _stages(rows: pd.DataFrame) -> int:
+    return int(rows.loc[rows["trained_for"] == "this", "extra_steps"].nunique())
+
+
+def _draw_stages(axis: plt.Axes, rows: pd.DataFrame, base: pd.DataFrame) -> None:
+    """ΔNLL of models adapted to one cache against their steps, from none on."""
+    rows = rows[rows["trained_for"] == "this"].sort_values("extra_steps")
+    policy, budget = rows[["policy", "budget"]].iloc[0]
+    start = base[(base["policy"] == policy) & (base["budget"] == budget)].iloc[0]
+    columns = ["{}", "{}_low", "{}_high"]
+    before = start[[name.format("nll_delta") for name in columns]].to_numpy(float)
+    after = rows[[name.format("steps_delta") for name in columns]].to_numpy(float)
+    delta, low, high = np.vstack([before, after]).T
+    reach = [delta - low, high - delta]
+    steps = [0, *rows["extra_steps"]]
+    axis.errorbar(
+        steps, delta, yerr=reach, marker="o", ms=4, capsize=2, label=f"{policy}, {budget}"
+    )
+    axis.axhline(0, color="grey", lw=0.8)
+    axis.set(xlabel="steps of adaptation", ylabel="ΔNLL to as many steps with a full cache")
+    axis.legend(fontsize=8)
+
+
 def _adapted(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of adapted models that were trained in full, for as many steps as `base+steps`."""
+    """Rows of adapted models that were trained as a whole, by likelihood alone."""
     if "steps_delta" not in table:
-        return table.iloc[:0].assign(trained_for="", steps_delta=0.0)
-    steps = table.loc[table["model"] == STEPS, "extra_steps"].iloc[0]
-    alike = (table["extra_steps"] == steps) & (table["trained"] == "all") & (table["distil"] == 0)
-    adapted: pd.DataFrame = table[alike & (table["model"] != STEPS)]
+        return table.iloc[:0].assign(trained_for="", steps_delta=0.0, extra_steps=0)
+    plain = (table["trained"] == "all") & (table["distil"] == 0) & (table["registers"] == 0)
+    adapted: pd.DataFrame = table[plain & ~table["model"].str.startswith(STEPS)]
     return adapted
 
 
