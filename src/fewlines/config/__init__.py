@@ -1,5 +1,6 @@
 """The experiment: what its keys are (`settings`), and how it is read and written (`reading`)."""
 
+from fewlines.config.describing import describe_config
 from fewlines.config.reading import dump_experiment, load_experiment, validate_experiment
 from fewlines.config.settings import (
     BASE,
@@ -31,6 +32,7 @@ __all__ = [
     "SamplingSettings",
     "Storage",
     "TokenizerSettings",
+    "describe_config",
     "dump_experiment",
     "load_experiment",
     "validate_experiment",

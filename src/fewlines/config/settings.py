@@ -43,7 +43,9 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    source: Annotated[str, BeforeValidator(_known_source)] = "fashion-mnist"
+    source: Annotated[str, BeforeValidator(_known_source)] = Field(
+        "fashion-mnist", description=f"one of {', '.join(SOURCES)}"
+    )
     path: Path | None = Field(None, description="folder with the source's files; null finds them")
     side: Positive | None = Field(None, description="pixels, of images that vary; null: 64")
 
@@ -64,7 +66,7 @@ class TokenizerSettings(Section):
     code_dim: Positive = Field(8, description="dimensions of a code, l2-normalised")
     commitment: Rate = Field(0.25, description="weight of the commitment loss")
     perturbation: Share = Field(0.1, description="share of codes replaced at random in training")
-    steps: Positive = 800
+    steps: Positive = Field(800, description="of training")
     batch: Positive = Field(128, description="images of a step")
     learning_rate: Rate = Field(2e-3, description="peak, AdamW")
 
@@ -72,17 +74,17 @@ class TokenizerSettings(Section):
 class ClassifierSettings(Section):
     widths: tuple[Positive, ...] = Field((32, 64, 128), description="channels of each stage")
     features: Positive = Field(128, description="dimensions of the feature layer")
-    steps: Positive = 940
+    steps: Positive = Field(940, description="of training")
     batch: Positive = Field(128, description="images of a step")
     learning_rate: Rate = Field(3e-3, description="peak, AdamW")
 
 
 class ModelSettings(Section):
-    dim: Positive = 192
+    dim: Positive = Field(192, description="width; a multiple of 4 × heads")
     layers: Positive = 6
     heads: Positive = 3
     kv_heads: Positive | None = Field(None, description="key-value heads; null: as many as heads")
-    steps: Positive = 960
+    steps: Positive = Field(960, description="of training")
     batch: Positive = Field(16, description="images of a step")
     warmup: int = Field(50, ge=0, description="steps of linear warm-up; then linear decay to 0")
     muon_rate: Rate = Field(0.02, description="peak learning rate of the blocks' matrices")
@@ -122,7 +124,7 @@ class AdaptedModel(Section):
 class AdaptationSettings(Section):
     """Training that goes on with the cache in the loop. `base+steps` is the baseline."""
 
-    steps: Positive = 320
+    steps: Positive = Field(320, description="of training, beside the base model's")
     batch: Positive = Field(16, description="images of a step")
     warmup: int = Field(20, ge=0, description="steps of linear warm-up; then linear decay to 0")
     muon_rate: Rate = Field(0.01, description="peak learning rate of the blocks' matrices")
@@ -137,7 +139,7 @@ class SamplingSettings(Section):
     samples: int = Field(1000, gt=1, description="images of a seed")
     batch: Positive = Field(250, description="images decoded together")
     shards: Positive = Field(2, description="jobs that share the images of one cache")
-    temperature: Rate = 0.9
+    temperature: Rate = Field(0.9, description="logits are divided by it")
     top_k: int = Field(0, ge=0, description="0 keeps every code")
     top_p: float = Field(1.0, gt=0, le=1, description="1 keeps every code")
     guidance: float = Field(1.0, ge=0, description="scale of classifier-free guidance; 1 is none")
@@ -145,7 +147,7 @@ class SamplingSettings(Section):
 
 class QualitySettings(Section):
     neighbours: Positive = Field(3, description="k of precision and recall")
-    kid_subsets: Positive = 100
+    kid_subsets: Positive = Field(100, description="that KID is the mean over")
     kid_subset_size: Positive = Field(500, description="images; at most the samples of a seed")
 
 
@@ -184,10 +186,12 @@ def _written(budget: Budget | None) -> dict[str, str] | None:
 class CacheSettings(Section):
     """One line of `caches`: `{policy: lines, budget: {lines: 3}}`."""
 
-    policy: str
-    budget: Annotated[Any, BeforeValidator(_budget), PlainSerializer(_written)] = None
-    fold: bool = False
-    split: Split = "uniform"
+    policy: str = Field(description="a file of src/fewlines/cache/policies, by its name")
+    budget: Annotated[Any, BeforeValidator(_budget), PlainSerializer(_written)] = Field(
+        None, description="`{lines: 3}`, `{fraction: 1/6}` or `{tokens: 21}`; null for `full` alone"
+    )
+    fold: bool = Field(False, description="victims are folded into a summary slot, not dropped")
+    split: Split = Field("uniform", description="of the total over layers and heads")
     options: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
     measure: Measure = Field(
         "all",
@@ -216,11 +220,15 @@ def _known_shape(name: str) -> str:
 class EfficiencyRun(Section):
     """Every grid with every batch, and with the batch that fills every cap, is one setting."""
 
-    shape: Annotated[str, BeforeValidator(_known_shape)] = "llamagen-b"
+    shape: Annotated[str, BeforeValidator(_known_shape)] = Field(
+        "llamagen-b", description=f"one of {', '.join(SHAPES)}"
+    )
     grids: tuple[Positive, ...] = Field((64,), description="tokens of a side")
-    batches: tuple[Positive, ...] = ()
+    batches: tuple[Positive, ...] = Field((), description="images decoded together")
     caps: tuple[Rate, ...] = Field((), description="GB that each row's batch may fill")
-    precision: Precision = "float32"
+    precision: Precision = Field(
+        "float32", description="of matrix products; auto: bfloat16 where there are instructions"
+    )
     storage: Storage = Field("float16", description="of keys and values, stock caches excepted")
     engines: tuple[Literal["lean", "stock", "hf-dynamic", "hf-static"], ...] = Field(
         ("lean", "stock"), description="that run the full cache"
@@ -274,7 +282,9 @@ class Experiment(Section):
         "fashion-mnist", description="results are written to results/<name>/"
     )
     seed: int = Field(0, ge=0, description="of every training")
-    precision: Precision = "float32"
+    precision: Precision = Field(
+        "float32", description="of matrix products; auto: bfloat16 where there are instructions"
+    )
     storage: Storage = Field("float32", description="what keys and values are kept in")
     checkpoint_seconds: Rate = Field(60, description="time between checkpoints of a training")
     data: DataSettings = DataSettings()

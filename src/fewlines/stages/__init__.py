@@ -42,6 +42,7 @@ MODULES = {
     "publish": "report",
     "publish-efficiency": "report",
     "publish-likelihood": "report",
+    "document-config": "report",
 }
 
 

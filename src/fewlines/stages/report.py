@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fewlines.config import BASE, Experiment
+from fewlines.config import BASE, Experiment, describe_config
 from fewlines.errors import FewlinesError
 from fewlines.files import replacing, write_json, write_text
 from fewlines.models.checkpoint import load_network
@@ -143,6 +143,11 @@ def publish_likelihood(table: Path, name: str, reference: Path, documents: Path)
         draw_ablations(pd.read_csv(table), reference / "ablations.png")
     put_block(documents / "policies.md", policy_numbers(reference))
     put_block(documents / "adapting.md", adapting_numbers(reference))
+
+
+def document_config(document: Path) -> None:
+    """Write the keys of the experiment, from the schema, between the marks of a page."""
+    put_block(document, describe_config())
 
 
 def _copy(sources: list[Path], reference: Path, name: str | None = None) -> None:
