@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewlines.data.debian import fetch_package
 from fewlines.data.images import ImageData, Split, refuse_side
 from fewlines.errors import FewlinesError
 
@@ -65,28 +65,7 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
 
 
 def _from_debian(folder: Path) -> Path:
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise FewlinesError("no apt-get here")
-    print("fetching Fashion-MNIST from Debian's packages", file=sys.stderr)
-    # Lists of our own, so that it works where the system's are empty or not ours to write.
-    for sub in ("lists/partial", "cache/archives/partial"):
-        (folder / sub).mkdir(parents=True)
-    own = ["-o", f"Dir::State::Lists={folder / 'lists'}", "-o", f"Dir::Cache={folder / 'cache'}"]
-    try:
-        _run(["apt-get", "download", PACKAGE], folder)
-    except FewlinesError:
-        _run(["apt-get", *own, "update"], folder)
-        _run(["apt-get", *own, "download", PACKAGE], folder)
-    (archive,) = folder.glob(f"{PACKAGE}_*.deb")
-    _run(["dpkg-deb", "-x", str(archive), str(folder / "unpacked")], folder)
-    return folder / "unpacked" / IN_PACKAGE
-
-
-def _run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise FewlinesError(f"'{command[0]}' failed: {last}")
+    return fetch_package(PACKAGE, folder) / IN_PACKAGE
 
 
 def _from_torchvision(folder: Path) -> Path:

@@ -32,13 +32,17 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
         raise FewlinesError("data.path: 'folder' needs the folder of your images")
     if not path.is_dir():
         raise FewlinesError(f"data.path: {path} is not a folder")
-    classes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and _files(folder))
-    labelled = [(file, label) for label, name in enumerate(classes) for file in _files(path / name)]
+    classes = sorted(
+        folder.name for folder in path.iterdir() if folder.is_dir() and image_files(folder)
+    )
+    labelled = [
+        (file, label) for label, name in enumerate(classes) for file in image_files(path / name)
+    ]
     if not classes:
-        labelled = [(file, 0) for file in _files(path)]
+        labelled = [(file, 0) for file in image_files(path)]
     if not labelled:
         raise FewlinesError(f"data.path: {path} holds no images ({', '.join(sorted(SUFFIXES))})")
-    test = [_is_test(file.relative_to(path)) for file, _ in labelled]
+    test = [share_of(file.relative_to(path), TEST_SHARE) for file, _ in labelled]
     if all(test) or not any(test):
         raise FewlinesError(f"data.path: {path} holds {len(test)} images, too few for a test set")
     bar = progress(f"read {path.name}", len(labelled), "images")
@@ -55,7 +59,7 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
     )
 
 
-def _files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """Image files of a folder, at any depth, by name; hidden ones left out."""
     return sorted(
         file
@@ -64,20 +68,29 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _is_test(name: Path) -> bool:
-    return hashlib.sha256(name.as_posix().encode()).digest()[0] % TEST_SHARE == 0
+def share_of(name: Path, one_in: int) -> bool:
+    """Whether a file is of the part of all that its name's hash puts aside, one in so many."""
+    return hashlib.sha256(name.as_posix().encode()).digest()[0] % one_in == 0
 
 
-def _read(file: Path, side: int) -> torch.Tensor:
-    """`(3, side, side)` uint8."""
+def open_on_white(file: Path) -> Image.Image:
+    """The picture in a file, turned as its camera was held, without transparency.
+
+    Raises:
+        FewlinesError: it cannot be read, or is too large to be one.
+    """
     try:
         with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
-        flat = Image.alpha_composite(white, image).convert("RGB")
+        return Image.alpha_composite(white, image).convert("RGB")
     except Image.DecompressionBombError:
         raise FewlinesError(f"{file} is too large for an image of a data set; remove it") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise FewlinesError(f"{file} cannot be read as an image ({error}); remove it") from None
-    fitted = ImageOps.fit(flat, (side, side), Image.Resampling.LANCZOS)
+
+
+def _read(file: Path, side: int) -> torch.Tensor:
+    """`(3, side, side)` uint8."""
+    fitted = ImageOps.fit(open_on_white(file), (side, side), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1)
