@@ -83,6 +83,7 @@ CONFIGURATIONS = [
     ({"precision": "fp16"}, "precision: .*'auto', 'float32' or 'bfloat16'"),
     ({"storage": "int8"}, "storage: .*'float32', 'float16' or 'bfloat16'"),
     ({"sampling": {"samples": 10}}, "kid_subset_size: must not exceed"),
+    ({"quality": {"features": "vgg"}}, "quality.features: .*'efficientnet-lite0' or 'inception'"),
     ({"sampling": {"shards": 2000}}, "sampling.shards: must not exceed sampling.samples"),
     ({"sampling": {"seeds": []}}, "sampling.seeds: .*at least 1 item"),
     ({"sampling": {"top_p": 0}}, "sampling.top_p: .*greater than 0"),

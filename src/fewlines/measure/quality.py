@@ -1,8 +1,7 @@
-"""FID, KID, IS, precision and recall by torch-fidelity, on the features of our classifier."""
+"""FID, KID, IS, precision and recall by torch-fidelity, on the features of any network."""
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewlines.config import QualitySettings
-from fewlines.models.classifier import Classifier
+from fewlines.measure.features import Features
 
 METRICS = {
     "fid": "frechet_inception_distance",
@@ -37,23 +36,14 @@ class BareImages(Dataset[Tensor]):
         return self.images[index]
 
 
-def weights_hash(network: torch.nn.Module) -> str:
-    """A name for these very weights: features of two extractors must never be mixed."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def register_extractor(classifier: Classifier) -> str:
-    """Make the classifier known to torch-fidelity: features, and logits for IS."""
-    name = f"fewlines-classifier-{weights_hash(classifier)}"
+def register_extractor(of: Features) -> str:
+    """Make a network known to torch-fidelity: features, and logits for IS."""
+    name = f"fewlines-{of.name.replace(' ', '-')}"
 
     class Extractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
         def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
             super().__init__(name, features_list)
-            self.classifier = classifier
+            self.network = of.network
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
@@ -72,7 +62,7 @@ def register_extractor(classifier: Classifier) -> str:
             raise NotImplementedError
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-            features, logits = self.classifier(images)
+            features, logits = self.network(images)
             provided = {"features": features, "logits": logits}
             return tuple(provided[name] for name in self.features_list)
 
@@ -82,14 +72,14 @@ def register_extractor(classifier: Classifier) -> str:
 
 
 def measure_quality(
-    sets: Sequence[Tensor], reference: Tensor, classifier: Classifier, settings: QualitySettings
+    sets: Sequence[Tensor], reference: Tensor, features: Features, settings: QualitySettings
 ) -> list[dict[str, float]]:
     """Distances of each set of images from the reference, all `(n, C, H, W)` uint8.
 
     Returns:
         One dict per set with `fid`, `kid`, `is`, `precision`, `recall`.
     """
-    extractor = register_extractor(classifier)
+    extractor = register_extractor(features)
     results = []
     # The features of the reference are computed once, in a cache that lives as long as this call.
     with tempfile.TemporaryDirectory() as cache:

@@ -11,10 +11,9 @@ from fewlines.config import Experiment
 from fewlines.data import ImageData
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors, write_json
+from fewlines.measure.features import load_features
 from fewlines.measure.quality import measure_quality as quality_of
-from fewlines.measure.quality import weights_hash
 from fewlines.models.checkpoint import load_network
-from fewlines.models.classifier import Classifier
 from fewlines.models.tokenizer import Tokenizer
 
 
@@ -50,8 +49,7 @@ def measure_floors(
 def _write_quality(
     config: Experiment, sets: Sequence[Tensor], images: Path, classifier: Path, output: Path
 ) -> None:
-    network = load_network(classifier, Classifier)
+    features = load_features(config.quality.features, classifier)
     reference = ImageData.load(images).test.images
-    results = quality_of(sets, reference, network, config.quality)
-    extractor = f"classifier {weights_hash(network)}"
-    write_json(output, {"extractor": extractor, "samples": len(sets[0]), "sets": results})
+    results = quality_of(sets, reference, features, config.quality)
+    write_json(output, {"extractor": features.name, "samples": len(sets[0]), "sets": results})
