@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick bench policies ablations longer test lint clean
+.PHONY: reproduce quick bench policies ablations longer clipart test lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -33,6 +33,10 @@ ablations: $(READY)  ## LineAR's options, on training images; after `make polici
 longer: $(READY)  ## the same from a base trained four times as long; two hours from nothing
 	$(BIN)/snakemake likelihood_table --configfile experiments/longer.yaml
 	$(BIN)/fewlines publish-likelihood --table results/fashion-mnist-longer/tables/likelihood.csv --name longer --reference results/reference --documents docs
+
+clipart: $(READY)  ## the whole chain on colour clip art; the better part of an hour
+	$(BIN)/snakemake --configfile experiments/clipart.yaml
+	$(BIN)/fewlines publish-likelihood --table results/clipart/tables/cache.csv --name clipart --reference results/reference --documents docs
 
 test: lint  ## the whole suite, two files at a time
 	$(BIN)/pytest --numprocesses 2 --dist loadfile

@@ -10,17 +10,21 @@ import pandas as pd
 
 from fewlines.config import BASE, STEPS
 
-LONGER = "longer.csv"  # the same from a base trained four times as long
+ELSEWHERE = {  # other experiments of the same kind, and what they are
+    "longer.csv": "From a base trained four times as long",
+    "clipart.csv": "On colour clip art, 64×64 pixels",
+}
 
 
 def adapting_numbers(reference: Path) -> str:
     """What each adapted model loses against the full cache of `base+steps`, beside what the base
     model loses under the same cache."""
     parts = _section(pd.read_csv(reference / "cache.csv"))
-    if (reference / LONGER).exists():
-        longer = pd.read_csv(reference / LONGER)
-        if (longer["model"] == STEPS).any():
-            parts += ["### From a base trained four times as long", *_section(longer)]
+    for name, title in ELSEWHERE.items():
+        if (reference / name).exists():
+            table = pd.read_csv(reference / name)
+            if (table["model"] == STEPS).any():
+                parts += [f"### {title}", *_section(table)]
     return "\n\n".join(parts)
 
 

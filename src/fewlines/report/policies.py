@@ -12,12 +12,13 @@ from matplotlib import pyplot as plt
 
 from fewlines.cache.policy import registry
 from fewlines.config import BASE
+from fewlines.report.adapting import ELSEWHERE
 from fewlines.report.figures import STYLE, save
 
 RIVAL = "linear"
 OTHERS = (RIVAL, f"{RIVAL}+fold", "oracle")
-OURS = ("scheduled+fold", "scheduled+fold+budgets", "corrected+fold")
-LONGER, ABLATIONS = "longer.csv", "ablations.csv"
+OURS = ("scheduled+fold", "scheduled+fold+budgets", "corrected+fold", "corrected+fold+budgets")
+ABLATIONS = "ablations.csv"
 
 
 def policy_numbers(reference: Path) -> str:
@@ -36,8 +37,9 @@ def policy_numbers(reference: Path) -> str:
         *_curve(reference / "calibration.csv"),
         *_times(pd.read_csv(reference / "efficiency.csv")),
     ]
-    if (reference / LONGER).exists():
-        parts += _longer(limited, pd.read_csv(reference / LONGER))
+    for name, title in ELSEWHERE.items():
+        if (reference / name).exists():
+            parts += _elsewhere(title, limited, pd.read_csv(reference / name))
     if (reference / ABLATIONS).exists():
         parts += _ablations(pd.read_csv(reference / ABLATIONS))
     return "\n\n".join(parts)
@@ -91,15 +93,14 @@ def _times(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _longer(table: pd.DataFrame, longer: pd.DataFrame) -> list[str]:
-    """The same caches of a base model trained four times as long."""
-    full = longer[(longer["model"] == BASE) & (longer["policy"] == "full")].iloc[0]
-    limited = longer[(longer["model"] == BASE) & (longer["policy"] != "full")]
-    keys = ["policy", "budget"]
-    both = limited.merge(table, on=keys, suffixes=("", "_short"))
-    rank = both["nll_delta"].corr(both["nll_delta_short"], method="spearman")
+def _elsewhere(title: str, table: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    """The same caches of another base model or on other images."""
+    full = other[(other["model"] == BASE) & (other["policy"] == "full")].iloc[0]
+    limited = other[(other["model"] == BASE) & (other["policy"] != "full")]
+    both = limited.merge(table, on=["policy", "budget"], suffixes=("", "_here"))
+    rank = both["nll_delta"].corr(both["nll_delta_here"], method="spearman")
     return [
-        "### On a base trained four times as long",
+        f"### {title}",
         f"With a full cache {full['nll']:.4f} nats/token. Spearman's ρ of the ΔNLL of these "
         f"{len(both)} caches with those above is {rank:.2f}.",
         _wide(limited).to_markdown(),
