@@ -59,6 +59,9 @@ sampling: {samples: 4, seeds: [0]}
 quality: {kid_subset_size: 2}
 likelihood: {images: 6, batch: 4}
 calibration: {images: 6, batch: 3}
+tasks:
+  completion: {given: 2, caches: [full, lines-1lines]}
+  unconditional: {labelled: false, caches: [full]}
 """
 
 
@@ -129,3 +132,11 @@ CACHES = (
         for policy in ("snapkv", "streaming")
     ]
 )
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How much was thrown at it, in the output of every run."""
+    passed = terminalreporter.stats.get("passed", [])
+    kills = sum(value for report in passed for name, value in report.user_properties)
+    wrong = sum("test_bad_input" in report.nodeid for report in passed)
+    terminalreporter.write_line(f"wrong inputs refused: {wrong}; processes killed: {kills}")

@@ -83,6 +83,12 @@ CONFIGURATIONS = [
     ({"precision": "fp16"}, "precision: .*'auto', 'float32' or 'bfloat16'"),
     ({"storage": "int8"}, "storage: .*'float32', 'float16' or 'bfloat16'"),
     ({"sampling": {"samples": 10}}, "kid_subset_size: must not exceed"),
+    ({"tasks": {"c": {"given": 2, "caches": ["linear-9lines"]}}}, "tasks.c: .*linear-9lines, but"),
+    ({"tasks": {"c": {"given": -1, "caches": ["full"]}}}, "tasks.c.given: .*greater than or equal"),
+    (
+        {"tasks": {"u": {"labelled": False, "caches": ["full"]}}, "sampling": {"guidance": 2.0}},
+        "tasks.u: guidance needs a class",
+    ),
     ({"quality": {"features": "vgg"}}, "quality.features: .*'efficientnet-lite0' or 'inception'"),
     ({"sampling": {"shards": 2000}}, "sampling.shards: must not exceed sampling.samples"),
     ({"sampling": {"seeds": []}}, "sampling.seeds: .*at least 1 item"),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from fewlines.cli import main
-from fewlines.files import read_json
+from fewlines.files import read_json, read_tensors
+from fewlines.models.checkpoint import load_network
+from fewlines.models.transformer import Transformer
 from fewlines.stages import MODULES, load_stage
 
 
@@ -17,6 +22,45 @@ def test_a_stage_runs_by_hand(tiny_files):
     assert found["images"] == 6
     assert len(found["kl_by_line"]) == 4
     assert found["nll_delta_low"] <= found["nll_delta"] <= found["nll_delta_high"]
+
+
+def test_tasks_complete_images_and_draw_without_a_class(tiny_files):
+    """What is given stays, what is not is drawn; nats of a completion are of the rest alone."""
+    given = [f"--{name}={tiny_files / name}" for name in ("config", "model", "tokens")]
+
+    def run(stage: str, row: str, cache: str = "lines-1lines") -> Path:
+        output = tiny_files / f"{stage}-{row}"
+        shard = ["--shard=0"] if stage == "generate" else []
+        command = [stage, *given, f"--row={row}", f"--cache={cache}", f"--output={output}", *shard]
+        assert main(command) == 0
+        return output
+
+    tokens, _ = read_tensors(tiny_files / "tokens")
+    drawn, _ = read_tensors(run("generate", "base:completion"))
+    whole, _ = read_tensors(run("generate", "base"))
+    begun = drawn["seed_0"][:, :10] == tokens["test_codes"][:2, :10]
+    assert begun.all()
+    assert not torch.equal(drawn["seed_0"][:, 10:], whole["seed_0"][:, 10:])
+    blind, _ = read_tensors(run("generate", "base:unconditional"))
+    assert (blind["labels"] == 3).all()
+    rest, every = (
+        read_json(run("measure-likelihood", row, "full")) for row in ("base:completion", "base")
+    )
+    model = load_network(tiny_files / "model", Transformer)
+    labels, codes = tokens["test_labels"][:6], tokens["test_codes"][:6]
+    found = model.teacher_forced(labels, codes).log_softmax(-1).gather(-1, codes[..., None])
+    assert every["nll"] == pytest.approx(-found.mean().item(), abs=1e-5)
+    assert rest["nll"] == pytest.approx(-found[:, 10:].mean().item(), abs=1e-5)
+
+
+def test_a_task_needs_its_images_and_a_name(tiny_files, capsys):
+    given = [f"--{name}={tiny_files / name}" for name in ("config", "model")]
+    given += ["--cache=full", "--shard=0", f"--output={tiny_files / 'out'}"]
+    assert main(["generate", *given, "--row=base:completion"]) == 2
+    assert "--tokens names the file" in capsys.readouterr().err
+    assert main(["generate", *given, "--row=base:complete"]) == 2
+    assert "it has completion, unconditional" in capsys.readouterr().err
+    assert not (tiny_files / "out").exists()
 
 
 @pytest.mark.parametrize("stage", MODULES)

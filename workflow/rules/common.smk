@@ -53,7 +53,7 @@ scattergather:
 
 wildcard_constraints:
     cache="|".join(map(re.escape, CACHES)),
-    model="|".join(map(re.escape, [BASE, *ADAPTED])),
+    model="|".join(map(re.escape, dict(ROWS))),
     adapted="|".join(map(re.escape, ADAPTED)) or "none",
 
 
@@ -81,6 +81,17 @@ def of(rows, pattern):
 def run_folder(wildcards, input):
     """The folder of the run, from the experiment that lies in it."""
     return os.path.dirname(input.config)
+
+
+def weights(wildcards):
+    """The weights of a row's model; tasks have the base model's."""
+    return f"{RUN}/{EXPERIMENT.weights(wildcards.model)}/model.safetensors"
+
+
+def task(wildcards):
+    """The values whose change must draw and measure a task again."""
+    found = EXPERIMENT.task(wildcards.model)
+    return found and found.model_dump(mode="json", exclude={"caches"})
 
 
 def calibration(wildcards):

@@ -2,8 +2,9 @@
 rule generate:
     input:
         config=ancient(RESOLVED),
-        model=f"{RUN}/{{model}}/model.safetensors",
+        model=weights,
         calibration=calibration,
+        tokens=rules.tokens.output,
     output:
         temp(f"{RUN}/{{model}}/samples/{{cache}}.{{scatteritem}}.safetensors"),
     log:
@@ -13,10 +14,12 @@ rule generate:
     params:
         settings=settings("sampling", "precision", "storage"),
         calibration=calibration_option,
+        task=task,
         shard=lambda wildcards: int(wildcards.scatteritem.split("-of-")[0]) - 1,
     shell:
         "fewlines generate --config {input.config} --threads {threads} --model {input.model} "
-        "{params.calibration} --cache {wildcards.cache} --shard {params.shard} "
+        "{params.calibration} --cache {wildcards.cache} --row {wildcards.model} "
+        "--tokens {input.tokens} --shard {params.shard} "
         "--output {output} 2>&1 | tee {log}"
 
 

@@ -61,7 +61,7 @@ rule model_test:
 rule likelihood:
     input:
         config=ancient(RESOLVED),
-        model=f"{RUN}/{{model}}/model.safetensors",
+        model=weights,
         calibration=calibration,
         tokens=rules.tokens.output,
     output:
@@ -72,10 +72,12 @@ rule likelihood:
         "../envs/fewlines.yaml"
     params:
         settings=settings("likelihood"),
+        task=task,
         calibration=calibration_option,
     shell:
         "fewlines measure-likelihood --config {input.config} --threads {threads} "
-        "--model {input.model} {params.calibration} --tokens {input.tokens} --cache {wildcards.cache} "
+        "--model {input.model} {params.calibration} --tokens {input.tokens} "
+        "--cache {wildcards.cache} --row {wildcards.model} "
         "--output {output} 2>&1 | tee {log}"
 
 

@@ -43,7 +43,7 @@ rule tables:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "paper", "adaptation"),
+        settings=settings("name", "caches", "paper", "adaptation", "tasks"),
         run=run_folder,
     shell:
         "fewlines tables --config {input.config} --run {params.run} 2>&1 | tee {log}"
@@ -63,7 +63,7 @@ rule likelihood_table:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "adaptation"),
+        settings=settings("name", "caches", "adaptation", "tasks"),
         run=run_folder,
     shell:
         "fewlines likelihood-table --config {input.config} --run {params.run} 2>&1 | tee {log}"
@@ -91,7 +91,7 @@ rule figures:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "paper", "adaptation"),
+        settings=settings("name", "caches", "paper", "adaptation", "tasks"),
         run=run_folder,
     shell:
         "fewlines figures --config {input.config} --run {params.run} 2>&1 | tee {log}"
@@ -142,7 +142,7 @@ rule report:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "paper", "adaptation"),
+        settings=settings("name", "caches", "paper", "adaptation", "tasks"),
         run=run_folder,
     shell:
         "fewlines report --config {input.config} --run {params.run} "

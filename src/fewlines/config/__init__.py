@@ -1,6 +1,7 @@
-"""The experiment: what its keys are (`settings`), and how it is read and written (`reading`)."""
+"""The experiment: its keys (`settings`, `experiment`), read and written (`reading`), described."""
 
 from fewlines.config.describing import describe_config
+from fewlines.config.experiment import Experiment
 from fewlines.config.reading import dump_experiment, load_experiment, validate_experiment
 from fewlines.config.settings import (
     BASE,
@@ -9,12 +10,12 @@ from fewlines.config.settings import (
     ClassifierSettings,
     EfficiencyRun,
     EfficiencySettings,
-    Experiment,
     ModelSettings,
     Precision,
     QualitySettings,
     SamplingSettings,
     Storage,
+    TaskSettings,
     TokenizerSettings,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "QualitySettings",
     "SamplingSettings",
     "Storage",
+    "TaskSettings",
     "TokenizerSettings",
     "describe_config",
     "dump_experiment",

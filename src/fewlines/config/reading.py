@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fewlines.config.settings import CacheSettings, EfficiencyRun, Experiment, Section
+from fewlines.config.experiment import Experiment
+from fewlines.config.settings import CacheSettings, EfficiencyRun, Section
 from fewlines.errors import FewlinesError
 
 

@@ -1,10 +1,9 @@
-"""The experiment: each key, its default, its unit, its error message. Nothing else knows them."""
+"""The sections of an experiment: each key, its default, its unit, its error message."""
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -135,6 +134,17 @@ class AdaptationSettings(Section):
     )
 
 
+TaskName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+
+
+class TaskSettings(Section):
+    """What the base model draws beside images of a class from their first token on."""
+
+    caches: tuple[str, ...] = Field(min_length=1, description="by their names")
+    labelled: bool = Field(True, description="false: the model is not told the class")
+    given: int = Field(0, ge=0, description="lines of test images that are to be completed")
+
+
 class SamplingSettings(Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     samples: int = Field(1000, gt=1, description="images of a seed")
@@ -259,135 +269,3 @@ class PaperSettings(Section):
     cache: str = Field("scheduled+fold-3lines", description="one of caches, by its name")
     batch: Positive = Field(256, description="images decoded together")
     repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")
-
-
-def _default_caches() -> tuple[CacheSettings, ...]:
-    def cache(policy: str, k: int, **options: Any) -> CacheSettings:
-        return CacheSettings(policy=policy, budget={"lines": k}, **options)
-
-    drawn = [(policy, 3) for policy in ("lines", "streaming", "linear")]
-    ranked = [(policy, 2) for policy in ("lines", "streaming")]
-    return (
-        CacheSettings(policy="full"),
-        *(cache(*row) for row in [*drawn, ("linear", 2)]),
-        *(cache("scheduled", k, fold=True) for k in (3, 2)),
-        *(cache(*row, measure="likelihood") for row in ranked),
-        *(
-            cache("scheduled", k, fold=True, split="calibrated", measure="likelihood")
-            for k in (3, 2, 1)
-        ),
-    )
-
-
-class Experiment(Section):
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] = Field(
-        "fashion-mnist", description="results are written to results/<name>/"
-    )
-    seed: int = Field(0, ge=0, description="of every training")
-    precision: Precision = Field(
-        "float32", description="of matrix products; auto: bfloat16 where there are instructions"
-    )
-    storage: Storage = Field("float32", description="what keys and values are kept in")
-    checkpoint_seconds: Rate = Field(60, description="time between checkpoints of a training")
-    data: DataSettings = DataSettings()
-    tokenizer: TokenizerSettings = TokenizerSettings()
-    classifier: ClassifierSettings = ClassifierSettings()
-    model: ModelSettings = ModelSettings()
-    calibration: CalibrationSettings = CalibrationSettings()
-    adaptation: AdaptationSettings = AdaptationSettings()
-    sampling: SamplingSettings = SamplingSettings()
-    quality: QualitySettings = QualitySettings()
-    likelihood: LikelihoodSettings = LikelihoodSettings()
-    cost: CostSettings = CostSettings()
-    paper: PaperSettings = PaperSettings()
-    efficiency: EfficiencySettings = EfficiencySettings()
-    caches: tuple[CacheSettings, ...] = Field(default_factory=_default_caches, min_length=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Experiment:
-        slugs = [cache.build().slug for cache in self.caches]
-        if "full" not in slugs:
-            raise ValueError("caches: add {policy: full}; every cache is measured against it")
-        twice = {slug for slug in slugs if slugs.count(slug) > 1}
-        if twice:
-            raise ValueError(f"caches: {', '.join(sorted(twice))} is listed more than once")
-        if self.paper.cache not in slugs:
-            raise ValueError(
-                f"paper.cache: {self.paper.cache} is not one of caches: {', '.join(slugs)}"
-            )
-        if not self.shown("full") or not self.shown(self.paper.cache):
-            raise ValueError(f"caches: full and {self.paper.cache} need 'measure: all'")
-        for name, model in self.adaptation.models.items():
-            unknown = [slug for slug in (*model.caches, *model.compared) if slug not in slugs]
-            if unknown:
-                raise ValueError(
-                    f"adaptation.models.{name}: {', '.join(unknown)} is not one of caches: "
-                    f"{', '.join(slugs)}"
-                )
-        if self.quality.kid_subset_size > self.sampling.samples:
-            raise ValueError("quality.kid_subset_size: must not exceed sampling.samples")
-        if self.sampling.shards > self.sampling.samples:
-            raise ValueError("sampling.shards: must not exceed sampling.samples")
-        return self
-
-    def drawn(self, slug: str, model: str = BASE) -> bool:
-        """Whether a model's images are drawn under this cache."""
-        return self._measure_of(slug, model) != "likelihood"
-
-    def shown(self, slug: str, model: str = BASE) -> bool:
-        """Whether a row is a headline: the cache's time is taken, its images are shown."""
-        return self._measure_of(slug, model) == "all"
-
-    def _measure_of(self, slug: str, model: str) -> Measure:
-        """The lesser of what the cache and the model ask for."""
-        both = [self._measured[slug], "all" if model == BASE else self.adapted(model).measure]
-        return min(both, key=get_args(Measure).index)
-
-    @cached_property
-    def _measured(self) -> dict[str, Measure]:
-        return dict(zip(self.cache_by_slug, (cache.measure for cache in self.caches), strict=True))
-
-    def adapted(self, name: str) -> AdaptedModel:
-        """The adapted model of this name."""
-        models = self.adaptation.models
-        if name not in models:
-            known = ", ".join(models) or "none"
-            raise FewlinesError(f"no adapted model '{name}' in this experiment; it has {known}")
-        return models[name]
-
-    def baseline(self, name: str) -> str | None:
-        """Whom an adapted model is compared with: the base model, trained as a whole for as many
-        more steps with a full cache; if there is none, `base+steps`; None without that either."""
-        models, steps = self.adaptation.models, self.continued(self.adapted(name)).steps
-        for other, model in models.items():
-            if other.startswith(STEPS) and self.continued(model).steps == steps:
-                return other
-        return STEPS if STEPS in models else None
-
-    def continued(self, adapted: AdaptedModel) -> ModelSettings:
-        """The settings of an adapted model's training."""
-        changed = self.adaptation.model_dump(exclude={"models"})
-        changed |= {"steps": adapted.steps or self.adaptation.steps}
-        return self.model.model_copy(update=changed)
-
-    @property
-    def rows(self) -> list[tuple[str, str]]:
-        """What is measured: `(model, cache)`, the base model under every cache, adapted ones under
-        those they were trained and are compared with. File names call a model as it is here."""
-        adapted = [
-            (name, slug)
-            for name, model in self.adaptation.models.items()
-            for slug in dict.fromkeys((*model.caches, *model.compared))
-        ]
-        return [(BASE, slug) for slug in self.cache_by_slug] + adapted
-
-    @cached_property
-    def cache_by_slug(self) -> dict[str, Cache]:
-        return {cache.slug: cache for cache in (settings.build() for settings in self.caches)}
-
-    def cache(self, slug: str) -> Cache:
-        """The cache that file names call `slug`."""
-        caches = self.cache_by_slug
-        if slug not in caches:
-            raise FewlinesError(f"no cache '{slug}' in this experiment; it has {', '.join(caches)}")
-        return caches[slug]

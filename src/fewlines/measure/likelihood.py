@@ -47,20 +47,22 @@ def measure_likelihood(
     cache: Cache,
     batch: int,
     done: Callable[[int], object] = lambda images: None,
+    given: int = 0,
 ) -> Likelihood:
-    """Likelihood of `codes` `(n, N)` with the cache limited exactly as in sampling."""
+    """Likelihood of `codes` `(n, N)` with the cache limited exactly as in sampling; of an image
+    whose first `given` tokens are known, that of the others."""
     placement = cache.place(model.shape.geometry)
     forward = None if placement.is_full else _forward(placement)
     nll, nll_full, kl = [], [], []
     for rows, truth in zip(labels.split(batch), codes.long().split(batch), strict=True):
         full = model.teacher_forced(rows, truth).float().log_softmax(-1)  # (B, N, V)
-        nll_full.append(_nll(full, truth))
+        nll_full.append(_nll(full[:, given:], truth[:, given:]))
         if forward is None:
             nll.append(nll_full[-1])
             kl.append(torch.zeros_like(truth, dtype=torch.float32))
         else:
             under = forward(model, rows, truth).float().log_softmax(-1)
-            nll.append(_nll(under, truth))
+            nll.append(_nll(under[:, given:], truth[:, given:]))
             kl.append(F.kl_div(under, full, reduction="none", log_target=True).sum(-1))
         done(len(rows))
     return Likelihood(torch.cat(nll), torch.cat(nll_full), torch.cat(kl), model.shape.grid)

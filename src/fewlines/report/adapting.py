@@ -35,7 +35,7 @@ def _section(table: pd.DataFrame) -> list[str]:
     steps = next(row for row in rows if row["model"] == STEPS)
     made = []
     for row in rows:
-        if row["model"] == BASE:
+        if row["model"].split(":")[0] == BASE:
             continue
         before = base[row["policy"], row["budget"]]
         made.append(

@@ -23,8 +23,8 @@ ABLATIONS = "ablations.csv"
 
 def policy_numbers(reference: Path) -> str:
     """A row for every policy, a column for every budget, and which ranks are certain."""
-    table = pd.read_csv(reference / "cache.csv")
-    table = table[table["model"] == BASE]
+    whole = pd.read_csv(reference / "cache.csv")
+    table = whole[whole["model"] == BASE]
     limited = table[table["policy"] != "full"]
     full = table[table["policy"] == "full"].iloc[0]
     parts = [
@@ -34,6 +34,7 @@ def policy_numbers(reference: Path) -> str:
         _wide(limited).to_markdown(),
         *_sentences(limited, pd.read_csv(reference / "ranks.csv")),
         *_fid(table),
+        *_tasks(whole),
         *_curve(reference / "calibration.csv"),
         *_times(pd.read_csv(reference / "efficiency.csv")),
     ]
@@ -68,6 +69,21 @@ def _fid(table: pd.DataFrame) -> list[str]:
         f"{len(drawn)} caches of the base model Spearman's ρ of nats/token and FID is {rank:.2f}.",
         wide.loc[order, tokens].to_markdown(),
         "![FID against ΔNLL](../results/reference/likelihood-fid.png)",
+    ]
+
+
+def _tasks(table: pd.DataFrame) -> list[str]:
+    """The base model at other tasks than images of a class, where that was measured."""
+    rows = table[table["model"].str.startswith(f"{BASE}:")]
+    if len(rows) == 0:
+        return []
+    columns = {"nll": "{:.4f}", "nll_delta": "{:+.4f}", "fid_mean": "{:.2f}", "fid_sd": "{:.2f}"}
+    text = pd.DataFrame({name: rows[name].map(form.format) for name, form in columns.items()})
+    return [
+        "### Without a class, and completing images",
+        "*unconditional*: the model is not told the class; *completion*: the first lines are those "
+        "of test images, they count against the cache as any token, and nats are of the others.",
+        rows[["model", "policy", "budget"]].join(text).to_markdown(index=False),
     ]
 
 

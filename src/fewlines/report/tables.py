@@ -76,7 +76,7 @@ def rank_table(results: Results) -> pd.DataFrame:
 def _identity(results: Results, model: str, slug: str) -> dict[str, Any]:
     """What a row is about."""
     cache, geometry = results.experiment.cache(slug), results.geometry
-    registers = 0 if model == BASE else results.experiment.adapted(model).registers
+    registers = _registers(results, model)
     return {
         "model": model,
         "policy": cache.policy_text,
@@ -84,6 +84,11 @@ def _identity(results: Results, model: str, slug: str) -> dict[str, Any]:
         "capacity": geometry.prefix + registers + cache.tokens(geometry),
         "n_tokens": geometry.n_tokens,
     }
+
+
+def _registers(results: Results, model: str) -> int:
+    experiment = results.experiment
+    return 0 if experiment.weights(model) == BASE else experiment.adapted(model).registers
 
 
 def _likelihood(results: Results, model: str, slug: str) -> dict[str, float]:
@@ -96,7 +101,7 @@ def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
     the model that was trained for the same steps without a limit."""
     found = results.likelihood(slug, model)
     versus: dict[str, Any] = {"likelihood_images": found["images"]}
-    if model == BASE:
+    if results.experiment.weights(model) == BASE:
         return versus
     adapted, baseline = results.experiment.adapted(model), results.experiment.baseline(model)
     versus |= {
@@ -141,8 +146,7 @@ def _kv_bytes(results: Results, model: str, slug: str) -> float:
     cache, shape, experiment = results.cache(slug), results.shape, results.experiment
     if isinstance(cache.policy, HindsightPolicy):
         return np.nan  # not a cache
-    if model != BASE:
-        shape = replace(shape, registers=experiment.adapted(model).registers)
+    shape = replace(shape, registers=_registers(results, model))
     placement, storage = cache.place(shape.geometry), machine.DTYPES[experiment.storage]
     return experiment.cost.batch * placement.kv_bytes(shape.head_dim, storage)
 

@@ -8,14 +8,14 @@ import pandas as pd
 
 from fewlines import machine
 from fewlines.cache.placement import Cache
-from fewlines.config import Experiment
+from fewlines.config import BASE, Experiment, TaskSettings
 from fewlines.files import write_json, write_text
 from fewlines.measure.likelihood import Likelihood, named_interval, storage_agreement
 from fewlines.measure.likelihood import measure_likelihood as likelihood_under
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer
 from fewlines.progress import progress
-from fewlines.stages.tokens import read_tokens
+from fewlines.stages.tokens import given_tokens, labels_of, read_tokens
 
 
 def measure_model(config: Experiment, model: Path, tokens: Path, output: Path) -> None:
@@ -32,10 +32,12 @@ def measure_likelihood(
     cache: str,
     output: Path,
     calibration: Path | None = None,
+    row: str = BASE,
 ) -> None:
-    """Nats per token under a cache, against the full cache on the same held-out images."""
-    limited = config.cache(cache).calibrated(calibration)
-    found = _measure(config, model, tokens, limited, config.likelihood.images)
+    """Nats per token under a cache, against the full cache on the same held-out images; `row` names
+    a task as tables do, `base:completion`."""
+    limited, count = config.cache(cache).calibrated(calibration), config.likelihood.images
+    found = _measure(config, model, tokens, limited, count, config.task(row))
     summary = {
         "images": len(found.nll),
         "nll": found.nll.mean().item(),
@@ -100,13 +102,23 @@ def measure_storage(config: Experiment, model: Path, tokens: Path, output: Path)
 
 
 def _measure(
-    config: Experiment, model: Path, tokens: Path, cache: Cache, count: int | None
+    config: Experiment,
+    model: Path,
+    tokens: Path,
+    cache: Cache,
+    count: int | None,
+    task: TaskSettings | None = None,
 ) -> Likelihood:
     """Under a cache, on the first `count` test images."""
     network = load_network(model, Transformer)
     tensors, _ = read_tokens(tokens, network.shape)
     labels, codes = tensors["test_labels"][:count], tensors["test_codes"][:count]
+    given = 0
+    if task:
+        labels, given = labels_of(task, network, labels), given_tokens(task, network)
     bar = progress(f"likelihood {cache.slug}", len(labels), "images")
-    found = likelihood_under(network, labels, codes, cache, config.likelihood.batch, bar.update)
+    found = likelihood_under(
+        network, labels, codes, cache, config.likelihood.batch, bar.update, given
+    )
     bar.close()
     return found

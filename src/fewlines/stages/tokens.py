@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fewlines.config import TaskSettings
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors
-from fewlines.models.transformer import TransformerShape
+from fewlines.models.transformer import Transformer, TransformerShape
 
 
 def read_tokens(
@@ -27,6 +29,19 @@ def read_tokens(
             f"{path} holds {_described(*found)}, but the model was made for {wanted}"
         )
     return tensors, header
+
+
+def labels_of(task: TaskSettings, network: Transformer, labels: Tensor) -> Tensor:
+    """The classes `(n,)` that a model is told in a task."""
+    return labels if task.labelled else torch.full_like(labels, network.null_class)
+
+
+def given_tokens(task: TaskSettings, network: Transformer) -> int:
+    """How many tokens of an image a task starts from; raises if that is all of them."""
+    height, width = network.shape.grid
+    if task.given >= height:
+        raise FewlinesError(f"tasks: {task.given} lines are given of an image of {height}")
+    return task.given * width
 
 
 def _described(grid: tuple[int, ...], codes: int, classes: int) -> str:
