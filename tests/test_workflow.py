@@ -259,7 +259,7 @@ def test_a_finished_run_is_published_into_every_page(run, tmp_path):
     policies = re.sub(" +", " ", (tmp_path / "docs/policies.md").read_text())
     assert "| linear | +0." in policies or "| linear | -0." in policies
     adapting = re.sub(" +", " ", (tmp_path / "docs/adapting.md").read_text())
-    assert "| adapted:2lines | this | 12 | all | scheduled+fold | lines: 2 | 29 |" in adapting
+    assert "| adapted:2lines | this | 12 | all, 0.5 KL | scheduled+fold | lines: 2 | 29 |" in adapting
     publish_likelihood(
         run / "tables/cache.csv", "longer", tmp_path / "reference", tmp_path / "docs"
     )
