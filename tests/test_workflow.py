@@ -141,8 +141,10 @@ def test_every_table_figure_and_report_is_there(run):
             assert (run / f"tables/{name}{suffix}").stat().st_size > 100
     assert (run / "figures/watch.gif").read_bytes().startswith(b"GIF89a")
     assert "data:image/png;base64," in (run / "watch.html").read_text()
-    for name in ("quality", "samples", "memory", "lines", "budgets", "heads", "efficiency"):
+    for name in ("quality", "samples", "memory", "lines", "budgets", "heads"):
         assert (run / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert len(pd.read_csv(run / f"figures/{name}.csv")) > 1
+    assert (run / "figures/efficiency.png").read_bytes().startswith(b"\x89PNG")
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 6
     assert "streaming" in page

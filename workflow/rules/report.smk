@@ -77,6 +77,7 @@ rule figures:
         config=ancient(RESOLVED),
         tokenizer=rules.tokenizer.output.weights,
     output:
+        expand(f"{RUN}/figures/{{name}}.csv", name=FIGURES),
         [
             report(
                 f"{RUN}/figures/{name}.png",

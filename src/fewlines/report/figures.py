@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from fewlines.config import BASE, STEPS
-from fewlines.files import read_tensors, replacing
+from fewlines.files import read_tensors, replacing, write_text
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.results import Results
 
@@ -29,7 +29,8 @@ STYLE = {
     "savefig.bbox": "tight",
     "svg.hashsalt": "fewlines",
 }
-PICTURES = 10  # of each cache in the grid of samples
+DELTAS = ("_delta", "_delta_low", "_delta_high")
+PICTURES, FIRST = 10, 8  # of each cache in the grid of samples; codes that tell them apart
 
 
 def row_name(model: str, cache: str) -> str:
@@ -37,17 +38,20 @@ def row_name(model: str, cache: str) -> str:
     return cache if model == BASE else f"{model}: {cache}"
 
 
-def save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path, numbers: pd.DataFrame | None = None) -> None:
+    """Write a picture and, under the same name, the numbers that it shows."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], metadata={"Software": None})
     plt.close(figure)
+    if numbers is not None:
+        write_text(path.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.6g"))
 
 
 @mpl.rc_context(STYLE)
 def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
     """FID and ΔNLL of every cache against decode memory and time. Times are relative to the lean
     full cache's in the same interleaved run: absolute ones drift from run to run."""
-    table = table.dropna(subset="fid_mean").assign(
+    table = table.dropna(subset=["fid_mean", "speedup_lean"]).assign(
         relative_time=lambda rows: 1 / rows["speedup_lean"]
     )
     names = zip(table["model"], table["policy"], strict=True)
@@ -94,7 +98,9 @@ def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
     axes[1, 0].set_ylabel("ΔNLL to full, nats/token (95%)")
     axes[0, 0].legend(fontsize=7.5)
     figure.suptitle("Quality against memory and time; numbers are lines of cache", size=10)
-    save(figure, path)
+    shown = ["model", "policy", "budget", "kv_bytes", "relative_time", "fid_mean", "fid_sd"]
+    shown += ["nll_delta", "nll_delta_low", "nll_delta_high"]
+    save(figure, path, table[shown])
 
 
 @mpl.rc_context(STYLE)
@@ -128,7 +134,9 @@ def draw_budgets(table: pd.DataFrame, path: Path) -> None:
     axis.legend(fontsize=8)
     for rows in stages:
         _draw_stages(axes[0, 1], rows, base)
-    save(figure, path)
+    names = ["model", "policy", "budget", "capacity", "extra_steps", "trained_for"]
+    names += [f"{delta}{end}" for delta in ("nll", "steps") for end in DELTAS]
+    save(figure, path, pd.concat([base, adapted]).reindex(columns=names))
 
 
 def _stages(rows: pd.DataFrame) -> int:
@@ -176,10 +184,11 @@ def _curve(axis: plt.Axes, rows: pd.DataFrame, column: str, **style: Any) -> Non
 @mpl.rc_context(STYLE)
 def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
     """The same seeds and classes under every cache, a row each."""
-    rows = []
+    rows, drawn = [], []
     for model, slug in results.shown:
         tensors, header = read_tensors(results.samples(slug, model))
         codes = tensors[f"seed_{results.experiment.sampling.seeds[0]}"][:PICTURES]
+        drawn.append([" ".join(map(str, image[:FIRST].tolist())) for image in codes])
         rows.append(tokenizer.decode(codes.unflatten(1, header["grid"])))
     figure, axes = plt.subplots(
         len(rows), 1, figsize=(8, 0.8 * len(rows)), layout="constrained", squeeze=False
@@ -192,7 +201,9 @@ def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
         for spine in axis.spines.values():
             spine.set_visible(False)
     figure.suptitle("The same classes and noise under each cache", size=10)
-    save(figure, path)
+    named = pd.DataFrame(results.shown, columns=["model", "cache"])
+    beginnings = pd.DataFrame(drawn, columns=[f"first_codes_of_{n}" for n in range(PICTURES)])
+    save(figure, path, named.join(beginnings))
 
 
 def _strip(images: Tensor) -> np.ndarray:
@@ -217,7 +228,12 @@ def draw_memory(results: Results, path: Path) -> None:
     axis.set_ylim(bottom=0)
     axis.set_title(f"{cost['batch']} images at once; dotted: bytes of the cache's buffers", size=9)
     axis.legend(fontsize=8)
-    save(figure, path)
+    timelines = {row["name"]: row["timeline"] for row in cost["rows"]}
+    save(
+        figure,
+        path,
+        pd.DataFrame(timelines).add_suffix("_bytes").rename_axis("token").reset_index(),
+    )
 
 
 @mpl.rc_context(STYLE)
@@ -226,6 +242,7 @@ def draw_lines(results: Results, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
     styles = ("-", "--", "-.", ":")
     drawn: dict[str, int] = {}  # how many lines each policy has so far
+    found: dict[str, list[float]] = {}
     for model, slug in results.shown:
         cache = results.experiment.cache(slug)
         if cache.budget is None:
@@ -234,9 +251,10 @@ def draw_lines(results: Results, path: Path) -> None:
         nth = drawn[policy] = drawn.get(policy, -1) + 1
         colour = mpl.color_sequences["tab10"][list(drawn).index(policy) % 10]
         kl = results.likelihood(slug, model)["kl_by_line"]
+        found[row_name(model, slug)] = kl
         name, style = row_name(model, slug), styles[nth % len(styles)]
         axis.plot(range(1, len(kl) + 1), kl, color=colour, ls=style, lw=1.3, label=name)
     axis.set_xlabel("line of the image")
     axis.set_ylabel("KL(full ‖ cache), nats/token")
     axis.legend(fontsize=6.5, ncols=2)
-    save(figure, path)
+    save(figure, path, pd.DataFrame(found).rename_axis("line").reset_index())

@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib import pyplot as plt
 
 from fewlines.cache.calibration import Calibration
@@ -56,4 +57,8 @@ def draw_heads(calibration: Calibration, placement: Placement, path: Path) -> No
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.grid(False)
-    save(figure, path)
+    index = pd.MultiIndex.from_product(
+        [range(layers), range(heads), range(UP + 1), range(-LEFT, LEFT + 1)],
+        names=["layer", "head", "lines_up", "columns_right"],
+    )
+    save(figure, path, pd.DataFrame({"attention": offsets.ravel()}, index).reset_index())

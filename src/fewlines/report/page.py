@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ CAPTIONS = {
 
 def write_page(
     output: Path,
+    claim: str,
     tables: Mapping[str, pd.DataFrame],
+    certainty: Sequence[str],
     figures: Mapping[str, Path],
     facts: Mapping[str, Any],
 ) -> None:
-    """Fill the template with tables (as text already), figures (PNG files) and facts."""
+    """Fill the template with the claim, tables (as text already), what is certain of the ranks,
+    figures (PNG files) and facts."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fewlines", "report"), autoescape=True
     )
@@ -49,6 +52,8 @@ def write_page(
             name: base64.b64encode(path.read_bytes()).decode() for name, path in figures.items()
         },
         captions=CAPTIONS,
+        claim=claim,
+        certainty=certainty,
         facts=facts,
     )
     write_text(output, page)

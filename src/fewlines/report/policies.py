@@ -32,7 +32,7 @@ def policy_numbers(reference: Path) -> str:
         f"{int(full['likelihood_images'])} held-out images; the full cache has "
         f"{full['nll']:.4f}. Best first, by the geometric mean over the budgets that most have.",
         _wide(limited).to_markdown(),
-        *_sentences(limited, pd.read_csv(reference / "ranks.csv")),
+        *certainty(limited, pd.read_csv(reference / "ranks.csv")),
         *_fid(table),
         *_tasks(whole),
         *_curve(reference / "calibration.csv"),
@@ -120,7 +120,7 @@ def _elsewhere(title: str, table: pd.DataFrame, other: pd.DataFrame) -> list[str
         f"With a full cache {full['nll']:.4f} nats/token. Spearman's ρ of the ΔNLL of these "
         f"{len(both)} caches with those above is {rank:.2f}.",
         _wide(limited).to_markdown(),
-        *_sentences(limited, pd.DataFrame(columns=["budget"])),
+        *certainty(limited, pd.DataFrame(columns=["budget"])),
     ]
 
 
@@ -170,8 +170,9 @@ def _wide(table: pd.DataFrame) -> pd.DataFrame:
     return wide.loc[order, tokens].fillna("")
 
 
-def _sentences(table: pd.DataFrame, ranks: pd.DataFrame) -> list[str]:
-    """Ratios of ours to the rival and the oracle, and which neighbours are within noise."""
+def certainty(table: pd.DataFrame, ranks: pd.DataFrame) -> list[str]:
+    """Of each budget: ratios of ours to the rival and the oracle, and which neighbours are within
+    noise, as `ranks` has them."""
     lines = []
     tokens = table.groupby("budget")["capacity"].first().sort_values().index
     for budget in tokens:

@@ -14,6 +14,7 @@ from fewlines.models.checkpoint import load_network
 from fewlines.models.shapes import SHAPES
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.adapting import adapting_numbers
+from fewlines.report.claim import claim
 from fewlines.report.engine import engine_numbers
 from fewlines.report.figures import (
     draw_budgets,
@@ -25,6 +26,7 @@ from fewlines.report.figures import (
 from fewlines.report.heads import draw_heads
 from fewlines.report.page import CAPTIONS, write_page
 from fewlines.report.policies import (
+    certainty,
     draw_ablations,
     draw_agreement,
     draw_policies,
@@ -86,15 +88,20 @@ def report(config: Experiment, run: Path, output: Path, provenance: Path) -> Non
     results = Results(config, run)
     facts = describe_run(config, Path.cwd())
     write_json(provenance, facts)
+    table, paper, ranks = cache_table(results), paper_table(results), rank_table(results)
+    limited = table[(table["model"] == BASE) & (table["policy"] != "full")]
+    words = [sentence.replace("**", "") for sentence in certainty(limited, ranks)]
     readable = {
-        "cache": readable_table(cache_table(results)),
-        "paper": readable_table(paper_table(results)),
+        "cache": readable_table(table),
+        "paper": readable_table(paper),
+        "ranks": readable_table(ranks),
         "floors": readable_table(floor_table(results)),
         "storage": readable_table(storage_table(results)),
         "networks": network_table(results),
     }
     pictures = {name: run / f"figures/{name}.png" for name in CAPTIONS}
-    write_page(output, readable, {n: p for n, p in pictures.items() if p.exists()}, facts)
+    shown = {name: path for name, path in pictures.items() if path.exists()}
+    write_page(output, claim(results, table, paper), readable, words, shown, facts)
 
 
 def publish(run: Path, reference: Path, readme: Path, documents: Path) -> None:

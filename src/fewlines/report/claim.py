@@ -1,0 +1,38 @@
+"""What a run shows, in a paragraph: written from its tables."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from fewlines.config import BASE
+from fewlines.report.results import Results
+
+
+def claim(results: Results, table: pd.DataFrame, paper: pd.DataFrame) -> str:
+    """Memory, time and quality of the cache of the paper's comparison against the best full cache,
+    and what the best adapted model makes of it."""
+    cache = results.experiment.cache(results.experiment.paper.cache)
+    base = table[table["model"] == BASE]
+    this = (base["policy"] == cache.policy_text) & (base["budget"] == cache.budget_text)
+    row, full = base[this].iloc[0], base[base["policy"] == "full"].iloc[0]
+    ours = paper[(paper["source"] == "fewlines") & (paper["cache"] == "full, lean")].iloc[0]
+    text = (
+        f"With {cache.policy_text} at {cache.budget_text}, {int(row['capacity'])} of "
+        f"{int(full['capacity'])} entries a head, decoding a batch of {int(ours['batch'])} needs "
+        f"{ours['peak_memory_ratio']:.1f} times less memory and {ours['time_ratio']:.2f} times "
+        f"less time than the best full cache. FID is {row['fid_mean']:.2f} against "
+        f"{full['fid_mean']:.2f} (± {full['fid_sd']:.2f} over seeds), and held-out images cost "
+        f"{row['nll_delta']:+.4f} nats/token ({row['nll_delta_low']:+.4f} … "
+        f"{row['nll_delta_high']:+.4f})."
+    )
+    if "trained_for" not in table:
+        return text
+    adapted = table[(table["trained_for"] == "this") & (table["policy"] != "full")]
+    if len(adapted) == 0:
+        return text
+    best = adapted.sort_values("steps_delta").iloc[0]
+    return (
+        f"{text} A model adapted to its cache, {best['policy']} at {best['budget']}, is "
+        f"{best['steps_delta']:+.4f} nats/token ({best['steps_delta_low']:+.4f} … "
+        f"{best['steps_delta_high']:+.4f}) from a full cache after as many steps of training."
+    )
