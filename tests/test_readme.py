@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fewlines.config import describe_config
@@ -47,3 +48,12 @@ def test_every_link_leads_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if not target.startswith("https://"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("table", sorted(REFERENCE.glob("*.csv")), ids=lambda path: path.stem)
+def test_every_column_is_explained(table):
+    page = (REPOSITORY / "docs/reading-the-tables.md").read_text()
+    explained = set(re.findall(r"`(\w+)`", page))
+    ends = ("_low", "_high")
+    columns = {name for name in pd.read_csv(table).columns if not name.endswith(ends)}
+    assert columns <= explained
