@@ -20,6 +20,7 @@ from fewlines.stages import MODULES, load_stage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a stage; returns 0, or 2 after a sentence on what was wrong."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = vars(_parser(given[:1]).parse_args(given))
     stage: Callable[..., None] = options.pop("stage")

@@ -31,15 +31,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text under a temporary name, then rename it."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write JSON that a reader can read, under a temporary name, then rename it."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
+    """What a JSON file holds; raises `FewlinesError` if there is none, or half of one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -17,6 +17,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def device() -> torch.device:
+    """The first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -58,6 +59,7 @@ def instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as the kernel or Python has it."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

@@ -55,6 +55,8 @@ def _default_caches() -> tuple[CacheSettings, ...]:
 
 
 class Experiment(Section):
+    """Everything that `snakemake` reads: the sections, the caches, and what must agree."""
+
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] = Field(
         "fashion-mnist", description="results are written to results/<name>/"
     )

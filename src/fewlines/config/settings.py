@@ -43,6 +43,8 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
+    """Where images come from."""
+
     source: Annotated[str, BeforeValidator(_known_source)] = Field(
         "fashion-mnist", description=f"one of {', '.join(SOURCES)}"
     )
@@ -58,6 +60,8 @@ class DataSettings(Section):
 
 
 class TokenizerSettings(Section):
+    """The VQ model between images and codes."""
+
     widths: tuple[Positive, ...] = Field(
         (24, 48), description="channels of each level; every level after the first halves the side"
     )
@@ -72,6 +76,8 @@ class TokenizerSettings(Section):
 
 
 class ClassifierSettings(Section):
+    """The network whose features images are compared by."""
+
     widths: tuple[Positive, ...] = Field((32, 64, 128), description="channels of each stage")
     features: Positive = Field(128, description="dimensions of the feature layer")
     steps: Positive = Field(940, description="of training")
@@ -80,6 +86,8 @@ class ClassifierSettings(Section):
 
 
 class ModelSettings(Section):
+    """LlamaGen's autoregressive transformer."""
+
     dim: Positive = Field(192, description="width; a multiple of 4 × heads")
     layers: Positive = 6
     heads: Positive = 3
@@ -146,6 +154,8 @@ class TaskSettings(Section):
 
 
 class SamplingSettings(Section):
+    """How images are drawn, the same under every cache."""
+
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     samples: int = Field(1000, gt=1, description="images of a seed")
     batch: Positive = Field(250, description="images decoded together")
@@ -157,6 +167,8 @@ class SamplingSettings(Section):
 
 
 class QualitySettings(Section):
+    """FID, KID, IS, precision and recall."""
+
     features: FeatureNetwork = Field("classifier", description="what images are compared by")
     neighbours: Positive = Field(3, description="k of precision and recall")
     kid_subsets: Positive = Field(100, description="that KID is the mean over")
@@ -164,12 +176,16 @@ class QualitySettings(Section):
 
 
 class LikelihoodSettings(Section):
+    """Nats per token of held-out images."""
+
     images: int = Field(500, gt=1, description="held-out images, the first of the test set")
     test_images: Positive | None = Field(None, description="of the model's own figure; null: all")
     batch: Positive = Field(50, description="images of a forward")
 
 
 class CalibrationSettings(Section):
+    """Where each head looks, for policies that go by it."""
+
     images: Positive = Field(300, description="training images, the first of the set")
     curve_images: Positive = Field(
         32, description="the next ones: what each head loses when it is limited"
@@ -178,6 +194,8 @@ class CalibrationSettings(Section):
 
 
 class CostSettings(Section):
+    """Time and memory of every cache."""
+
     batch: Positive = Field(32, description="images decoded together")
     repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")
 

@@ -43,6 +43,8 @@ class PackedLinear(nn.Module):
 
 
 class CompiledNorm(nn.Module):
+    """`RMSNorm`, one compiled pass."""
+
     def __init__(self, norm: nn.RMSNorm) -> None:
         super().__init__()
         assert norm.eps is not None

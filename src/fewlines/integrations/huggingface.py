@@ -102,6 +102,7 @@ def generate_codes(llama: LlamaForCausalLM, prefix: Tensor, n_tokens: int, cache
 
 
 def empty_cache(llama: LlamaForCausalLM, entries: int, static: bool) -> Any:
+    """A cache of transformers for `entries` positions: all of it at once, or growing."""
     config = llama.config
     return StaticCache(config, max_cache_len=entries) if static else DynamicCache(config=config)
 

@@ -81,6 +81,7 @@ def linears(shape: TransformerShape) -> list[tuple[int, int]]:
 
 
 def linear_flops(shape: TransformerShape, rows: int) -> int:
+    """Floating-point operations of all linear layers for `rows` positions."""
     return 2 * rows * sum(out * into for out, into in linears(shape))
 
 

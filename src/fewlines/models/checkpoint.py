@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
 
 
 def save_network(path: Path, network: nn.Module) -> None:
+    """Write a network, with its kind and shape, as safetensors."""
     (kind,) = (kind for kind, (cls, _) in KINDS.items() if isinstance(network, cls))
     header = {"kind": kind, "shape": asdict(network.shape)}  # type: ignore[call-overload]
     write_tensors(path, network.state_dict(), header)

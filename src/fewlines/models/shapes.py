@@ -50,6 +50,7 @@ SHAPES = {
 
 
 def published_shape(name: str) -> PublishedShape:
+    """The published shape of that name; raises `FewlinesError` with the names that exist."""
     if name not in SHAPES:
         raise FewlinesError(f"unknown shape '{name}'; there are {', '.join(SHAPES)}")
     return SHAPES[name]

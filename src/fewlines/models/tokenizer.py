@@ -30,6 +30,8 @@ class TokenizerShape:
 
 
 class Residual(nn.Module):
+    """A residual block of two convolutions."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.inner = nn.Sequential(

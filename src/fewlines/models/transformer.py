@@ -69,12 +69,16 @@ def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class LabelEmbedder(nn.Module):
+    """A row for each class, and one for none."""
+
     def __init__(self, classes: int, dim: int) -> None:
         super().__init__()
         self.embedding_table = nn.Embedding(classes + 1, dim)
 
 
 class Attention(nn.Module):
+    """Queries, keys and values of a layer, rotated, and what `attend` makes of them."""
+
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
@@ -109,6 +113,8 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
+    """Pre-norm attention and feed-forward layer."""
+
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
         self.attention = Attention(shape)

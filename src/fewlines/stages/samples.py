@@ -75,4 +75,5 @@ def gather(shards: list[Path], output: Path) -> None:
 
 
 def sampler(sampling: SamplingSettings) -> Sampler:
+    """The sampler of the settings."""
     return Sampler(sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance)

@@ -43,5 +43,6 @@ class ClassifierTask(Task):
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, batch: int) -> float:
+    """Share of images `(n, C, H, W)` whose class `(n,)` is found."""
     guesses = [classifier(part)[1].argmax(-1) for part in images.split(batch)]
     return (torch.cat(guesses) == labels).float().mean().item()

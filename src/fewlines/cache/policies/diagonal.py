@@ -18,6 +18,8 @@ from fewlines.cache.policy import CalibratedPolicy
 
 @dataclass(frozen=True)
 class Diagonal(CalibratedPolicy):
+    """The schedule, from means over equal offsets: what could be carried to another grid."""
+
     name: ClassVar[str] = "diagonal"
 
     def victims(self, geometry: Geometry, room: Table, calibration: Calibration) -> Table:

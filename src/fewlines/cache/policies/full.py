@@ -13,6 +13,8 @@ from fewlines.cache.policy import NOBODY, StaticPolicy
 
 @dataclass(frozen=True)
 class Full(StaticPolicy):
+    """Nobody goes."""
+
     name: ClassVar[str] = "full"
 
     def victims(self, geometry: Geometry, room: Table) -> Table:

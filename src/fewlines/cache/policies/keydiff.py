@@ -13,6 +13,8 @@ from fewlines.cache.policy import ScoringPolicy, View
 
 @dataclass(frozen=True)
 class KeyDiff(ScoringPolicy):
+    """Worth: how far a key's direction is from the mean key's."""
+
     name: ClassVar[str] = "keydiff"
 
     def score(self, view: View) -> Tensor:

@@ -12,6 +12,8 @@ from fewlines.cache.policy import ScoringPolicy, View
 
 @dataclass(frozen=True)
 class KNorm(ScoringPolicy):
+    """Worth: a small norm of the key."""
+
     name: ClassVar[str] = "knorm"
 
     def score(self, view: View) -> Tensor:

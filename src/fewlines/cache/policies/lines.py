@@ -13,6 +13,8 @@ from fewlines.cache.policy import NOBODY, StaticPolicy
 
 @dataclass(frozen=True)
 class Lines(StaticPolicy):
+    """The oldest goes."""
+
     name: ClassVar[str] = "lines"
 
     def victims(self, geometry: Geometry, room: Table) -> Table:

@@ -18,6 +18,8 @@ from fewlines.cache.policy import HindsightPolicy
 
 @dataclass(frozen=True)
 class Oracle(HindsightPolicy):
+    """Belady's rule with this image's own attention under a full cache."""
+
     name: ClassVar[str] = "oracle"
 
     def evicted_at(self, attention: Tensor, room: Tensor) -> Tensor:

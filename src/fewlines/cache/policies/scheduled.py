@@ -19,6 +19,8 @@ from fewlines.cache.policy import NOBODY, CalibratedPolicy
 
 @dataclass(frozen=True)
 class Scheduled(CalibratedPolicy):
+    """The least expected future attention goes."""
+
     name: ClassVar[str] = "scheduled"
 
     def victims(self, geometry: Geometry, room: Table, calibration: Calibration) -> Table:
