@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,15 @@ def run(*command: str, folder: Path, **environment: str) -> str:
 
 
 def test_it_builds_installs_and_runs_elsewhere(tmp_path):
+    checkout = tmp_path / "checkout"  # building leaves files behind
+    shutil.copytree(
+        REPOSITORY / "src", checkout / "src", ignore=shutil.ignore_patterns("*.egg-info")
+    )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, checkout)
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     run(
-        *pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(REPOSITORY),
+        *pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(checkout),
         folder=tmp_path,
     )  # fmt: skip
     (wheel,) = tmp_path.glob("fewlines-*.whl")
