@@ -58,7 +58,7 @@ def write_tensors(
     # One entry: safetensors writes several in an order that changes from run to run.
     header = {HEADER: json.dumps(metadata or {})}
     with replacing(path) as temporary:
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata=header)
         temporary.chmod(0o644)  # safetensors makes files that only their owner may read
 

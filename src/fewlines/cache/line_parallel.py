@@ -21,10 +21,14 @@ from fewlines.cache.policy import Expectation, ScoringPolicy
 from fewlines.cache.teacher import TeacherForced
 
 
-def attention_under(placement: Placement) -> LineParallel | TeacherForced:
+def attention_under(
+    placement: Placement, device: torch.device | str = "cpu"
+) -> LineParallel | TeacherForced:
     """The parallel forward's attention under a cache, whatever its policy: for likelihood and for
     training. Policies of hindsight have none."""
-    return LineParallel(placement) if placement.scoring is not None else TeacherForced(placement)
+    if placement.scoring is not None:
+        return LineParallel(placement)
+    return TeacherForced(placement, device=device)
 
 
 class LineParallel:
@@ -36,12 +40,18 @@ class LineParallel:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries `(B, H·r, T, D)` → `(B, H·r, T, D)`."""
+        if q.device.type == "cpu":
+            return self._attend(layer, q, k, v)
+        with q.device:  # where indices and masks are made
+            return self._attend(layer, q, k, v)
+
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = q.unflatten(1, (k.shape[1], -1))  # (B, H, r, T, D)
         out = torch.empty_like(q)
         rooms = self.placement.room[layer]
         for room in np.unique(rooms).tolist():
             heads = np.flatnonzero(rooms == room).tolist()
-            lines = _Lines(self.placement, self.policy, layer, heads, room)
+            lines = _Lines(self.placement, self.policy, layer, heads, room, q.device)
             out[:, heads] = lines.attend(q[:, heads], k[:, heads], v[:, heads])
         return out.flatten(1, 2)
 
@@ -56,9 +66,10 @@ class _Lines:
         layer: int,
         heads: list[int],
         room: int,
+        device: torch.device,
     ) -> None:
         self.geometry, self.fold, self.policy = placement.geometry, placement.fold, policy
-        self.expectation = placement.expectation(layer, heads)
+        self.expectation = placement.expectation(layer, heads, device)
         self.room = room
         self.window = min(policy.window, self.geometry.width)
 

@@ -19,7 +19,10 @@ class TeacherForced:
     """Attention over the prefix and all image tokens but the last, as the cache would limit it."""
 
     def __init__(
-        self, placement: Placement, dtype: torch.dtype = torch.float32, device: str = "cpu"
+        self,
+        placement: Placement,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.limits = [
             Limits(torch.from_numpy(evicted), placement, dtype, device)
@@ -38,10 +41,14 @@ class Limits:
     """
 
     def __init__(
-        self, evicted_at: Tensor, placement: Placement, dtype: torch.dtype, device: str = "cpu"
+        self,
+        evicted_at: Tensor,
+        placement: Placement,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         P, n = placement.geometry.prefix, placement.geometry.n_tokens - 1
-        evicted = evicted_at[..., None, :n]  # (…, H, 1, k)
+        evicted = evicted_at[..., None, :n].cpu()  # (…, H, 1, k)
         step = torch.arange(n)[:, None]  # (q, 1)
         gone = evicted <= step  # (…, H, q, k)
         resident = (torch.arange(n) <= step) & ~gone

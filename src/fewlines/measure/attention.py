@@ -20,7 +20,8 @@ class Recorder:
         geometry = model.shape.geometry
         self.prefix, self.see = geometry.prefix, see
         positions = self.prefix + geometry.n_tokens - 1
-        self.future = torch.ones(positions, positions, dtype=torch.bool).triu(1)
+        device = model.norm.weight.device
+        self.future = torch.ones(positions, positions, dtype=torch.bool, device=device).triu(1)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         group = q.shape[1] // k.shape[1]
@@ -46,9 +47,11 @@ def expected_attention(
     sums = torch.zeros(geometry.layers, geometry.heads, n, n, dtype=torch.float64)
 
     def add(layer: int, weights: Tensor) -> None:
-        sums[layer, :, :-1, :-1] += weights.sum(0)
+        sums[layer, :, :-1, :-1] += weights.sum(0).cpu()
 
-    for rows, truth in zip(labels.split(batch), codes.long().split(batch), strict=True):
+    device = model.norm.weight.device
+    parts = (x.to(device).split(batch) for x in (labels, codes.long()))
+    for rows, truth in zip(*parts, strict=True):
         model.teacher_forced(rows, truth, Recorder(model, add))
         done(len(rows))
     mean = (sums / len(codes)).float().numpy()

@@ -37,7 +37,8 @@ def measure_curves(
 ) -> Curves:
     """KL(full ‖ limited) on images `codes` `(n, N)` for every head and room, under the schedule,
     victims folded."""
-    geometry, truth = model.shape.geometry, codes.long()
+    geometry, device = model.shape.geometry, model.norm.weight.device
+    labels, truth = labels.to(device), codes.long().to(device)
     policy = make_policy("scheduled", {})
     assert isinstance(policy, CalibratedPolicy)
     rooms = rooms_of(geometry.n_tokens)
@@ -51,7 +52,7 @@ def measure_curves(
             capacity[head] = room + 1
             limited = np.full_like(victims, NOBODY)
             limited[head] = victims[head]
-            attend = TeacherForced(Placement(geometry, capacity, limited, fold=True))
+            attend = TeacherForced(Placement(geometry, capacity, limited, fold=True), device=device)
             under = model.teacher_forced(labels, truth, attend).log_softmax(-1)
             found = F.kl_div(under, full, reduction="none", log_target=True).sum(-1).mean()
             loss[head][index] = found.item()

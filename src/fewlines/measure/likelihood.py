@@ -51,10 +51,11 @@ def measure_likelihood(
 ) -> Likelihood:
     """Likelihood of `codes` `(n, N)` with the cache limited exactly as in sampling; of an image
     whose first `given` tokens are known, that of the others."""
-    placement = cache.place(model.shape.geometry)
-    forward = None if placement.is_full else _forward(placement)
+    placement, device = cache.place(model.shape.geometry), model.norm.weight.device
+    forward = None if placement.is_full else _forward(placement, device)
     nll, nll_full, kl = [], [], []
-    for rows, truth in zip(labels.split(batch), codes.long().split(batch), strict=True):
+    parts = (x.to(device).split(batch) for x in (labels, codes.long()))
+    for rows, truth in zip(*parts, strict=True):
         full = model.teacher_forced(rows, truth).float().log_softmax(-1)  # (B, N, V)
         nll_full.append(_nll(full[:, given:], truth[:, given:]))
         if forward is None:
@@ -65,14 +66,17 @@ def measure_likelihood(
             nll.append(_nll(under[:, given:], truth[:, given:]))
             kl.append(F.kl_div(under, full, reduction="none", log_target=True).sum(-1))
         done(len(rows))
-    return Likelihood(torch.cat(nll), torch.cat(nll_full), torch.cat(kl), model.shape.grid)
+    under, against, divergence = (torch.cat(each).cpu() for each in (nll, nll_full, kl))
+    return Likelihood(under, against, divergence, model.shape.grid)
 
 
-def _forward(placement: Placement) -> Callable[[Transformer, Tensor, Tensor], Tensor]:
+def _forward(
+    placement: Placement, device: torch.device
+) -> Callable[[Transformer, Tensor, Tensor], Tensor]:
     """How logits `(B, N, V)` of codes `(B, N)` are had under this cache."""
     if placement.hindsight is not None:
         return partial(in_hindsight, placement=placement)
-    attend = attention_under(placement)
+    attend = attention_under(placement, device)
     return lambda model, labels, codes: model.teacher_forced(labels, codes, attend)
 
 
@@ -81,7 +85,12 @@ def in_hindsight(model: Transformer, labels: Tensor, codes: Tensor, placement: P
     assert placement.hindsight is not None
     room = torch.from_numpy(placement.room)  # (L, H)
     limits = [
-        Limits(placement.hindsight.evicted_at(seen, room[layer]), placement, seen.dtype)
+        Limits(
+            placement.hindsight.evicted_at(seen.cpu(), room[layer]),
+            placement,
+            seen.dtype,
+            seen.device,
+        )
         for layer, seen in enumerate(attention_of(model, labels, codes))
     ]
     return model.teacher_forced(labels, codes, lambda layer, q, k, v: limits[layer].attend(q, k, v))

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from fewlines import machine
 from fewlines.cache.calibration import Calibration
 from fewlines.config import BASE, Experiment
 from fewlines.files import write_text
@@ -27,7 +28,7 @@ COUNTS = (1, 4, 16, 64)  # images of the curve, before all of them
 def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> None:
     """Measure where each head looks, on the first training images, and what each
     head loses when it is limited, on those that follow."""
-    network = load_network(model, Transformer)
+    network = load_network(model, Transformer).to(machine.device())
     tensors, _ = read_tokens(tokens, network.shape)
     count = config.calibration.images
     labels, codes = tensors["train_labels"][:count], tensors["train_codes"][:count]
@@ -53,8 +54,11 @@ def calibration_curve(
 ) -> None:
     """What a schedule loses that was calibrated on fewer images, on those of one class, on images
     without their class, or on another model, for every calibrated cache of the experiment."""
-    base = load_network(model, Transformer)
-    others = {path.parent.name: load_network(path, Transformer) for path in adapted or []}
+    device = machine.device()
+    base = load_network(model, Transformer).to(device)
+    others = {
+        path.parent.name: load_network(path, Transformer).to(device) for path in adapted or []
+    }
     tensors, _ = read_tokens(tokens, base.shape)
     labels, codes = tensors["train_labels"], tensors["train_codes"]
     test = (tensors["test_labels"], tensors["test_codes"])

@@ -54,7 +54,7 @@ def measure_on_training(
 ) -> None:
     """A table of likelihoods on training images, those after the calibration's, of all caches of
     the experiment: what choices are made on, so that test images choose nothing."""
-    network = load_network(model, Transformer)
+    network = load_network(model, Transformer).to(machine.device())
     tensors, _ = read_tokens(tokens, network.shape)
     first = config.calibration.images + config.calibration.curve_images
     held = slice(first, first + config.likelihood.images)
@@ -82,7 +82,7 @@ def measure_on_training(
 
 def measure_storage(config: Experiment, model: Path, tokens: Path, output: Path) -> None:
     """What keeping keys and values in 16 bits changes, under a full cache."""
-    network = load_network(model, Transformer)
+    network = load_network(model, Transformer).to(machine.device())
     tensors, _ = read_tokens(tokens, network.shape)
     count = config.likelihood.images
     labels, codes = tensors["test_labels"][:count], tensors["test_codes"][:count]
@@ -110,7 +110,7 @@ def _measure(
     task: TaskSettings | None = None,
 ) -> Likelihood:
     """Under a cache, on the first `count` test images."""
-    network = load_network(model, Transformer)
+    network = load_network(model, Transformer).to(machine.device())
     tensors, _ = read_tokens(tokens, network.shape)
     labels, codes = tensors["test_labels"][:count], tensors["test_codes"][:count]
     given = 0

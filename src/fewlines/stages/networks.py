@@ -93,6 +93,7 @@ def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -
     )
     network = Transformer(shape)
     network.initialise(step_generator(config.seed, 0))
+    network.to(machine.device())
     dtype = machine.resolve_precision(config.precision)
     task = TransformerTask(
         settings, network, tensors["train_labels"], tensors["train_codes"], config.seed, dtype
@@ -113,6 +114,7 @@ def adapt(
     adapted = config.adapted(name)
     network = load_network(model, Transformer)
     network = network.with_registers(adapted.registers, step_generator(config.seed + CONTINUED, 0))
+    network.to(machine.device())
     for parameter_name, parameter in network.named_parameters():
         parameter.requires_grad_(any(part in parameter_name for part in TRAINED[adapted.trained]))
     tensors, _ = read_tokens(tokens, network.shape)
@@ -127,8 +129,8 @@ def adapt(
         tensors["train_codes"],
         config.seed + CONTINUED,
         machine.resolve_precision(config.precision),
-        [attention_under(placement) for placement in placements],
-        load_network(model, Transformer) if adapted.distil else None,
+        [attention_under(placement, machine.device()) for placement in placements],
+        load_network(model, Transformer).to(machine.device()) if adapted.distil else None,
         adapted.distil,
     )
     _train_transformer(task, name, config, output, metrics)

@@ -124,7 +124,7 @@ def _restore(task: Task, checkpoints: Path) -> int:
         return 0
     weights, _ = read_tensors(last / "weights.safetensors")
     task.network.load_state_dict(weights)
-    states = torch.load(last / "optimizers.pt", weights_only=True)
+    states = torch.load(last / "optimizers.pt", map_location="cpu", weights_only=True)
     for optimizer, state in zip(task.optimizers, states, strict=True):
         optimizer.load_state_dict(state)
     return int(last.name.removeprefix("step-"))

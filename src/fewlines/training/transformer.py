@@ -85,7 +85,9 @@ class TransformerTask(Task):
         dropped = torch.rand(len(labels), generator=generator) < self.settings.class_dropout
         labels = labels.masked_fill(dropped, self.network.null_class)
         attend = self.attends[int(torch.randint(len(self.attends), (), generator=generator))]
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+        device = self.network.norm.weight.device
+        codes, labels = codes.to(device), labels.to(device)
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.network.teacher_forced(labels, codes, attend)
         logits = logits.float().flatten(0, 1)
         loss = F.cross_entropy(logits, codes.flatten())
