@@ -29,7 +29,7 @@ ADAPTED = {"adapted": {"caches": ["full"]}}
 
 CONFIGURATIONS = [
     ({"modle": {}}, "modle: unknown key; did you mean 'model'"),
-    ({"model": {"widht": 3}}, "model.widht: unknown key; known keys: dim, layers"),
+    ({"model": {"widht": 3}}, "model.widht: unknown key; known keys: checkpoint, shape"),
     ({"model": {"dim": "wide"}}, "model.dim: .*integer.*'wide'"),
     ({"model": {"heads": 5}}, "model: dim 192 / heads 5 must be a multiple of 4"),
     ({"model": {"heads": 3, "kv_heads": 2}}, "kv_heads 2 must divide heads 3"),
@@ -89,6 +89,8 @@ CONFIGURATIONS = [
         {"tasks": {"u": {"labelled": False, "caches": ["full"]}}, "sampling": {"guidance": 2.0}},
         "tasks.u: guidance needs a class",
     ),
+    ({"model": {"checkpoint": "c2i.pt"}}, "model: checkpoint, shape and side go together"),
+    ({"model": {"shape": "llamagen-q"}}, "model.shape: unknown shape 'llamagen-q'; there are"),
     ({"quality": {"features": "vgg"}}, "quality.features: .*'efficientnet-lite0' or 'inception'"),
     ({"sampling": {"shards": 2000}}, "sampling.shards: must not exceed sampling.samples"),
     ({"sampling": {"seeds": []}}, "sampling.seeds: .*at least 1 item"),

@@ -17,6 +17,7 @@ except FewlinesError as error:
 
 RUN = f"results/{EXPERIMENT.name}"
 DATA = f"results/data/{EXPERIMENT.data.slug}.safetensors"
+TOKENS = EXPERIMENT.data.tokens or f"{RUN}/tokens.safetensors"
 CACHES = list(EXPERIMENT.cache_by_slug)
 ADAPTED = list(EXPERIMENT.adaptation.models)
 ROWS = EXPERIMENT.rows  # (model, cache)

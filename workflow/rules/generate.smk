@@ -4,7 +4,7 @@ rule generate:
         config=ancient(RESOLVED),
         model=weights,
         calibration=calibration,
-        tokens=rules.tokens.output,
+        tokens=TOKENS,
     output:
         temp(f"{RUN}/{{model}}/samples/{{cache}}.{{scatteritem}}.safetensors"),
     log:

@@ -44,7 +44,7 @@ rule model_test:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
-        tokens=rules.tokens.output,
+        tokens=TOKENS,
     output:
         f"{RUN}/{BASE}/model-test.json",
     log:
@@ -63,7 +63,7 @@ rule likelihood:
         config=ancient(RESOLVED),
         model=weights,
         calibration=calibration,
-        tokens=rules.tokens.output,
+        tokens=TOKENS,
     output:
         f"{RUN}/{{model}}/likelihood/{{cache}}.json",
     log:
@@ -85,7 +85,7 @@ rule storage:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
-        tokens=rules.tokens.output,
+        tokens=TOKENS,
     output:
         f"{RUN}/storage.json",
     log:

@@ -1,28 +1,50 @@
-rule model:
-    input:
-        config=ancient(RESOLVED),
-        tokens=rules.tokens.output,
-    output:
-        weights=f"{RUN}/{BASE}/model.safetensors",
-        metrics=f"{RUN}/{BASE}/model.json",
-    log:
-        f"{RUN}/logs/model.log",
-    conda:
-        "../envs/fewlines.yaml"
-    threads: workflow.cores
-    params:
-        settings=settings("model", "seed", "precision"),
-    shell:
-        "fewlines train-model --config {input.config} --threads {threads} "
-        "--tokens {input.tokens} --output {output.weights} --metrics {output.metrics} "
-        "2>&1 | tee {log}"
+if EXPERIMENT.model.checkpoint:
+
+    rule model:
+        input:
+            checkpoint=EXPERIMENT.model.checkpoint,
+        output:
+            weights=f"{RUN}/{BASE}/model.safetensors",
+            metrics=f"{RUN}/{BASE}/model.json",
+        log:
+            f"{RUN}/logs/model.log",
+        conda:
+            "../envs/fewlines.yaml"
+        params:
+            shape=EXPERIMENT.model.shape,
+            side=EXPERIMENT.model.side,
+        shell:
+            "fewlines import-model --checkpoint {input.checkpoint} --shape {params.shape} "
+            "--grid {params.side} --output {output.weights} --metrics {output.metrics} "
+            "2>&1 | tee {log}"
+
+else:
+
+    rule model:
+        input:
+            config=ancient(RESOLVED),
+            tokens=TOKENS,
+        output:
+            weights=f"{RUN}/{BASE}/model.safetensors",
+            metrics=f"{RUN}/{BASE}/model.json",
+        log:
+            f"{RUN}/logs/model.log",
+        conda:
+            "../envs/fewlines.yaml"
+        threads: workflow.cores
+        params:
+            settings=settings("model", "seed", "precision"),
+        shell:
+            "fewlines train-model --config {input.config} --threads {threads} "
+            "--tokens {input.tokens} --output {output.weights} --metrics {output.metrics} "
+            "2>&1 | tee {log}"
 
 
 rule calibration:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
-        tokens=rules.tokens.output,
+        tokens=TOKENS,
     output:
         f"{RUN}/{BASE}/calibration.safetensors",
     log:
@@ -43,7 +65,7 @@ rule adapt:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
-        tokens=rules.tokens.output,
+        tokens=TOKENS,
         calibration=rules.calibration.output,
     output:
         weights=f"{RUN}/{{adapted}}/model.safetensors",
@@ -66,7 +88,7 @@ rule training_table:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
-        tokens=rules.tokens.output,
+        tokens=TOKENS,
         calibration=rules.calibration.output,
     output:
         f"{RUN}/tables/training.csv",
@@ -89,7 +111,7 @@ rule calibration_curve:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
         adapted=expand(rules.adapt.output.weights, adapted=ADAPTED),
-        tokens=rules.tokens.output,
+        tokens=TOKENS,
     output:
         f"{RUN}/tables/calibration.csv",
     log:

@@ -36,6 +36,12 @@ def _known_source(name: str) -> str:
     return name
 
 
+def _known_shape(name: str | None) -> str | None:
+    if name is not None and name not in SHAPES:
+        raise ValueError(f"unknown shape '{name}'; there are {', '.join(SHAPES)}")
+    return name
+
+
 class Section(BaseModel):
     """A part of the experiment. Unknown keys are errors, values never change."""
 
@@ -50,6 +56,10 @@ class DataSettings(Section):
     )
     path: Path | None = Field(None, description="folder with the source's files; null finds them")
     side: Positive | None = Field(None, description="pixels, of images that vary; null: 64")
+
+    tokens: Path | None = Field(
+        None, description="of `fewlines import-tokens`, in place of images and a tokenizer"
+    )
 
     @property
     def slug(self) -> str:
@@ -88,6 +98,11 @@ class ClassifierSettings(Section):
 class ModelSettings(Section):
     """LlamaGen's autoregressive transformer."""
 
+    checkpoint: Path | None = Field(None, description="published weights, in place of training")
+    shape: Annotated[str | None, BeforeValidator(_known_shape)] = Field(
+        None, description="of the checkpoint, which then says what is below"
+    )
+    side: Positive | None = Field(None, description="tokens of a side of its images")
     dim: Positive = Field(192, description="width; a multiple of 4 × heads")
     layers: Positive = 6
     heads: Positive = 3
@@ -98,6 +113,13 @@ class ModelSettings(Section):
     muon_rate: Rate = Field(0.02, description="peak learning rate of the blocks' matrices")
     adamw_rate: Rate = Field(4e-3, description="peak learning rate of everything else")
     class_dropout: Share = Field(0.1, description="share of rows trained without their class")
+
+    @model_validator(mode="after")
+    def _checkpoint_has_a_shape(self) -> ModelSettings:
+        given = [self.checkpoint, self.shape, self.side]
+        if any(given) and not all(given):
+            raise ValueError("checkpoint, shape and side go together; write all three or none")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelSettings:
@@ -239,12 +261,6 @@ class CacheSettings(Section):
 
     def build(self) -> Cache:
         return Cache(make_policy(self.policy, self.options), self.budget, self.fold, self.split)
-
-
-def _known_shape(name: str) -> str:
-    if name not in SHAPES:
-        raise ValueError(f"unknown shape '{name}'; there are {', '.join(SHAPES)}")
-    return name
 
 
 class EfficiencyRun(Section):

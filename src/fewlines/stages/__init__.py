@@ -17,6 +17,8 @@ MODULES = {
     "tokenize": "networks",
     "train-model": "networks",
     "adapt": "networks",
+    "import-model": "imports",
+    "import-tokens": "imports",
     "calibrate": "calibrate",
     "calibration-curve": "calibrate",
     "generate": "samples",
