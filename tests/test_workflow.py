@@ -194,7 +194,7 @@ def test_tables_and_report_are_made_again_without_measuring(folder, run):
     (run / "tables/cache.csv").unlink()
     (run / "report.html").unlink()
     done = snakemake(folder, "tables", "report")
-    assert re.findall(r"^(?:local)?rule (\w+):", done, re.MULTILINE) == ["tables", "report"]
+    assert set(re.findall(r"^(?:local)?rule (\w+):", done, re.MULTILINE)) == {"tables", "report"}
     assert (run / "tables/cache.csv").read_bytes() == before
     assert (run / "report.html").exists()
 
