@@ -92,6 +92,7 @@ def report(config: Experiment, run: Path, output: Path, provenance: Path) -> Non
     limited = table[(table["model"] == BASE) & (table["policy"] != "full")]
     words = [sentence.replace("**", "") for sentence in certainty(limited, ranks)]
     readable = {
+        "headlines": readable_table(table.dropna(subset="seconds_per_image")),
         "cache": readable_table(table),
         "paper": readable_table(paper),
         "ranks": readable_table(ranks),
