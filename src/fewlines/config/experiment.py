@@ -105,11 +105,12 @@ class Experiment(Section):
                     f"{', '.join(slugs)}"
                 )
         for name, task in self.tasks.items():
-            unknown = [slug for slug in task.caches if not self.has_images(slug)]
+            drawn = [slug for slug in slugs if self.drawn(slug)]
+            unknown = [slug for slug in task.caches if slug not in drawn]
             if unknown:
-                drawn = ", ".join(slug for slug in slugs if self.has_images(slug))
                 raise ValueError(
-                    f"tasks.{name}: images are not drawn under {', '.join(unknown)}, but {drawn}"
+                    f"tasks.{name}: images are not drawn under {', '.join(unknown)}, "
+                    f"but {', '.join(drawn)}"
                 )
             if not task.labelled and self.sampling.guidance != 1:
                 raise ValueError(f"tasks.{name}: guidance needs a class; write labelled: true")
@@ -118,10 +119,6 @@ class Experiment(Section):
         if self.sampling.shards > self.sampling.samples:
             raise ValueError("sampling.shards: must not exceed sampling.samples")
         return self
-
-    def has_images(self, slug: str) -> bool:
-        """Whether the experiment has this cache, and the base model draws under it."""
-        return self._measured.get(slug, "likelihood") != "likelihood"
 
     def drawn(self, slug: str, model: str = BASE) -> bool:
         """Whether a model's images are drawn under this cache."""

@@ -94,8 +94,8 @@ def _usual(file: Path) -> bool:
             short, long = sorted(opened.size)
     except Image.DecompressionBombError:
         return False
-    except (OSError, SyntaxError) as error:
-        raise FewlinesError(f"{file} cannot be read as an image ({error}); remove it") from None
+    except (OSError, SyntaxError):
+        return True  # `open_on_white` says what is wrong with it
     return short >= SMALLEST and long <= min(LARGEST, LONGEST * short)
 
 
