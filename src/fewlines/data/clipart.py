@@ -9,6 +9,7 @@ by their names, are the test set; training images come mirrored too.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -90,9 +91,11 @@ def _read(root: Path, side: int) -> ImageData:
 def _usual(file: Path) -> bool:
     """Whether the size of a picture, which is read without its pixels, is none of the extremes."""
     try:
-        with Image.open(file) as opened:
-            short, long = sorted(opened.size)
-    except Image.DecompressionBombError:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as opened:
+                short, long = sorted(opened.size)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return False
     except (OSError, SyntaxError):
         return True  # `open_on_white` says what is wrong with it
