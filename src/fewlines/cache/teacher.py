@@ -110,9 +110,9 @@ class Limits:
         gone = _pick(x, self.victims)
         gone = gone.to(torch.promote_types(x.dtype, torch.float32))  # sums of up to N vectors
         sums = _pick(F.pad(gone.cumsum(2), (0, 0, 1, 0)), self.count)
-        return (
-            (sums / self.count.clamp(min=1)[..., None]).to(x.dtype).unflatten(2, (-1, self.block))
-        )
+        means = (sums / self.count.clamp(min=1)[..., None]).to(x.dtype)
+        in_blocks: Tensor = means.unflatten(2, (-1, self.block))
+        return in_blocks
 
 
 def _pick(x: Tensor, rows: Tensor) -> Tensor:
