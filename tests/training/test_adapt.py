@@ -9,8 +9,10 @@ import torch
 
 import fewlines
 from fewlines.cache.line_parallel import attention_under
-from fewlines.config import ModelSettings
+from fewlines.config import ModelSettings, validate_experiment
+from fewlines.files import write_tensors
 from fewlines.models.transformer import Transformer, TransformerShape, causal
+from fewlines.stages.networks import adapt, train_model
 from fewlines.training.loop import step_generator, train
 from fewlines.training.transformer import TransformerTask
 
@@ -58,6 +60,36 @@ def test_adaptation_helps_under_the_cache_more_than_as_many_steps_without(base, 
     steps = continued(base, 60, [causal], tmp_path / "steps")
     assert loss(adapted, attend) < loss(steps, attend) - 0.02
     assert loss(adapted, attend) < loss(base, attend) - 0.02
+
+
+def test_from_scratch_means_as_the_base_model_was_trained(tmp_path):
+    """With a full cache, the same weights, bit for bit; with a small one, others."""
+    models = {
+        "scratch:full": {"caches": ["full"], "start": "scratch"},
+        "scratch:2lines": {"caches": ["lines-2lines"], "start": "scratch"},
+    }
+    experiment = validate_experiment(
+        {
+            "model": {"dim": 16, "layers": 2, "heads": 2, "steps": 4, "batch": 8},
+            "adaptation": {"models": models},
+            "paper": {"cache": "lines-2lines"},
+            "caches": [{"policy": "full"}, {"policy": "lines", "budget": {"lines": 2}}],
+        }
+    )
+    tokens = tmp_path / "tokens.safetensors"
+    codes = {"train_codes": CODES, "train_labels": LABELS}
+    header = {"grid": [3, 4], "codes": 7, "classes": 4}
+    write_tensors(
+        tokens, {**codes, "test_codes": CODES.flip(0), "test_labels": LABELS.flip(0)}, header
+    )
+    base, metrics = tmp_path / "base.safetensors", tmp_path / "metrics.json"
+    train_model(experiment, tokens, base, metrics)
+    for name in models:
+        adapt(experiment, base, tokens, name, tmp_path / f"{name}.safetensors", metrics)
+    full, few = ((tmp_path / f"{name}.safetensors").read_bytes() for name in models)
+    assert full == base.read_bytes()
+    assert few != base.read_bytes()
+    assert experiment.baseline("scratch:2lines") == "base"
 
 
 def test_only_the_chosen_parameters_change(base, tmp_path):

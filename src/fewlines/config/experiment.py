@@ -164,7 +164,10 @@ class Experiment(Section):
 
     def baseline(self, name: str) -> str | None:
         """Whom an adapted model is compared with: the base model, trained as a whole for as many
-        more steps with a full cache; if there is none, `base+steps`; None without that either."""
+        more steps with a full cache; if there is none, `base+steps`; None without that either.
+        One from scratch is compared with the base model."""
+        if self.adapted(name).start == "scratch":
+            return BASE
         models, steps = self.adaptation.models, self.continued(self.adapted(name)).steps
         for other, model in models.items():
             if other.startswith(STEPS) and self.continued(model).steps == steps:
@@ -173,6 +176,8 @@ class Experiment(Section):
 
     def continued(self, adapted: AdaptedModel) -> ModelSettings:
         """The settings of an adapted model's training."""
+        if adapted.start == "scratch":
+            return self.model.model_copy(update={"steps": adapted.steps or self.model.steps})
         changed = self.adaptation.model_dump(exclude={"models"})
         changed |= {"steps": adapted.steps or self.adaptation.steps}
         return self.model.model_copy(update=changed)

@@ -130,9 +130,10 @@ class ModelSettings(Section):
         return self
 
 
-AdaptedName = Annotated[str, Field(pattern=r"^(adapted|base\+steps)[\w.+:-]*$")]
+AdaptedName = Annotated[str, Field(pattern=r"^(adapted|scratch|base\+steps)[\w.+:-]*$")]
 Measure = Literal["likelihood", "samples", "all"]
 Trained = Literal["all", "attention", "norms"]
+Start = Literal["base", "scratch"]
 
 
 class AdaptedModel(Section):
@@ -142,7 +143,12 @@ class AdaptedModel(Section):
         min_length=1, description="by their names; one of them is drawn for every step"
     )
     compared: tuple[str, ...] = Field((), description="other caches that it is measured under")
-    steps: Positive | None = Field(None, description="null: as many as the other models")
+    start: Start = Field(
+        "base", description="scratch: new weights, trained as the base model was, but limited"
+    )
+    steps: Positive | None = Field(
+        None, description="null: as many as the other models; from scratch, as the base model"
+    )
     distil: Share = Field(0.0, description="weight of KL to the base model with a full cache")
     measure: Measure = Field(
         "all", description="likelihood: no images are drawn; samples: not shown with the headlines"

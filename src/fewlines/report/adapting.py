@@ -70,7 +70,8 @@ def _how(row: dict[Hashable, Any]) -> str:
     """What was trained: which parameters, by what loss, with what beside the published ones."""
     taught = f", {row['distil']:g} KL" if row["distil"] else ""
     registers = int(row.get("registers") or 0)
-    return f"{row['trained']}{taught}{f', {registers} registers' if registers else ''}"
+    scratch = ", from scratch" if row.get("start") == "scratch" else ""
+    return f"{row['trained']}{scratch}{taught}{f', {registers} registers' if registers else ''}"
 
 
 def _interval(row: dict[Hashable, Any], column: str) -> str:

@@ -163,10 +163,11 @@ def _draw_stages(axis: plt.Axes, rows: pd.DataFrame, base: pd.DataFrame) -> None
 
 
 def _adapted(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of adapted models that were trained as a whole, by likelihood alone."""
+    """Rows of models that go on from the base model, trained as a whole, by likelihood alone."""
     if "steps_delta" not in table:
         return table.iloc[:0].assign(trained_for="", steps_delta=0.0, extra_steps=0)
     plain = (table["trained"] == "all") & (table["distil"] == 0) & (table["registers"] == 0)
+    plain &= table["start"] == "base"
     adapted: pd.DataFrame = table[plain & ~table["model"].str.startswith(STEPS)]
     return adapted
 

@@ -107,6 +107,7 @@ def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
     versus |= {
         "extra_steps": results.experiment.continued(adapted).steps,
         "trained_for": _trained_for(adapted, slug),
+        "start": adapted.start,
         "trained": adapted.trained,
         "distil": adapted.distil,
         "registers": adapted.registers,

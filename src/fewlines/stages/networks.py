@@ -14,7 +14,7 @@ from fewlines.errors import FewlinesError
 from fewlines.files import write_json, write_tensors
 from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.tokenizer import Tokenizer
-from fewlines.models.transformer import Transformer, TransformerShape
+from fewlines.models.transformer import Transformer, TransformerShape, causal
 from fewlines.progress import progress
 from fewlines.stages.tokens import read_tokens
 from fewlines.training.classifier import ClassifierTask, accuracy
@@ -91,14 +91,18 @@ def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -
         classes=header["classes"],
         grid=tuple(header["grid"]),
     )
-    network = Transformer(shape)
-    network.initialise(step_generator(config.seed, 0))
-    network.to(machine.device())
+    network = _new_transformer(shape, config.seed).to(machine.device())
     dtype = machine.resolve_precision(config.precision)
     task = TransformerTask(
         settings, network, tensors["train_labels"], tensors["train_codes"], config.seed, dtype
     )
     _train_transformer(task, "model", config, output, metrics)
+
+
+def _new_transformer(shape: TransformerShape, seed: int) -> Transformer:
+    network = Transformer(shape)
+    network.initialise(step_generator(seed, 0))
+    return network
 
 
 def adapt(
@@ -110,10 +114,13 @@ def adapt(
     metrics: Path,
     calibration: Path | None = None,
 ) -> None:
-    """Go on training a model with its attention limited as caches will limit it."""
+    """Go on training a model with its attention limited as caches will limit it; or train a new
+    one of its shape so."""
     adapted = config.adapted(name)
-    network = load_network(model, Transformer)
-    network = network.with_registers(adapted.registers, step_generator(config.seed + CONTINUED, 0))
+    network, seed = load_network(model, Transformer), config.seed + CONTINUED
+    if adapted.start == "scratch":
+        network, seed = _new_transformer(network.shape, config.seed), config.seed
+    network = network.with_registers(adapted.registers, step_generator(seed, 0))
     network.to(machine.device())
     for parameter_name, parameter in network.named_parameters():
         parameter.requires_grad_(any(part in parameter_name for part in TRAINED[adapted.trained]))
@@ -127,9 +134,12 @@ def adapt(
         network,
         tensors["train_labels"],
         tensors["train_codes"],
-        config.seed + CONTINUED,
+        seed,
         machine.resolve_precision(config.precision),
-        [attention_under(placement, machine.device()) for placement in placements],
+        [
+            causal if placement.is_full else attention_under(placement, machine.device())
+            for placement in placements
+        ],
         load_network(model, Transformer).to(machine.device()) if adapted.distil else None,
         adapted.distil,
     )
