@@ -19,6 +19,8 @@ results/%/snakemake.html: results/%/report.html  # Snakemake's own report, with 
 
 bench: $(READY)  ## what decoding costs at published shapes, into docs/engine.md; the better part of an hour
 	$(BIN)/snakemake efficiency choices --configfile experiments/efficiency.yaml
+	$(BIN)/snakemake training_cost --configfile experiments/training-cost.yaml
+	$(BIN)/fewlines publish-table --table results/training-cost/tables/training-cost.csv --name training-cost --reference results/reference --documents docs
 	$(BIN)/fewlines publish-efficiency --run results/efficiency --reference results/reference --document docs/engine.md --readme README.md
 
 policies: $(READY)  ## every policy and every adapted model; becomes what README and docs quote; 3 hours from nothing
@@ -28,15 +30,15 @@ policies: $(READY)  ## every policy and every adapted model; becomes what README
 
 ablations: $(READY)  ## LineAR's options, on training images; after `make policies`
 	$(BIN)/snakemake training_table --configfile experiments/ablations.yaml
-	$(BIN)/fewlines publish-likelihood --table results/fashion-mnist/tables/training.csv --name ablations --reference results/reference --documents docs
+	$(BIN)/fewlines publish-table --table results/fashion-mnist/tables/training.csv --name ablations --reference results/reference --documents docs
 
 longer: $(READY)  ## the same from a base trained four times as long; two hours from nothing
 	$(BIN)/snakemake likelihood_table --configfile experiments/longer.yaml
-	$(BIN)/fewlines publish-likelihood --table results/fashion-mnist-longer/tables/likelihood.csv --name longer --reference results/reference --documents docs
+	$(BIN)/fewlines publish-table --table results/fashion-mnist-longer/tables/likelihood.csv --name longer --reference results/reference --documents docs
 
 clipart: $(READY)  ## the whole chain on colour clip art; the better part of an hour
 	$(BIN)/snakemake --configfile experiments/clipart.yaml
-	$(BIN)/fewlines publish-likelihood --table results/clipart/tables/cache.csv --name clipart --reference results/reference --documents docs
+	$(BIN)/fewlines publish-table --table results/clipart/tables/cache.csv --name clipart --reference results/reference --documents docs
 
 test: lint  ## the whole suite, two files at a time
 	$(BIN)/pytest --numprocesses 2 --dist loadfile

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from fewlines.files import read_json, read_tensors
-from fewlines.stages.report import publish, publish_likelihood
+from fewlines.stages.report import publish, publish_table
 
 REPOSITORY = Path(__file__).parent.parent
 TOY = Path(__file__).parent / "toy.yaml"
@@ -244,9 +244,7 @@ def test_a_finished_run_is_published_into_every_page(run, tmp_path):
     assert (
         "| adapted:2lines | this | 12 | all, 0.5 KL | scheduled+fold | lines: 2 | 29 |" in adapting
     )
-    publish_likelihood(
-        run / "tables/cache.csv", "longer", tmp_path / "reference", tmp_path / "docs"
-    )
+    publish_table(run / "tables/cache.csv", "longer", tmp_path / "reference", tmp_path / "docs")
     assert "From a base trained four times as long" in (tmp_path / "docs/adapting.md").read_text()
 
 

@@ -31,6 +31,23 @@ rule choices:
         "fewlines measure-choices --threads {threads} --output {output} 2>&1 | tee {log}"
 
 
+rule training_cost:
+    input:
+        config=ancient(RESOLVED),
+    output:
+        f"{RUN}/tables/training-cost.csv",
+    log:
+        f"{RUN}/logs/training-cost.log",
+    conda:
+        "../envs/fewlines.yaml"
+    threads: workflow.cores
+    params:
+        settings=settings("training_cost", "model"),
+    shell:
+        "fewlines measure-training-cost --config {input.config} --threads {threads} "
+        "--output {output} 2>&1 | tee {log}"
+
+
 # Published shapes alone: `snakemake efficiency --configfile experiments/efficiency.yaml`.
 rule efficiency:
     input:

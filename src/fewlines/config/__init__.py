@@ -7,6 +7,7 @@ from fewlines.config.settings import (
     BASE,
     STEPS,
     AdaptedModel,
+    CacheSettings,
     ClassifierSettings,
     EfficiencyRun,
     EfficiencySettings,
@@ -17,12 +18,14 @@ from fewlines.config.settings import (
     Storage,
     TaskSettings,
     TokenizerSettings,
+    TrainingCostSettings,
 )
 
 __all__ = [
     "BASE",
     "STEPS",
     "AdaptedModel",
+    "CacheSettings",
     "ClassifierSettings",
     "EfficiencyRun",
     "EfficiencySettings",
@@ -34,6 +37,7 @@ __all__ = [
     "Storage",
     "TaskSettings",
     "TokenizerSettings",
+    "TrainingCostSettings",
     "describe_config",
     "dump_experiment",
     "load_experiment",

@@ -32,6 +32,7 @@ from fewlines.config.settings import (
     TaskName,
     TaskSettings,
     TokenizerSettings,
+    TrainingCostSettings,
 )
 from fewlines.errors import FewlinesError
 
@@ -81,6 +82,7 @@ class Experiment(Section):
     cost: CostSettings = CostSettings()
     paper: PaperSettings = PaperSettings()
     efficiency: EfficiencySettings = EfficiencySettings()
+    training_cost: TrainingCostSettings = TrainingCostSettings()
     caches: tuple[CacheSettings, ...] = Field(default_factory=_default_caches, min_length=1)
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from fewlines.cache.placement import Cache, Split, make_policy
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
 from fewlines.models.shapes import SHAPES
+from fewlines.models.transformer import TransformerShape
 
 BASE = "base"  # the model that all others go on from
 STEPS = "base+steps"  # the base model after as many more steps with a full cache
@@ -113,6 +114,11 @@ class ModelSettings(Section):
     muon_rate: Rate = Field(0.02, description="peak learning rate of the blocks' matrices")
     adamw_rate: Rate = Field(4e-3, description="peak learning rate of everything else")
     class_dropout: Share = Field(0.1, description="share of rows trained without their class")
+
+    def on(self, grid: tuple[int, int], codes: int, classes: int) -> TransformerShape:
+        """The transformer that is trained on such tokens."""
+        kv_heads = self.kv_heads or self.heads
+        return TransformerShape(self.dim, self.layers, self.heads, kv_heads, codes, classes, grid)
 
     @model_validator(mode="after")
     def _checkpoint_has_a_shape(self) -> ModelSettings:
@@ -300,6 +306,18 @@ class EfficiencySettings(Section):
             batches=(32,),
             caches=(CacheSettings(policy="streaming", budget={"lines": 4}),),
         ),
+    )
+
+
+class TrainingCostSettings(Section):
+    """What a step of training costs with each cache in the loop, the model's shape on other grids
+    and random codes: `snakemake training_cost`."""
+
+    grids: tuple[Positive, ...] = Field((14, 32, 64), description="tokens of a side")
+    tokens: Positive = Field(4096, description="of a step, at most, but one image at least")
+    repeats: Positive = Field(5, description="steps of each, interleaved")
+    caches: tuple[CacheSettings, ...] = Field(
+        (), description="beside the full one; calibrated ones know one grid only"
     )
 
 

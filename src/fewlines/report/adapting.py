@@ -25,6 +25,9 @@ def adapting_numbers(reference: Path) -> str:
             table = pd.read_csv(reference / name)
             if (table["model"] == STEPS).any():
                 parts += [f"### {title}", *_section(table)]
+    cost = reference / "training-cost.csv"
+    if cost.exists():
+        parts += ["### What a step of training costs", *_training_cost(pd.read_csv(cost))]
     return "\n\n".join(parts)
 
 
@@ -62,6 +65,29 @@ def _section(table: pd.DataFrame) -> list[str]:
         f"a full cache, {steps['nll']:.4f}. *Before* is the base model under the cache against its "
         "own full cache; *after* is the adapted model under the cache against the full cache of "
         "`base+steps` after as many steps, paired over images, with half the 95% interval.",
+        readable.to_markdown(index=False, disable_numparse=True),
+    ]
+
+
+def _training_cost(table: pd.DataFrame) -> list[str]:
+    readable = pd.DataFrame(
+        {
+            "grid": table["grid"].str.replace("x", "×"),
+            "images of a step": table["images"],
+            "cache": table["policy"],
+            "budget": table["budget"],
+            "seconds of a step": table["seconds_per_step"].map("{:.3f}".format),
+            "speed-up": [
+                f"{row['speedup']:.2f} ({row['speedup_low']:.2f} … {row['speedup_high']:.2f})"
+                for row in table.to_dict("records")
+            ],
+        }
+    )
+    first = table.iloc[0]
+    return [
+        "Forward, backward and optimisers of the default model on larger grids, with random codes, "
+        "against full attention (torch's fused causal kernel): median and quartiles of "
+        f"{int(first['repeats'])} steps, interleaved, {first['processor']}, float32.",
         readable.to_markdown(index=False, disable_numparse=True),
     ]
 

@@ -33,6 +33,7 @@ MODULES = {
     "measure-paper": "cost",
     "measure-efficiency": "efficiency",
     "measure-choices": "efficiency",
+    "measure-training-cost": "efficiency",
     "efficiency": "efficiency",
     "bench": "efficiency",
     "plan": "plan",
@@ -43,7 +44,7 @@ MODULES = {
     "report": "report",
     "publish": "report",
     "publish-efficiency": "report",
-    "publish-likelihood": "report",
+    "publish-table": "report",
     "document-config": "report",
 }
 

@@ -12,6 +12,7 @@ from fewlines.errors import FewlinesError
 from fewlines.files import write_json, write_text
 from fewlines.measure.choices import measure_choices as measure
 from fewlines.measure.efficiency import measure_setting, settings_of
+from fewlines.measure.training_cost import training_cost
 from fewlines.report.efficiency import draw_efficiency, efficiency_table, scaling_table
 from fewlines.report.results import Results
 from fewlines.report.tables import write_table
@@ -28,6 +29,12 @@ def measure_efficiency(config: Experiment, setting: str, output: Path) -> None:
 def measure_choices(output: Path) -> None:
     """Time the candidates for attention and linear layers that the engine chose from."""
     table = pd.DataFrame(measure())
+    write_text(output, table.to_csv(index=False, float_format="%.6g"))
+
+
+def measure_training_cost(config: Experiment, output: Path) -> None:
+    """Time a step of training with each cache in the loop, beside full attention."""
+    table = pd.DataFrame(training_cost(config.model, config.training_cost))
     write_text(output, table.to_csv(index=False, float_format="%.6g"))
 
 

@@ -82,15 +82,7 @@ def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -
     """Train the autoregressive transformer; how fast it went goes to `metrics`."""
     tensors, header = read_tokens(tokens)
     settings = config.model
-    shape = TransformerShape(
-        dim=settings.dim,
-        layers=settings.layers,
-        heads=settings.heads,
-        kv_heads=settings.kv_heads or settings.heads,
-        codes=header["codes"],
-        classes=header["classes"],
-        grid=tuple(header["grid"]),
-    )
+    shape = settings.on(tuple(header["grid"]), header["codes"], header["classes"])
     network = _new_transformer(shape, config.seed).to(machine.device())
     dtype = machine.resolve_precision(config.precision)
     task = TransformerTask(

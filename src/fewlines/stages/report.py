@@ -143,9 +143,9 @@ def publish_efficiency(run: Path, reference: Path, document: Path, readme: Path)
     put_block(readme, numbers(reference))
 
 
-def publish_likelihood(table: Path, name: str, reference: Path, documents: Path) -> None:
-    """Track a table of likelihoods under a name, and write the numbers of the pages in `documents`
-    anew."""
+def publish_table(table: Path, name: str, reference: Path, documents: Path) -> None:
+    """Track a table of another experiment under a name, and write the numbers of the pages in
+    `documents` anew."""
     _copy([table], reference, f"{name}.csv")
     if name == "ablations":
         draw_ablations(pd.read_csv(table), reference / "ablations.png")

@@ -75,11 +75,7 @@ def train(task: Task, name: str, checkpoints: Path, checkpoint_seconds: float) -
         for optimizer, rates in zip(task.optimizers, peaks, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share
-            optimizer.zero_grad(set_to_none=True)
-        loss = task.loss(step)
-        loss.backward()
-        for optimizer in task.optimizers:
-            optimizer.step()
+        loss = take_step(task, step)
         task.after_step(step)
         bar.update()
         if step % 20 == 0:
@@ -96,6 +92,17 @@ def train(task: Task, name: str, checkpoints: Path, checkpoint_seconds: float) -
         _save(task, checkpoints, task.steps)
     task.network.eval()
     return seconds
+
+
+def take_step(task: Task, step: int) -> Tensor:
+    """Forward, backward and the optimisers, at the rates they have; returns the loss."""
+    for optimizer in task.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loss = task.loss(step)
+    loss.backward()
+    for optimizer in task.optimizers:
+        optimizer.step()
+    return loss
 
 
 def _save(task: Task, checkpoints: Path, step: int) -> None:
