@@ -36,7 +36,7 @@ def policy_numbers(reference: Path) -> str:
         *_fid(table),
         *_tasks(whole),
         *_curve(reference / "calibration.csv"),
-        *_times(pd.read_csv(reference / "efficiency.csv")),
+        *_times(reference / "policy-times.csv"),
     ]
     for name, title in ELSEWHERE.items():
         if (reference / name).exists():
@@ -87,25 +87,23 @@ def _tasks(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _times(table: pd.DataFrame) -> list[str]:
+def _times(path: Path) -> list[str]:
     """What deciding costs: policies at the same capacity and the same published shape."""
-    alike = table[
-        (table["shape"] == "llamagen-b")
-        & (table["batch"] == 32)
-        & (table["storage"] == "float16")
-        & (table["dtype"] == "float32")
-        & (table["budget"] == "lines: 4")
-    ]
-    wide = alike.pivot_table(index="policy", columns="grid", values="seconds_per_image", sort=False)
-    if "streaming" not in wide.index:
+    if not path.exists():
         return []
-    relative = (wide / wide.loc["streaming"]).map(lambda ratio: f"{ratio:.2f}×")
+    table = pd.read_csv(path)
+    limited = table[table["budget"] != "all"].set_index("policy")
+    seconds, first = limited["seconds_per_image"], limited.iloc[0]
+    against = seconds / seconds["lines"]
+    readable = pd.DataFrame({"s/image": seconds.map("{:.2f}".format)})
+    readable["× lines"] = against.map("{:.3f}".format)
     return [
         "### What deciding costs",
-        "Time per image at 4 lines, LlamaGen-B, batch 32, relative to `streaming` (`make bench`). "
-        "`scheduled` reads its slots from a table as `streaming` and `random` do, so theirs is its "
-        "time, dropped or folded; `corrected` asks for what `linear` asks for.",
-        relative.to_markdown(),
+        f"Time per image at {first['budget']}, {first['shape']}, {first['grid']} tokens, batch "
+        f"{int(first['batch'])}, relative to `lines` (`make bench`), on {first['processor']}. "
+        "`scheduled` reads its slots from a table as `random` does, so `random` and `random+fold` "
+        "stand for it; `corrected` asks for what `linear` asks for.",
+        readable.loc[against.sort_values().index].to_markdown(disable_numparse=True),
     ]
 
 
