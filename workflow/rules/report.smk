@@ -131,7 +131,7 @@ rule report:
         MEASURED,
         rules.figures.output,
         rules.tokenizer.output.metrics,
-        rules.classifier.output.metrics,
+        CLASSIFIER and rules.classifier.output.metrics,
         rules.model.output.metrics,
         rules.model_test.output,
         config=ancient(RESOLVED),

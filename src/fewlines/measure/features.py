@@ -76,18 +76,25 @@ class Inception(nn.Module):
         return features, logits
 
 
-NETWORKS: dict[str, Callable[[Path], nn.Module]] = {
-    "classifier": lambda path: load_network(path, Classifier),
+def _trained_here(path: Path | None) -> nn.Module:
+    if path is None:
+        raise FewlinesError("quality.features: 'classifier' needs its weights; give --classifier")
+    return load_network(path, Classifier)
+
+
+NETWORKS: dict[str, Callable[[Path | None], nn.Module]] = {
+    "classifier": _trained_here,
     "efficientnet-lite0": lambda _: EfficientNetLite0(),
     "inception": lambda _: Inception(),
 }
 
 
-def load_features(kind: str, classifier: Path) -> Features:
+def load_features(kind: str, classifier: Path | None = None) -> Features:
     """The network of that kind; `classifier` is the experiment's own.
 
     Raises:
-        FewlinesError: it is not installed, cannot be fetched, or its file is not what it should be.
+        FewlinesError: it is not installed, not given, cannot be fetched, or its file is not what it
+            should be.
     """
     network = NETWORKS[kind](classifier).eval().requires_grad_(False)
     return Features(f"{kind} {weights_hash(network)}", network)

@@ -377,17 +377,19 @@ def _with_interval(table: pd.DataFrame, column: str, digits: int) -> list[str]:
 
 
 def network_table(results: Results) -> pd.DataFrame:
-    """How well the three networks learned, and how close training came to the machine's rate."""
-    tokenizer, classifier, model, test = map(
-        results.metrics, ("tokenizer", "classifier", f"{BASE}/model", f"{BASE}/model-test")
+    """How well the networks learned, and how close training came to the machine's rate."""
+    tokenizer, model, test = map(
+        results.metrics, ("tokenizer", f"{BASE}/model", f"{BASE}/model-test")
     )
     rows = [
         ("tokenizer", "mean squared error on [−1, 1], test", f"{tokenizer['mse']:.4f}"),
         ("tokenizer", "codes in use, test", f"{tokenizer['codes_used']:.1%}"),
-        ("classifier", "accuracy, test", f"{classifier['accuracy']:.1%}"),
         ("model", "parameters", f"{model['parameters']:,}"),
         ("model", f"nats/token, {test['images']:,} test images", f"{test['nll']:.4f}"),
     ]
+    if results.experiment.quality.features == "classifier":
+        accuracy = results.metrics("classifier")["accuracy"]
+        rows.append(("classifier", "accuracy, test", f"{accuracy:.1%}"))
     if model["gemm_share"]:
         share = f"{model['gemm_share']:.0%} of {model['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s"
         rows.append(("model", f"training rate, {model['precision']}", share))

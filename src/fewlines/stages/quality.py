@@ -18,9 +18,15 @@ from fewlines.models.tokenizer import Tokenizer
 
 
 def measure_quality(
-    config: Experiment, samples: Path, images: Path, tokenizer: Path, classifier: Path, output: Path
+    config: Experiment,
+    samples: Path,
+    images: Path,
+    tokenizer: Path,
+    output: Path,
+    classifier: Path | None = None,
 ) -> None:
-    """FID, KID, IS, precision and recall of one cache's images, against all test images."""
+    """FID, KID, IS, precision and recall of one cache's images, against all test images;
+    `classifier` where `quality.features` says so."""
     network = load_network(tokenizer, Tokenizer)
     tensors, header = read_tensors(samples)
     sets = [
@@ -31,7 +37,12 @@ def measure_quality(
 
 
 def measure_floors(
-    config: Experiment, images: Path, tokenizer: Path, classifier: Path, real: Path, rebuilt: Path
+    config: Experiment,
+    images: Path,
+    tokenizer: Path,
+    real: Path,
+    rebuilt: Path,
+    classifier: Path | None = None,
 ) -> None:
     """What a perfect model would reach: training images, and their reconstructions, as many of
     them as there are samples, against all test images."""
@@ -47,7 +58,7 @@ def measure_floors(
 
 
 def _write_quality(
-    config: Experiment, sets: Sequence[Tensor], images: Path, classifier: Path, output: Path
+    config: Experiment, sets: Sequence[Tensor], images: Path, classifier: Path | None, output: Path
 ) -> None:
     features = load_features(config.quality.features, classifier)
     reference = ImageData.load(images).test.images
