@@ -126,10 +126,9 @@ CACHES = (
         for fold in (False, True)
     ]
     + [
-        calibrated(
-            fewlines.cache(policy, lines=2, split="headkv"), tiny_transformer().shape.geometry
-        )
+        calibrated(fewlines.cache(policy, lines=2, split=split), tiny_transformer().shape.geometry)
         for policy in ("snapkv", "streaming")
+        for split in ("headkv", "ada")
     ]
 )
 

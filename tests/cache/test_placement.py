@@ -17,7 +17,7 @@ from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Cache, Placement
 from fewlines.cache.policy import NOBODY, HindsightPolicy, ScoringPolicy, registry
 from fewlines.cache.slots import RankedSlots
-from fewlines.cache.split import split_by_depth, split_by_reach
+from fewlines.cache.split import split_by_depth, split_by_joint_rank, split_by_reach
 from fewlines.errors import FewlinesError
 
 POLICIES = [
@@ -175,3 +175,14 @@ def test_a_local_head_keeps_its_reach_and_frees_the_rest():
     assert (split_by_reach(geometry, 3 * 8, everywhere) == 8).all()
     nowhere = Calibration(np.stack([near] * 3)[None], (4, 5), images=1)
     assert (split_by_reach(geometry, 3 * 8, nowhere) == 8).all()
+
+
+def test_heads_of_a_layer_that_look_at_more_get_more():
+    """Ada-KV: joint ranks. A head that looks at one token frees most of its room for one that looks
+    at all; heads that are alike share alike, and each layer holds its own total."""
+    geometry = Geometry((4, 5), prefix=1, layers=2, heads=2)
+    narrow = np.eye(20, dtype=np.float32)
+    wide = np.tri(20, dtype=np.float32) / np.arange(1, 21, dtype=np.float32)[:, None]
+    attention = np.stack([[narrow, wide], [wide, wide]])
+    rooms = split_by_joint_rank(geometry, 4 * 8, Calibration(attention, (4, 5), images=1))
+    assert rooms.tolist() == [[4, 12], [8, 8]]

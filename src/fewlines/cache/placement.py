@@ -31,19 +31,21 @@ from fewlines.cache.policy import (
 from fewlines.cache.split import (
     SMALLEST,
     split_by_depth,
+    split_by_joint_rank,
     split_by_loss,
     split_by_mass,
     split_by_reach,
 )
 from fewlines.errors import FewlinesError
 
-Split = Literal["uniform", "calibrated", "mass", "pyramid", "headkv"]
+Split = Literal["uniform", "calibrated", "mass", "pyramid", "headkv", "ada"]
 SUFFIX = {
     "uniform": "",
     "calibrated": "+budgets",
     "mass": "+mass",
     "pyramid": "+pyramid",
     "headkv": "+headkv",
+    "ada": "+ada",
 }
 
 
@@ -59,8 +61,9 @@ class Cache:
             additive bias `log n` (after KeepKV 2504.09936 and ZSMerge 2503.10714).
         split: over layers and heads; `calibrated` gives each head what it was measured to lose
             least with, `mass` what its expected attention is worth, `pyramid` gives early layers
-            more (PyramidKV 2406.02069), `headkv` heads that look far (HeadKV 2605.20600); the same
-            for every image, and `uniform`'s total at most.
+            more (PyramidKV 2406.02069), `headkv` heads that look far (HeadKV 2605.20600), `ada`
+            those of a layer that look at most (Ada-KV 2407.11550); the same for every image, and
+            `uniform`'s total at most.
         calibration: where the model's heads look, for policies that go by it.
     """
 
@@ -78,7 +81,7 @@ class Cache:
         if self.split == "calibrated" and not (self.fold and self._is_calibrated):
             raise FewlinesError(
                 "cache: 'split: calibrated' is measured with the schedule's victims folded; "
-                f"{self.policy_text} can be split by mass, or as pyramid and headkv do"
+                f"{self.policy_text} can be split by mass, or as pyramid, headkv and ada do"
             )
         if self.split == "mass" and not isinstance(self.policy, CalibratedPolicy):
             raise FewlinesError(f"cache: {self.policy} has no schedule to weigh heads by")
@@ -132,6 +135,8 @@ class Cache:
             return split_by_depth(geometry, total)
         if self.split == "headkv":
             return split_by_reach(geometry, total, self.require_calibration(geometry))
+        if self.split == "ada":
+            return split_by_joint_rank(geometry, total, self.require_calibration(geometry))
         if self.split == "calibrated":
             calibration = self.require_calibration(geometry)
             return split_by_loss(geometry, total, calibration)
@@ -140,7 +145,7 @@ class Cache:
 
     @property
     def needs_calibration(self) -> bool:
-        return self.split == "headkv" or self._is_calibrated
+        return self.split in ("headkv", "ada") or self._is_calibrated
 
     @property
     def _is_calibrated(self) -> bool:

@@ -14,6 +14,7 @@ from fewlines.cache.policy import NOBODY, CalibratedPolicy
 from fewlines.errors import FewlinesError
 
 LOCAL = 0.9  # HeadKV's τ
+FLOOR = 0.2  # Ada-KV's α: the share of the uniform room that is everyone's
 STEEPNESS = 20  # PyramidKV's β: the top layer gets a β-th of the mean
 NOTHING = 1e-6  # nats/token: below it, a measured loss is noise
 SMALLEST = 2  # tokens of a head: the one being decoded and one more
@@ -111,6 +112,37 @@ def split_by_reach(geometry: Geometry, total: int, calibration: Calibration) -> 
     rooms[far] = left // len(far)
     rooms[far[: left % len(far)]] += 1
     return np.minimum(rooms, n).reshape(shape)
+
+
+def split_by_joint_rank(geometry: Geometry, total: int, calibration: Calibration) -> Table:
+    """Room of each head, `(L, H)`, after Ada-KV (arXiv 2407.11550): of the tokens that a layer's
+    heads look at, those looked at most, as many as the layer may hold, are counted by head. Ada-KV
+    counts anew for every prompt and pads; here it is the mean over the queries of calibration, the
+    same for every image, so that bytes really fall. A floor is everyone's."""
+    n, layers, heads = geometry.n_tokens, geometry.layers, geometry.heads
+    uniform = total // (layers * heads)
+    rooms = np.empty((layers, heads), int)
+    for layer, attention in enumerate(calibration.attention.astype(np.float32)):  # (H, q, k)
+        held = total // layers + (layer < total % layers)
+        found = np.zeros(heads)
+        for query in range(uniform, n):  # those that cannot see everything
+            seen = attention[:, query, : query + 1].ravel()
+            best = np.argpartition(seen, -held)[-held:]
+            found += np.bincount(best // (query + 1), minlength=heads)
+        wanted = FLOOR * held / heads + (1 - FLOOR) * held * found / found.sum()
+        rooms[layer] = _whole(wanted, held, n)
+    return rooms
+
+
+def _whole(wanted: npt.NDArray[np.float64], total: int, most: int) -> npt.NDArray[np.int64]:
+    """The nearest whole numbers from `SMALLEST` to `most` of this sum."""
+    rooms = wanted.round().astype(int).clip(SMALLEST, most)
+    while (over := int(rooms.sum()) - total) != 0:
+        step = -1 if over > 0 else 1
+        allowed = rooms > SMALLEST if over > 0 else rooms < most
+        missing = np.where(allowed, step * (wanted - rooms), -np.inf)
+        rooms[missing.argmax()] += step
+    return rooms
 
 
 def _lost_mass(
