@@ -11,7 +11,7 @@ from fewlines.cache.placement import cache as make_cache
 from fewlines.measure.operators import DEVICES, Decode
 from fewlines.models.shapes import published_shape
 from fewlines.report.efficiency import caps_table
-from fewlines.report.tables import readable_table
+from fewlines.report.readable import readable_table
 
 PAPER_TIME, PAPER_MEMORY = 3.17, 3.28
 PLANNED = (

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fewlines.errors import FewlinesError
 from fewlines.files import read_json, write_text
-from fewlines.report.tables import readable_table
+from fewlines.report.readable import readable_table
 
 START = "<!-- numbers: written by the commands from results/reference, not by hand -->"
 END = "<!-- end of numbers -->"

@@ -1,9 +1,8 @@
-"""The tables: `cache.csv`, every cache of the experiment, and `paper.csv`, beside the paper's."""
+"""The tables of a run: `cache.csv`, every model and cache, its ranks, its floors, its networks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,9 @@ import torch
 from fewlines import machine
 from fewlines.cache.policy import HindsightPolicy
 from fewlines.config import BASE, AdaptedModel
-from fewlines.files import write_text
 from fewlines.measure.cost import ratio_interval
 from fewlines.measure.likelihood import named_interval
-from fewlines.report.efficiency import efficiency_table
 from fewlines.report.results import Results
-
-# The paper's own table: GB, seconds per image, FID.
-PUBLISHED = (
-    ("Baseline (Full Cache)", 28.5, 15.2, 9.12),
-    ("Proposed (Few Lines Cache)", 8.7, 4.8, 9.35),
-)
-DIGITS = 6
 
 MEASURES = ("fid", "kid", "is", "precision", "recall")
 
@@ -201,179 +191,9 @@ def floor_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def paper_table(results: Results) -> pd.DataFrame:
-    """The paper's two rows, and ours below them: both full caches and the few lines.
-
-    Ratios of memory and time are full ÷ few lines, that of FID few lines ÷ full; ours stand in the
-    row of the full cache that they compare with, with quartiles over interleaved repeats for time
-    and the extremes over seeds for FID.
-    """
-    (_, memory, seconds, fid), (_, few_memory, few_seconds, few_fid) = PUBLISHED
-    rows: list[dict[str, Any]] = [
-        {
-            "source": "paper",
-            "cache": name,
-            "process_bytes": gigabytes * 1e9,
-            "seconds_per_image": time,
-            "fid_mean": score,
-        }
-        for name, gigabytes, time, score in PUBLISHED
-    ]
-    rows[0] |= {
-        "process_memory_ratio": memory / few_memory,
-        "time_ratio": seconds / few_seconds,
-        "fid_ratio": few_fid / fid,
-    }
-    cost = results.paper
-    slug = cost["cache"]
-    measured = {row["name"]: row for row in cost["rows"]}
-    few = measured[slug]
-    few_quality = pd.DataFrame(results.quality(slug)["sets"])["fid"]
-    for name, label in (("stock", "full, stock"), ("full", "full, lean"), (slug, slug)):
-        row = measured[name]
-        quality = pd.DataFrame(results.quality(slug if name == slug else "full")["sets"])["fid"]
-        rows.append(
-            {
-                "source": "fewlines",
-                "shape": results.experiment.name,
-                "grid": "{}x{}".format(*results.geometry.grid),
-                "cache": label,
-                "batch": cost["batch"],
-                "process_bytes": row["process_bytes"],
-                "peak_bytes": row["peak_bytes"],
-                "kv_bytes": row["kv_bytes"],
-                "seconds_per_image": float(np.median(row["seconds"])) / cost["batch"],
-                "fid_mean": quality.mean(),
-                "fid_sd": quality.std(),
-            }
-        )
-        if name != slug:
-            median, low, high = ratio_interval(row["seconds"], few["seconds"])
-            ratios = few_quality.to_numpy() / quality.to_numpy()  # the same noise in both
-            rows[-1] |= {
-                "process_memory_ratio": row["process_bytes"] / few["process_bytes"],
-                "peak_memory_ratio": row["peak_bytes"] / few["peak_bytes"],
-                "kv_memory_ratio": row["kv_bytes"] / few["kv_bytes"],
-                "time_ratio": median,
-                "time_ratio_low": low,
-                "time_ratio_high": high,
-                "fid_ratio": ratios.mean(),
-                "fid_ratio_low": ratios.min(),
-                "fid_ratio_high": ratios.max(),
-            }
-    large = large_grids(efficiency_table(results.efficiency))
-    return pd.concat([pd.DataFrame(rows), large], ignore_index=True)
-
-
-def large_grids(table: pd.DataFrame) -> pd.DataFrame:
-    """The same comparison at published shapes with random weights, so without a quality: of each
-    grid and batch of `efficiency.csv`, both full caches and the first of the few-lines ones."""
-    rows = []
-    ours = table[table["engine"].isin(("lean", "stock"))]
-    for _, setting in ours.groupby(["shape", "grid", "batch"], sort=False):
-        measured = setting[setting["outcome"] == "ok"]
-        few = measured[measured["policy"] != "full"].head(1)
-        for _, row in pd.concat([setting[setting["policy"] == "full"], few]).iterrows():
-            full = row["policy"] == "full"
-            made = {
-                "source": "fewlines",
-                **row[["shape", "grid", "batch", "peak_bytes", "kv_bytes", "seconds_per_image"]],
-                "cache": f"full, {row['engine']}" if full else f"{row['policy']}, {row['budget']}",
-                "outcome": row["outcome"],
-            }
-            if full and row["outcome"] == "ok" and len(few):
-                versus = few.iloc[0]
-                made |= {
-                    "peak_memory_ratio": row["peak_bytes"] / versus["peak_bytes"],
-                    "kv_memory_ratio": row["kv_bytes"] / versus["kv_bytes"],
-                    "time_ratio": versus[f"speedup_{row['engine']}"],
-                    "time_ratio_low": versus[f"speedup_{row['engine']}_low"],
-                    "time_ratio_high": versus[f"speedup_{row['engine']}_high"],
-                }
-            rows.append(made)
-    return pd.DataFrame(rows)
-
-
 def storage_table(results: Results) -> pd.DataFrame:
     """What keeping keys and values in 16 bits changes, against float32."""
     return pd.DataFrame(results.storage)
-
-
-def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
-    """CSV with everything, Markdown and LaTeX for reading."""
-    write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format=f"%.{DIGITS}g"))
-    readable = readable_table(table)
-    write_text(folder / f"{name}.md", readable.to_markdown(index=False) + "\n")
-    latex = readable.to_latex(index=False, escape=True)
-    write_text(folder / f"{name}.tex", latex)
-
-
-def readable_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns a reader wants, in the units a reader wants, as text."""
-    columns: dict[str, list[str]] = {}
-
-    def column(title: str, source: str, form: str, scale: float | None = 1) -> None:
-        if source in table:
-            columns[title] = [
-                "" if pd.isna(value) else form.format(value if scale is None else value * scale)
-                for value in table[source]
-            ]
-
-    names = ("source", "shape", "grid", "batch", "floor", "storage", "engine", "model", "policy")
-    for name in (*names, "cache", "budget", "outcome"):
-        if name not in table:
-            continue
-        alike = table[name].nunique() == 1
-        if not (alike and "policy" in table and name in ("model", "storage")):
-            column(name, name, "{:.0f}" if name == "batch" else "{}", None)
-    column("capacity", "capacity", "{:.0f}")
-    column("rank", "rank", "{:.0f}")
-    column("NLL", "nll", "{:.4f}")
-    digits = 6 if "storage" in table and "policy" not in table else 4
-    for title, source in (
-        ("ΔNLL (95%)", "nll_delta"),
-        ("ΔNLL to base+steps", "steps_delta"),
-        ("behind the one before (95%)", "behind"),
-    ):
-        if f"{source}_low" in table:
-            columns[title] = _with_interval(table, source, digits)
-    column("KL", "kl", "{:.4f}")
-    if "fid_sd" in table:
-        columns["FID"] = [
-            "" if pd.isna(mean) else f"{mean:.2f}" if pd.isna(sd) else f"{mean:.2f} ± {sd:.2f}"
-            for mean, sd in zip(table["fid_mean"], table["fid_sd"], strict=True)
-        ]
-    column("KID", "kid_mean", "{:.4f}")
-    column("IS", "is_mean", "{:.2f}")
-    column("precision", "precision", "{:.3f}")
-    column("recall", "recall", "{:.3f}")
-    column("process MB", "process_bytes", "{:,.0f}", 1e-6)
-    column("decode peak MB", "peak_bytes", "{:,.1f}", 1e-6)
-    column("KV MB", "kv_bytes", "{:,.1f}", 1e-6)
-    column("ms/image", "seconds_per_image", "{:,.2f}", 1e3)
-    column("roofline", "roofline_fraction", "{:.2f}")
-    column("allowed", "speedup_bound", "{:.2f}")
-    column("exponent of time", "time_exponent", "{:.2f}")
-    column("that of the roofline", "roofline_exponent", "{:.2f}")
-    column("exponent of memory", "memory_exponent", "{:.2f}")
-    column("equal greedy tokens", "equal_tokens", "{:.1%}")
-    column("× memory (process)", "process_memory_ratio", "{:.2f}")
-    column("× memory (decode peak)", "peak_memory_ratio", "{:.2f}")
-    column("× memory", "memory_saving", "{:.2f}")
-    column("× time", "time_ratio", "{:.2f}")
-    column("× time vs lean", "speedup_lean", "{:.2f}")
-    column("× time vs stock", "speedup_stock", "{:.2f}")
-    column("FID ratio", "fid_ratio", "{:.3f}")
-    return pd.DataFrame(columns)
-
-
-def _with_interval(table: pd.DataFrame, column: str, digits: int) -> list[str]:
-    """A difference and the ends of its interval; nothing where it was not measured."""
-    ends = table[[column, f"{column}_low", f"{column}_high"]]
-    return [
-        "" if pd.isna(delta) else f"{delta:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
-        for delta, low, high in ends.itertuples(index=False)
-    ]
 
 
 def network_table(results: Results) -> pd.DataFrame:

@@ -14,8 +14,8 @@ from fewlines.measure.choices import measure_choices as measure
 from fewlines.measure.efficiency import measure_setting, settings_of
 from fewlines.measure.training_cost import training_cost
 from fewlines.report.efficiency import draw_efficiency, efficiency_table, scaling_table
+from fewlines.report.readable import write_table
 from fewlines.report.results import Results
-from fewlines.report.tables import write_table
 
 
 def measure_efficiency(config: Experiment, setting: str, output: Path) -> None:

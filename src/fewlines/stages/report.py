@@ -25,6 +25,7 @@ from fewlines.report.figures import (
 )
 from fewlines.report.heads import draw_heads
 from fewlines.report.page import CAPTIONS, write_page
+from fewlines.report.paper import large_grids, paper_table
 from fewlines.report.policies import (
     certainty,
     draw_ablations,
@@ -33,18 +34,15 @@ from fewlines.report.policies import (
     policy_numbers,
 )
 from fewlines.report.provenance import provenance as describe_run
+from fewlines.report.readable import readable_table, write_table
 from fewlines.report.readme import numbers, put_block
 from fewlines.report.results import Results
 from fewlines.report.tables import (
     cache_table,
     floor_table,
-    large_grids,
     network_table,
-    paper_table,
     rank_table,
-    readable_table,
     storage_table,
-    write_table,
 )
 from fewlines.report.tables import likelihood_table as likelihoods
 

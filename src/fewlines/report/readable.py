@@ -1,0 +1,88 @@
+"""Tables as files, and as a reader wants them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from fewlines.files import write_text
+
+DIGITS = 6
+
+
+def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
+    """CSV with everything, Markdown and LaTeX for reading."""
+    write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format=f"%.{DIGITS}g"))
+    readable = readable_table(table)
+    write_text(folder / f"{name}.md", readable.to_markdown(index=False) + "\n")
+    latex = readable.to_latex(index=False, escape=True)
+    write_text(folder / f"{name}.tex", latex)
+
+
+def readable_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns a reader wants, in the units a reader wants, as text."""
+    columns: dict[str, list[str]] = {}
+
+    def column(title: str, source: str, form: str, scale: float | None = 1) -> None:
+        if source in table:
+            columns[title] = [
+                "" if pd.isna(value) else form.format(value if scale is None else value * scale)
+                for value in table[source]
+            ]
+
+    names = ("source", "shape", "grid", "batch", "floor", "storage", "engine", "model", "policy")
+    for name in (*names, "cache", "budget", "outcome"):
+        if name not in table:
+            continue
+        alike = table[name].nunique() == 1
+        if not (alike and "policy" in table and name in ("model", "storage")):
+            column(name, name, "{:.0f}" if name == "batch" else "{}", None)
+    column("capacity", "capacity", "{:.0f}")
+    column("rank", "rank", "{:.0f}")
+    column("NLL", "nll", "{:.4f}")
+    digits = 6 if "storage" in table and "policy" not in table else 4
+    for title, source in (
+        ("ΔNLL (95%)", "nll_delta"),
+        ("ΔNLL to base+steps", "steps_delta"),
+        ("behind the one before (95%)", "behind"),
+    ):
+        if f"{source}_low" in table:
+            columns[title] = _with_interval(table, source, digits)
+    column("KL", "kl", "{:.4f}")
+    if "fid_sd" in table:
+        columns["FID"] = [
+            "" if pd.isna(mean) else f"{mean:.2f}" if pd.isna(sd) else f"{mean:.2f} ± {sd:.2f}"
+            for mean, sd in zip(table["fid_mean"], table["fid_sd"], strict=True)
+        ]
+    column("KID", "kid_mean", "{:.4f}")
+    column("IS", "is_mean", "{:.2f}")
+    column("precision", "precision", "{:.3f}")
+    column("recall", "recall", "{:.3f}")
+    column("process MB", "process_bytes", "{:,.0f}", 1e-6)
+    column("decode peak MB", "peak_bytes", "{:,.1f}", 1e-6)
+    column("KV MB", "kv_bytes", "{:,.1f}", 1e-6)
+    column("ms/image", "seconds_per_image", "{:,.2f}", 1e3)
+    column("roofline", "roofline_fraction", "{:.2f}")
+    column("allowed", "speedup_bound", "{:.2f}")
+    column("exponent of time", "time_exponent", "{:.2f}")
+    column("that of the roofline", "roofline_exponent", "{:.2f}")
+    column("exponent of memory", "memory_exponent", "{:.2f}")
+    column("equal greedy tokens", "equal_tokens", "{:.1%}")
+    column("× memory (process)", "process_memory_ratio", "{:.2f}")
+    column("× memory (decode peak)", "peak_memory_ratio", "{:.2f}")
+    column("× memory", "memory_saving", "{:.2f}")
+    column("× time", "time_ratio", "{:.2f}")
+    column("× time vs lean", "speedup_lean", "{:.2f}")
+    column("× time vs stock", "speedup_stock", "{:.2f}")
+    column("FID ratio", "fid_ratio", "{:.3f}")
+    return pd.DataFrame(columns)
+
+
+def _with_interval(table: pd.DataFrame, column: str, digits: int) -> list[str]:
+    """A difference and the ends of its interval; nothing where it was not measured."""
+    ends = table[[column, f"{column}_low", f"{column}_high"]]
+    return [
+        "" if pd.isna(delta) else f"{delta:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
+        for delta, low, high in ends.itertuples(index=False)
+    ]
