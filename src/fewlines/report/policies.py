@@ -12,8 +12,10 @@ from matplotlib import pyplot as plt
 
 from fewlines.cache.policy import registry
 from fewlines.config import BASE
+from fewlines.files import read_json
 from fewlines.report.adapting import ELSEWHERE
 from fewlines.report.figures import STYLE, save
+from fewlines.report.provenance import origin
 
 RIVAL = "linear"
 OTHERS = (RIVAL, f"{RIVAL}+fold", "oracle")
@@ -40,7 +42,7 @@ def policy_numbers(reference: Path) -> str:
     ]
     for name, title in ELSEWHERE.items():
         if (reference / name).exists():
-            parts += _elsewhere(title, limited, pd.read_csv(reference / name))
+            parts += _elsewhere(title, limited, reference / name)
     if (reference / ABLATIONS).exists():
         parts += _ablations(pd.read_csv(reference / ABLATIONS))
     return "\n\n".join(parts)
@@ -107,8 +109,9 @@ def _times(path: Path) -> list[str]:
     ]
 
 
-def _elsewhere(title: str, table: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    """The same caches of another base model or on other images."""
+def _elsewhere(title: str, table: pd.DataFrame, path: Path) -> list[str]:
+    """The same caches of another base model or on other images, and what is known of the run."""
+    other = pd.read_csv(path)
     full = other[(other["model"] == BASE) & (other["policy"] == "full")].iloc[0]
     limited = other[(other["model"] == BASE) & (other["policy"] != "full")]
     both = limited.merge(table, on=["policy", "budget"], suffixes=("", "_here"))
@@ -119,6 +122,34 @@ def _elsewhere(title: str, table: pd.DataFrame, other: pd.DataFrame) -> list[str
         f"{len(both)} caches with those above is {rank:.2f}.",
         _wide(limited).to_markdown(),
         *certainty(limited, pd.DataFrame(columns=["budget"])),
+        *_drawn(other),
+        *[
+            f"![The same classes and noise under each cache](../results/reference/{name})"
+            for name in [f"{path.stem}-samples.png"]
+            if path.with_name(name).exists()
+        ],
+        *[
+            origin(read_json(record))
+            for record in [path.with_name(f"{path.stem}-provenance.json")]
+            if record.exists()
+        ],
+    ]
+
+
+def _drawn(table: pd.DataFrame) -> list[str]:
+    """FID of the models and caches that images were drawn under, in one sentence."""
+    if "fid_mean" not in table or table["fid_mean"].isna().all():
+        return []
+    rows = table.dropna(subset="fid_mean").sort_values("fid_mean")
+    each = [
+        f"{row['model']} under {row['policy']}, {row['budget']} {row['fid_mean']:.1f} "
+        f"± {row['fid_sd']:.1f}"
+        for row in rows.to_dict("records")
+    ]
+    network = rows["extractor"].iloc[0].split()[0]
+    return [
+        f"FID in the features of {network}, {int(rows['seeds'].iloc[0])} seeds of "
+        f"{int(rows['samples'].iloc[0])} images: {'; '.join(each)}."
     ]
 
 

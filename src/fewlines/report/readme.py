@@ -8,6 +8,7 @@ import pandas as pd
 
 from fewlines.errors import FewlinesError
 from fewlines.files import read_json, write_text
+from fewlines.report.provenance import origin
 from fewlines.report.readable import readable_table
 
 START = "<!-- numbers: written by the commands from results/reference, not by hand -->"
@@ -35,7 +36,6 @@ def numbers(reference: Path) -> str:
     drawn = cache.dropna(subset="fid_mean")
     shown = drawn.dropna(subset="seconds_per_image")
     samples, seeds = int(drawn["samples"].iloc[0]), int(drawn["seeds"].iloc[0])
-    modified = " (modified)" if facts["modified"] else ""
     return "\n\n".join(
         [
             "**The paper's table, re-measured** (memory and time as full ÷ few lines, FID as few "
@@ -54,9 +54,7 @@ def numbers(reference: Path) -> str:
             "compares with nothing outside this table. On as many real images it is "
             f"{floor['real']:.2f}, on the tokenizer's reconstructions "
             f"{floor['reconstruction']:.2f}.",
-            f"Commit `{facts['commit'][:12]}`{modified}, {facts['precision']}, "
-            f"{facts['processor']} with {facts['cores']} cores, "
-            f"torch {facts['versions']['torch']}, Python {facts['python']}. The published shapes "
+            f"{origin(facts)} The published shapes "
             f"were measured by `make bench` on {engine['processor']} ({engine['instructions']}) "
             f"with {engine['cores']} cores, torch {engine['torch']}.",
         ]

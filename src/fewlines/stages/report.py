@@ -142,9 +142,13 @@ def publish_efficiency(run: Path, reference: Path, document: Path, readme: Path)
 
 
 def publish_table(table: Path, name: str, reference: Path, documents: Path) -> None:
-    """Track a table of another experiment under a name, and write the numbers of the pages in
-    `documents` anew."""
+    """Track a table of another experiment under a name, of a whole run its samples and its origin
+    too, and write the numbers of the pages in `documents` anew."""
     _copy([table], reference, f"{name}.csv")
+    if table.name == "cache.csv":
+        run = table.parent.parent
+        _copy([run / "figures/samples.png"], reference, f"{name}-samples.png")
+        _copy([run / "provenance.json"], reference, f"{name}-provenance.json")
     if name == "ablations":
         draw_ablations(pd.read_csv(table), reference / "ablations.png")
     put_block(documents / "policies.md", policy_numbers(reference))
