@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick bench policies ablations longer clipart test lint clean
+.PHONY: reproduce quick bench policies ablations variants longer clipart test lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -34,7 +34,11 @@ ablations: $(READY)  ## LineAR's options, on training images; after `make polici
 	$(BIN)/snakemake training_table --configfile experiments/ablations.yaml
 	$(BIN)/fewlines publish-table --table results/fashion-mnist/tables/training.csv --name ablations --reference results/reference --documents docs
 
-longer: $(READY)  ## the same from a base trained four times as long; two hours from nothing
+variants: $(READY)  ## adaptation taken apart, after `make policies`; half an hour
+	$(BIN)/snakemake likelihood_table --configfile experiments/variants.yaml
+	$(BIN)/fewlines publish-table --table results/fashion-mnist/tables/likelihood.csv --name variants --reference results/reference --documents docs
+
+longer: $(READY)  ## the same from a base trained four times as long; an hour and a half from nothing
 	$(BIN)/snakemake likelihood_table --configfile experiments/longer.yaml
 	$(BIN)/fewlines publish-table --table results/fashion-mnist-longer/tables/likelihood.csv --name longer --reference results/reference --documents docs
 

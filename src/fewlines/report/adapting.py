@@ -16,6 +16,9 @@ ELSEWHERE = {  # other experiments of the same kind, and what they are
 }
 
 
+VARIANTS = "variants.csv"  # adaptation taken apart, from the same base model
+
+
 def adapting_numbers(reference: Path) -> str:
     """What each adapted model loses against the full cache of `base+steps`, beside what the base
     model loses under the same cache."""
@@ -25,6 +28,9 @@ def adapting_numbers(reference: Path) -> str:
             table = pd.read_csv(reference / name)
             if (table["model"] == STEPS).any():
                 parts += [f"### {title}", *_section(table)]
+    if (reference / VARIANTS).exists():
+        variants = pd.read_csv(reference / VARIANTS)
+        parts += ["### Steps, parameters, loss, start, sinks", *_section(variants)]
     cost = reference / "training-cost.csv"
     if cost.exists():
         parts += ["### What a step of training costs", *_training_cost(pd.read_csv(cost))]
