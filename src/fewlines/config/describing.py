@@ -19,19 +19,25 @@ Schema = dict[str, Any]
 def describe_config() -> str:
     """A table of the experiment's own keys and one for each of its sections, in Markdown."""
     schema = Experiment.model_json_schema()
-    return "\n\n".join(_section("", schema, schema["$defs"]))
+    of_its_own = {_section_in(value): key for key, value in schema["properties"].items()}
+    return "\n\n".join(_section("", schema, schema["$defs"], of_its_own))
 
 
-def _section(where: str, schema: Schema, sections: dict[str, Schema]) -> Iterator[str]:
+def _section(
+    where: str, schema: Schema, sections: dict[str, Schema], of_its_own: dict[str, str]
+) -> Iterator[str]:
+    """The section at the key `where` and those inside it, but for those that the experiment's own
+    keys hold too: `of_its_own`, by the section's name."""
     rows, inside = [], {}
     for key, value in schema["properties"].items():
         name = _section_in(value)
-        if name:
+        elsewhere = of_its_own.get(name) if where and name else None
+        if name and not elsewhere:
             inside[f"{where}.{key}".removeprefix(".")] = sections[name]
         rows.append(
             {
                 "key": f"`{key}`",
-                "values": _values(value),
+                "values": f"as [`{elsewhere}`](#{elsewhere})" if elsewhere else _values(value),
                 "default": _default(value) if not name else "",
                 "": value.get("description", ""),
             }
@@ -40,7 +46,7 @@ def _section(where: str, schema: Schema, sections: dict[str, Schema]) -> Iterato
     about = schema.get("description", "") if where else ""
     yield "\n\n".join(filter(None, [title, about, pd.DataFrame(rows).to_markdown(index=False)]))
     for path, section in inside.items():
-        yield from _section(path, section, sections)
+        yield from _section(path, section, sections, of_its_own)
 
 
 def _section_in(value: Schema) -> str:
