@@ -6,6 +6,7 @@ import os
 
 os.environ["NUMBA_NUM_THREADS"] = "1"  # idle threads of a larger pool spin: two workers, two cores
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +132,16 @@ CACHES = (
         for split in ("headkv", "ada")
     ]
 )
+
+
+def planned(output: str) -> dict[str, int]:
+    """Jobs of a dry run, by rule."""
+    table = output.split("count", 1)[1] if "count" in output else ""
+    return {
+        rule: int(count)
+        for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)
+        if rule not in ("total", "all")
+    }
 
 
 def pytest_terminal_summary(terminalreporter):

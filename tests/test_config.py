@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
 from fewlines.config import Experiment, dump_experiment, load_experiment, validate_experiment
 from fewlines.errors import FewlinesError
+from fewlines.measure.efficiency import settings_of
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 
 def test_a_dumped_experiment_reads_back_as_itself():
@@ -40,3 +45,13 @@ def test_an_unreadable_file_is_named(tmp_path, text, message):
 
 def test_the_schema_alone_is_the_default_experiment():
     assert validate_experiment({}) == Experiment()
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_is_valid_and_every_model_has_its_baseline(path):
+    experiment = load_experiment([EXPERIMENTS.parent / "config.yaml", path])
+    assert settings_of(experiment.efficiency, threads=2)
+    for name in experiment.adaptation.models:
+        baseline = experiment.baseline(name)
+        assert baseline is not None
+        assert (baseline, "full") in experiment.rows

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from conftest import planned
 from fewlines.files import read_json, read_tensors
 from fewlines.stages.report import publish, publish_table
 
@@ -96,16 +97,6 @@ def command_of(process: psutil.Process) -> list[str]:
 @pytest.fixture
 def run(folder) -> Path:
     return folder / "results" / "toy"
-
-
-def planned(output: str) -> dict[str, int]:
-    """Jobs of a dry run, by rule."""
-    table = output.split("count", 1)[1] if "count" in output else ""
-    return {
-        rule: int(count)
-        for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)
-        if rule not in ("total", "all")
-    }
 
 
 def test_every_table_figure_and_report_is_there(run):
