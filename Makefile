@@ -46,8 +46,8 @@ clipart: $(READY)  ## the whole chain on colour clip art; the better part of an 
 	$(BIN)/snakemake --configfile experiments/clipart.yaml
 	$(BIN)/fewlines publish-table --table results/clipart/tables/cache.csv --name clipart --reference results/reference --documents docs
 
-test: lint  ## the whole suite, two files at a time
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+test: lint  ## the whole suite, two files at a time, and how much of the code it runs
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report term
 
 lint: $(READY)  ## style, types, layers, workflow
 	$(BIN)/ruff check .

@@ -10,21 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewlines.cache.calibration import Calibration, Curves
+from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Placement, make_policy
 from fewlines.cache.policy import NOBODY, CalibratedPolicy
 from fewlines.cache.split import SMALLEST
 from fewlines.cache.teacher import TeacherForced
 from fewlines.models.transformer import Transformer
 
-GROWTH = 1.4  # from one room of the curves to the next
+GROWTH = 1.5  # from one room of the curves to the next
 
 
-def rooms_of(n_tokens: int) -> list[int]:
-    """Rooms at which curves are measured: from the smallest to a whole image."""
+def rooms_of(geometry: Geometry) -> list[int]:
+    """Rooms at which curves are measured: from the smallest to a whole image, and those in which
+    the tokens above the one being decoded, and beside that, just fit or just do not. A head that
+    looks at one of them loses nothing with one room and everything with one token less; measured
+    further apart, what lies between seemed harmless and was ruinous."""
+    n, width = geometry.n_tokens, geometry.width
     rooms = [SMALLEST]
-    while rooms[-1] < n_tokens:
-        rooms.append(min(n_tokens, max(rooms[-1] + 1, round(rooms[-1] * GROWTH))))
-    return rooms
+    while rooms[-1] < n:
+        rooms.append(min(n, max(rooms[-1] + 1, round(rooms[-1] * GROWTH))))
+    return sorted({*rooms, *range(max(SMALLEST, width - 1), min(width + 3, n))})
 
 
 @torch.inference_mode()
@@ -41,7 +46,7 @@ def measure_curves(
     labels, truth = labels.to(device), codes.long().to(device)
     policy = make_policy("scheduled", {})
     assert isinstance(policy, CalibratedPolicy)
-    rooms = rooms_of(geometry.n_tokens)
+    rooms = rooms_of(geometry)
     shape = (geometry.layers, geometry.heads)
     full = model.teacher_forced(labels, truth).log_softmax(-1)
     loss = np.zeros((*shape, len(rooms)))

@@ -38,7 +38,7 @@ def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> No
     after = slice(count, count + config.calibration.curve_images)
     labels, codes = tensors["train_labels"][after], tensors["train_codes"][after]
     geometry = network.shape.geometry
-    heads = (len(rooms_of(geometry.n_tokens)) - 1) * geometry.layers * geometry.heads
+    heads = (len(rooms_of(geometry)) - 1) * geometry.layers * geometry.heads
     bar = progress("what each head loses", heads, "rooms")
     curves = measure_curves(network, labels, codes, found, bar.update)
     bar.close()
