@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick bench policies ablations variants longer clipart test lint clean
+.PHONY: reproduce quick bench policies ablations variants longer clipart test coverage lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -46,7 +46,10 @@ clipart: $(READY)  ## the whole chain on colour clip art; the better part of an 
 	$(BIN)/snakemake --configfile experiments/clipart.yaml
 	$(BIN)/fewlines publish-table --table results/clipart/tables/cache.csv --name clipart --reference results/reference --documents docs
 
-test: lint  ## the whole suite, two files at a time, and how much of the code it runs
+test: lint  ## the whole suite, two files at a time
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+coverage: $(READY)  ## the same, and how much of the code it runs; a quarter slower
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report term
 
 lint: $(READY)  ## style, types, layers, workflow
