@@ -212,7 +212,7 @@ def draw_efficiency(table: pd.DataFrame, path: Path) -> None:
         ),
     )
     names, precisions = table["name"].unique(), table["precision"].unique()
-    colours = dict(zip(names, mpl.color_sequences["tab10"], strict=False))
+    colours = dict(zip(names, itertools.cycle(mpl.color_sequences["tab10"]), strict=False))
     markers = dict(zip(precisions, "os^vD", strict=False))
     given = table[table["memory_cap"].isna()]
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
