@@ -10,14 +10,12 @@ import numpy as np
 import torch
 
 from fewlines import machine
-from fewlines.cache.line_parallel import attention_under
 from fewlines.cache.placement import Cache, cache
 from fewlines.config import ModelSettings, TrainingCostSettings
 from fewlines.measure.cost import ratio_interval
-from fewlines.models.transformer import Transformer, causal
 from fewlines.progress import progress
 from fewlines.training.loop import step_generator, take_step
-from fewlines.training.transformer import TransformerTask
+from fewlines.training.transformer import TransformerTask, attend_in_training, new_transformer
 
 CODES, CLASSES, SEED = 256, 10, 0
 
@@ -61,16 +59,13 @@ def training_cost(model: ModelSettings, settings: TrainingCostSettings) -> list[
 
 def _task(model: ModelSettings, side: int, tokens: int, limit: Cache) -> TransformerTask:
     shape = model.on((side, side), CODES, CLASSES)
-    network = Transformer(shape)
-    network.initialise(step_generator(SEED, 0))
-    network.to(machine.device())
+    network = new_transformer(shape, SEED).to(machine.device())
     images = max(1, tokens // (side * side))
     settings = model.model_copy(update={"batch": images})
     generator = step_generator(SEED, 1)
     codes = torch.randint(CODES, (images, side * side), generator=generator)
     labels = torch.randint(CLASSES, (images,), generator=generator)
-    placement = limit.place(shape.geometry)
-    attend = causal if placement.is_full else attention_under(placement, machine.device())
+    attend = attend_in_training(limit.place(shape.geometry), machine.device())
     return TransformerTask(settings, network, labels, codes, SEED, attends=[attend])
 
 

@@ -95,9 +95,14 @@ def _times(reference: Path) -> list[str]:
     measured = reference / "policy-times.csv"
     path = measured if measured.exists() else reference / "efficiency.csv"
     table = pd.read_csv(path)
-    shape = table["shape"] + table["grid"] + table["storage"] + table["dtype"]
-    alike = shape == "llamagen-b64x64float16float32"
-    few = table[alike & (table["budget"] == "lines: 4") & table["memory_cap"].isna()]
+    few = table[
+        (table["shape"] == "llamagen-b")
+        & (table["grid"] == "64x64")
+        & (table["storage"] == "float16")
+        & (table["dtype"] == "float32")
+        & (table["budget"] == "lines: 4")
+        & table["memory_cap"].isna()
+    ]
     limited = few[few["batch"] == few["batch"].max()].set_index("policy")
     if len(limited) == 0:
         return []

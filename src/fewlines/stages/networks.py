@@ -7,20 +7,24 @@ from pathlib import Path
 import torch
 
 from fewlines import machine
-from fewlines.cache.line_parallel import attention_under
 from fewlines.config import Experiment
 from fewlines.data import SOURCES, ImageData
 from fewlines.errors import FewlinesError
 from fewlines.files import write_json, write_tensors
 from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.tokenizer import Tokenizer
-from fewlines.models.transformer import Transformer, TransformerShape, causal
+from fewlines.models.transformer import Transformer
 from fewlines.progress import progress
 from fewlines.stages.tokens import read_tokens
 from fewlines.training.classifier import ClassifierTask, accuracy
 from fewlines.training.loop import step_generator, train
 from fewlines.training.tokenizer import TokenizerTask, evaluate_tokenizer
-from fewlines.training.transformer import TransformerTask, flops_per_image
+from fewlines.training.transformer import (
+    TransformerTask,
+    attend_in_training,
+    flops_per_image,
+    new_transformer,
+)
 
 EVALUATION_BATCH = 250
 CONTINUED = 2  # added to the seed: training that goes on sees images in another order
@@ -83,18 +87,12 @@ def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -
     tensors, header = read_tokens(tokens)
     settings = config.model
     shape = settings.on(tuple(header["grid"]), header["codes"], header["classes"])
-    network = _new_transformer(shape, config.seed).to(machine.device())
+    network = new_transformer(shape, config.seed).to(machine.device())
     dtype = machine.resolve_precision(config.precision)
     task = TransformerTask(
         settings, network, tensors["train_labels"], tensors["train_codes"], config.seed, dtype
     )
     _train_transformer(task, "model", config, output, metrics)
-
-
-def _new_transformer(shape: TransformerShape, seed: int) -> Transformer:
-    network = Transformer(shape)
-    network.initialise(step_generator(seed, 0))
-    return network
 
 
 def adapt(
@@ -111,7 +109,7 @@ def adapt(
     adapted = config.adapted(name)
     network, seed = load_network(model, Transformer), config.seed + CONTINUED
     if adapted.start == "scratch":
-        network, seed = _new_transformer(network.shape, config.seed), config.seed
+        network, seed = new_transformer(network.shape, config.seed), config.seed
     network = network.with_registers(adapted.registers, step_generator(seed, 0))
     network.to(machine.device())
     for parameter_name, parameter in network.named_parameters():
@@ -128,10 +126,7 @@ def adapt(
         tensors["train_codes"],
         seed,
         machine.resolve_precision(config.precision),
-        [
-            causal if placement.is_full else attention_under(placement, machine.device())
-            for placement in placements
-        ],
+        [attend_in_training(placement, machine.device()) for placement in placements],
         load_network(model, Transformer).to(machine.device()) if adapted.distil else None,
         adapted.distil,
     )

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewlines.cache.line_parallel import attention_under
+from fewlines.cache.placement import Placement
 from fewlines.config import ModelSettings
 from fewlines.models.transformer import Attend, Transformer, TransformerShape, causal
 from fewlines.training.loop import Task, batch_indices, step_generator
@@ -22,6 +24,18 @@ def flops_per_image(shape: TransformerShape) -> float:
     weights = shape.layers * (attention + 3 * shape.dim * shape.hidden) + shape.dim * shape.codes
     n = shape.geometry.n_tokens
     return 6 * n * weights + 6 * shape.layers * n * n * shape.dim
+
+
+def new_transformer(shape: TransformerShape, seed: int) -> Transformer:
+    """Untrained weights, the same for the same seed."""
+    network = Transformer(shape)
+    network.initialise(step_generator(seed, 0))
+    return network
+
+
+def attend_in_training(placement: Placement, device: torch.device) -> Attend:
+    """The attention of training under a cache; with a full one, the fused causal kernel."""
+    return causal if placement.is_full else attention_under(placement, device)
 
 
 class TransformerTask(Task):
