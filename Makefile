@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick bench policies ablations variants longer clipart test coverage lint clean
+.PHONY: reproduce quick bench policies ablations variants longer finer clipart test coverage lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -41,6 +41,10 @@ variants: $(READY)  ## adaptation taken apart, after `make policies`; half an ho
 longer: $(READY)  ## the same from a base trained four times as long; an hour and a half from nothing
 	$(BIN)/snakemake likelihood_table --configfile experiments/longer.yaml
 	$(BIN)/fewlines publish-table --table results/fashion-mnist-longer/tables/likelihood.csv --name longer --reference results/reference --documents docs
+
+finer: $(READY)  ## the same images on a 28×28 grid; half an hour
+	$(BIN)/snakemake likelihood_table --configfile experiments/finer.yaml
+	$(BIN)/fewlines publish-table --table results/fashion-mnist-28x28/tables/likelihood.csv --name finer --reference results/reference --documents docs
 
 clipart: $(READY)  ## the whole chain on colour clip art; the better part of an hour
 	$(BIN)/snakemake --configfile experiments/clipart.yaml

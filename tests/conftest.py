@@ -120,7 +120,22 @@ CACHES = (
             ("corrected", True, "calibrated"),
         )
     ]
-    + [fewlines.cache("linear", lines=2, anchor=1, pool=pool) for pool in ("max", "query")]
+    + [
+        fewlines.cache("linear", lines=2, anchor=1, pool=pool)
+        for pool in ("max", "query", "decayed")
+    ]
+    + [
+        fewlines.cache(policy, lines=2, fold=fold, every=every, **options)
+        for policy, options in (
+            ("h2o", {}),
+            ("tova", {}),
+            ("snapkv", {"window": 3}),
+            ("linear", {"pool": "query"}),
+            ("linear", {"pool": "decayed", "decay": 0.9}),
+        )
+        for every in (1, 2)
+        for fold in (False, True)
+    ]
     + [
         fewlines.cache(policy, lines=2, fold=fold, split="pyramid")
         for policy in ("snapkv", "streaming")

@@ -54,6 +54,18 @@ CONFIGURATIONS = [
     ({"caches": [{"policy": "lines", "budget": 3}]}, r"budget: 3 is not one of \{lines: 3\}"),
     ({"caches": [{"policy": "lines", "budgets": {}}]}, "unknown key; did you mean 'budget'"),
     ({"caches": [{**FULL, "options": {"sinks": 1}}]}, "does not take sinks; its options: none"),
+    (
+        {"caches": [FULL, {"policy": "tova", "budget": {"lines": 1}, "options": {"every": -1}}]},
+        "tova: every: -1 tokens",
+    ),
+    (
+        {
+            "adaptation": {
+                "models": {"adapted": {"caches": ["full"], "trained": "norms", "rank": 4}}
+            }
+        },
+        "rank: 4 updates matrices alone",
+    ),
     ({"caches": [FULL, {**LINES, "split": "mass"}]}, "lines has no schedule to weigh heads by"),
     ({"caches": [FULL, {**LINES, "split": "calibrated"}]}, "measured with the schedule's victims"),
     ({"caches": [FULL, {**LINES, "split": "even"}]}, "caches.1.split: .*'uniform', 'calibrated'"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewlines.cache.placement import Cache, cache
+from fewlines.cache.schedule import Schedule
 from fewlines.errors import FewlinesError
 from fewlines.generate.decode import generate
 from fewlines.generate.sampler import Sampler
@@ -20,11 +21,13 @@ __all__ = [
     "Cache",
     "FewlinesError",
     "Sampler",
+    "Schedule",
     "Tokenizer",
     "Transformer",
     "cache",
     "generate",
     "load_model",
+    "load_schedule",
     "load_tokenizer",
 ]
 
@@ -32,6 +35,11 @@ __all__ = [
 def load_model(path: str | Path) -> Transformer:
     """A transformer that `fewlines train-model` wrote."""
     return load_network(Path(path), Transformer)
+
+
+def load_schedule(path: str | Path) -> Schedule:
+    """A cache's schedule that `fewlines export-schedule` wrote; `generate` takes it as a cache."""
+    return Schedule.load(Path(path))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -56,7 +56,7 @@ class SlowAttention:
         for position in range(q.shape[1]):
             step = position - P
             if step >= 0:
-                every = min(geometry.width, room)
+                every = scoring.interval(geometry, room) if scoring else 1
                 if scoring and step % every == 0:
                     worth = self.judged(
                         layer, head, step, every, resident, q, k, probabilities[P:, P:]
@@ -91,6 +91,7 @@ class SlowAttention:
             return {}
         geometry, policy = self.placement.geometry, self.placement.scoring
         P, window = geometry.prefix, min(policy.window, geometry.width)
+        aged = policy.decay ** (step // every - 1 - torch.arange(step) // every)
         line = probabilities[step - every : step, resident][None, None]
         view = SimpleNamespace(
             step=step,
@@ -101,7 +102,7 @@ class SlowAttention:
             line_max=line.amax(2),
             line_query=q[:, P + step - every : P + step].mean(1)[None, None].float(),
             attention=probabilities[max(0, step - window) : step, resident][None, None],
-            total=probabilities[:step, resident].sum(0)[None, None],
+            total=(aged[:, None] * probabilities[:step, resident]).sum(0)[None, None],
             expectation=self.placement.expectation(layer, [head]),
         )
         steps = range(step, min(step + every, geometry.n_tokens))

@@ -59,13 +59,16 @@ def test_no_policy_exceeds_its_budget_and_nobody_comes_back(policy, height, widt
     width=st.integers(2, 6),
     tokens=st.integers(2, 40),
     fold=st.booleans(),
+    every=st.integers(0, 6),
     seed=st.integers(0, 9),
 )
 @settings(deadline=None)  # the first example compiles the kernel
-def test_scoring_keeps_the_bound_and_nobody_comes_back(policy, height, width, tokens, fold, seed):
+def test_scoring_keeps_the_bound_and_nobody_comes_back(
+    policy, height, width, tokens, fold, every, seed
+):
     """Whatever was seen: each row has the new token, and of the old ones all but its victim."""
     geometry = Geometry((height, width), prefix=2, layers=1, heads=3)
-    cache = calibrated(fewlines.cache(policy, tokens=tokens, fold=fold), geometry)
+    cache = calibrated(fewlines.cache(policy, tokens=tokens, fold=fold, every=every), geometry)
     placement = cache.place(geometry)
     if placement.scoring is None:
         return  # the budget holds the image

@@ -11,6 +11,7 @@ import fewlines
 from fewlines.cache.line_parallel import attention_under
 from fewlines.config import ModelSettings, validate_experiment
 from fewlines.files import write_tensors
+from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.transformer import Transformer, TransformerShape, causal
 from fewlines.stages.networks import adapt, train_model
 from fewlines.training.loop import step_generator, train
@@ -96,6 +97,34 @@ def test_only_the_chosen_parameters_change(base, tmp_path):
     adapted = continued(base, 5, [causal], tmp_path, trained="norm")
     for (name, before), after in zip(base.named_parameters(), adapted.parameters(), strict=True):
         assert torch.equal(before, after) == ("norm" not in name), name
+
+
+@pytest.mark.parametrize("trained", ["all", "attention"])
+def test_low_rank_updates_are_merged_into_plain_weights(base, tmp_path, trained):
+    """Only matrices of what was named change, by an update of that rank; the file is a plain
+    model's."""
+    model = {"caches": ["lines-1lines"], "trained": trained, "rank": 2, "steps": 4}
+    experiment = validate_experiment(
+        {
+            "adaptation": {"batch": 8, "models": {"adapted": model}},
+            "paper": {"cache": "lines-1lines"},
+            "caches": [{"policy": "full"}, {"policy": "lines", "budget": {"lines": 1}}],
+        }
+    )
+    tokens, start = tmp_path / "tokens.safetensors", tmp_path / "base.safetensors"
+    codes = {"train_codes": CODES, "train_labels": LABELS}
+    write_tensors(tokens, codes, {"grid": [3, 4], "codes": 7, "classes": 4})
+    save_network(start, base)
+    adapt(experiment, start, tokens, "adapted", tmp_path / "adapted", tmp_path / "metrics")
+    adapted = load_network(tmp_path / "adapted", Transformer)
+    for (name, before), after in zip(base.named_parameters(), adapted.parameters(), strict=True):
+        matrix = before.ndim == 2 and ("layers" in name or name == "output.weight")
+        expected = matrix and (trained == "all" or "attention" in name)
+        assert torch.equal(before, after) != expected, name
+        if expected:
+            assert torch.linalg.matrix_rank(after - before, rtol=1e-3) == 2, name
+    adapt(experiment, start, tokens, "adapted", tmp_path / "again", tmp_path / "metrics")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "adapted").read_bytes()
 
 
 def test_distillation_draws_to_the_teacher(base, tmp_path):

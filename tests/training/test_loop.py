@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fewlines
 from fewlines.config import ClassifierSettings, ModelSettings, TokenizerSettings
 from fewlines.errors import FewlinesError
 from fewlines.models.transformer import Transformer, TransformerShape
@@ -10,7 +11,7 @@ from fewlines.training.classifier import ClassifierTask, accuracy
 from fewlines.training.loop import batch_indices, learning_rate, step_generator, train
 from fewlines.training.muon import Muon, orthogonalise
 from fewlines.training.tokenizer import TokenizerTask, evaluate_tokenizer
-from fewlines.training.transformer import TransformerTask
+from fewlines.training.transformer import TransformerTask, attend_in_training
 
 RANDOM = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(256, (64, 1, 8, 8), generator=RANDOM, dtype=torch.uint8)
@@ -18,12 +19,16 @@ LABELS = torch.arange(64) % 4
 CODES = torch.arange(12).repeat(64, 1) % 7
 
 
-def transformer_task(steps: int = 12) -> TransformerTask:
+def transformer_task(
+    steps: int = 12, codes: torch.Tensor = CODES, weights: int = 3, few: int | None = None
+) -> TransformerTask:
     settings = ModelSettings(dim=16, layers=2, heads=2, steps=steps, batch=5, warmup=2)
     shape = TransformerShape(16, 2, 2, 2, codes=7, classes=4, grid=(3, 4), multiple_of=16)
     network = Transformer(shape)
-    network.initialise(step_generator(3, 0))
-    return TransformerTask(settings, network, LABELS, CODES, seed=3)
+    network.initialise(step_generator(weights, 0))
+    cache = fewlines.cache("streaming", tokens=few, sinks=1) if few else fewlines.cache("full")
+    attends = [attend_in_training(cache.place(shape.geometry), torch.device("cpu"))]
+    return TransformerTask(settings, network, LABELS, codes, seed=3, attends=attends)
 
 
 def tokenizer_task() -> TokenizerTask:
@@ -65,12 +70,27 @@ def test_a_resumed_training_ends_with_the_same_weights(make, tmp_path, monkeypat
         assert torch.equal(tensor, resumed.network.state_dict()[name]), name
 
 
-def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path):
-    train(transformer_task(steps=4), "first", tmp_path, checkpoint_seconds=60)
-    other, fresh = transformer_task(steps=6), transformer_task(steps=6)
+@pytest.mark.parametrize(
+    "changed",
+    [{"steps": 6}, {"codes": CODES.roll(1, 0)}, {"weights": 4}, {"few": 4}, {"few": 5}],
+    ids=str,
+)
+def test_a_checkpoint_of_another_run_is_not_continued(tmp_path, changed):
+    """Of other settings, data, first weights, or another cache in the loop: even a finished one."""
+    train(transformer_task(few=6), "first", tmp_path, checkpoint_seconds=60)
+    other, fresh = (transformer_task(**{"few": 6, **changed}) for _ in range(2))
     train(other, "other", tmp_path, checkpoint_seconds=60)
     train(fresh, "fresh", tmp_path / "elsewhere", checkpoint_seconds=60)
     assert torch.equal(other.network.output.weight, fresh.network.output.weight)
+
+
+def test_images_that_changed_are_learned_anew(tmp_path):
+    train(tokenizer_task(), "first", tmp_path, checkpoint_seconds=60)
+    settings = TokenizerSettings(widths=(4, 8), codes=16, steps=45, batch=8)
+    other = TokenizerTask(settings, IMAGES.flip(0), seed=3)
+    assert train(other, "other", tmp_path, checkpoint_seconds=60) > 0
+    assert train(tokenizer_task(), "again", tmp_path, checkpoint_seconds=60) > 0
+    assert train(tokenizer_task(), "done", tmp_path, checkpoint_seconds=60) == 0
 
 
 def test_a_loss_that_diverges_is_reported(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ class _Lines:
         prefix_k, prefix_v = (x[:, :, None, :P].expand(-1, -1, q.shape[2], -1, -1) for x in (k, v))
         out = [F.scaled_dot_product_attention(q[..., :P, :], prefix_k, prefix_v, is_causal=True)]
         state = _State.empty(k)
-        every = min(self.geometry.width, self.room)
+        every = self.policy.interval(self.geometry, self.room)
         for start in range(0, n, every):
             y, state = self._line(q, k, v, start, min(start + every, n), state)
             out.append(y)
@@ -131,7 +131,7 @@ class _Lines:
         everyone = everyone.expand(*state.residents.shape[:2], -1)
         if not going:
             return everyone
-        P, every = self.geometry.prefix, min(self.geometry.width, self.room)
+        P, every = self.geometry.prefix, self.policy.interval(self.geometry, self.room)
         start = steps.start
         view = LineView(
             start,
@@ -159,7 +159,7 @@ class _Lines:
         def carried(x: Tensor) -> Tensor:
             return F.pad(x, (0, own)).gather(-1, index[:, :, None].expand(-1, -1, x.shape[2], -1))
 
-        total = carried(state.total[:, :, None])[:, :, 0] + seen.sum(2)
+        total = self.policy.decay * carried(state.total[:, :, None])[:, :, 0] + seen.sum(2)
         history = torch.cat([carried(state.history), seen], dim=2)[:, :, -self.window :]
         return _State(stay, seen, history, total, sums)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fewlines.cache.budget import Budget
@@ -37,6 +38,7 @@ from fewlines.cache.split import (
     split_by_reach,
 )
 from fewlines.errors import FewlinesError
+from fewlines.files import digest
 
 Split = Literal["uniform", "calibrated", "mass", "pyramid", "headkv", "ada"]
 SUFFIX = {
@@ -261,6 +263,15 @@ class Placement:
         if self.victims is None:
             raise FewlinesError(f"cache: {self.scoring} picks its victims while an image is drawn")
         return self.victims
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs where another token goes, or another thing becomes of it."""
+        tables: list[npt.NDArray[Any]] = [self.capacity]
+        tables += [] if self.victims is None else [self.victims]
+        tables += [] if self.calibration is None else [self.calibration.attention]
+        held = digest(torch.from_numpy(table) for table in tables)
+        return f"{self.scoring or self.hindsight or 'static'}, fold: {self.fold}, {held}"
 
     @cached_property
     def room(self) -> Table:

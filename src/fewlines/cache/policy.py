@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewlines.cache.calibration import Calibration
 from fewlines.cache.geometry import Geometry, Table
+from fewlines.errors import FewlinesError
 
 NOBODY = -1
 
@@ -97,7 +98,8 @@ class View(Protocol):
         line_mean, line_max: `(B, H, R)`, mean and maximum of `A` over the line's queries.
         line_query: `(B, H, r, D)`, the line's mean query of each query head, rotated.
         attention: `(B, H, Q, R)`, `A` of the last `Q ≤ window` queries, oldest first.
-        total: `(B, H, R)`, sum of `A` over all queries so far.
+        total: `(B, H, R)`, sum of `A` over all queries so far, those before the line times the
+            policy's `decay` for every line since.
         expectation: what calibration expects of these heads; None of policies that need none.
     """
 
@@ -150,21 +152,35 @@ class Expectation:
         return worth.expand(len(positions), -1, -1).gather(-1, positions)
 
 
+@dataclass(frozen=True)
 class ScoringPolicy(Policy):
     """A policy that judges the residents of every row and head while the image is drawn.
 
-    It is asked once per line, before the line's first token is written (once per `room` tokens
-    where a line does not fit); the lowest scores then go one by one as the line's tokens come.
+    It is asked once per line, before the line's first token is written; the lowest scores then go
+    one by one as the line's tokens come.
 
     Attributes:
         needs: what the view must offer beside positions and keys.
         calibrated: whether the view must offer an `expectation`.
         window: how many queries of `attention`; at most a line.
+        decay: what is left of `total` after a line.
+        every: an option of every policy that scores: it is asked again after so many tokens; 0,
+            and where fewer fit, is a line.
     """
 
     needs: ClassVar[Need | None] = None
     calibrated: ClassVar[bool] = False
-    window: int = 1
+    window = 1
+    decay = 1.0
+    every: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise FewlinesError(f"{self.name}: every: {self.every} tokens; 0, a line, or more")
+
+    def interval(self, geometry: Geometry, room: int) -> int:
+        """Tokens from one question to the next, of a head that holds `room`."""
+        return min(self.every or geometry.width, geometry.width, room)
 
     @abstractmethod
     def score(self, view: View) -> Tensor:

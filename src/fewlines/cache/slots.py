@@ -1,4 +1,4 @@
-"""Where the next token goes: read from a table, or ranked by a policy once per line."""
+"""Where the next token goes: read from a table, or ranked by a policy, once per line."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class RankedSlots(Slots):
         self.expectation = placement.expectation(layer, heads, device)
         self.prefix = self.geometry.prefix
         self.room = entries - self.prefix - placement.fold
-        self.every = min(self.geometry.width, self.room)
+        self.every = policy.interval(self.geometry, self.room)
         self.positions = torch.full((batch, len(heads), self.room), NOBODY, device=device)
         self.victims = self.positions[..., :0]  # (B, G, ·), slots in the order they go
         self.next = 0
@@ -163,8 +163,8 @@ class RankedSlots(Slots):
             self.victims = self._slots_of(self.policy.leaving(view, steps, going), in_raster_order)
         if self.query is not None:
             self.query.zero_()
-        if self.seen is not None and self.policy.needs != "total":
-            self.seen.zero_()
+        if self.seen is not None and self.policy.needs != "attention":  # which forgets by itself
+            self.seen.mul_(self.policy.decay if self.policy.needs == "total" else 0)
 
     def _slots_of(self, leaving: Tensor, residents: Tensor) -> Tensor:
         """The slots of the tokens that go, `(B, G, going)`: a line's own tokens fill what is free

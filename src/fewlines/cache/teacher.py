@@ -27,6 +27,7 @@ class TeacherForced:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        self.placement = placement
         self.limits = [
             Limits(torch.from_numpy(evicted), placement, dtype, device)
             for evicted in placement.evicted_at

@@ -160,7 +160,19 @@ class AdaptedModel(Section):
         "all", description="likelihood: no images are drawn; samples: not shown with the headlines"
     )
     trained: Trained = Field("all", description="parameters: all, attention's, or the norms'")
+    rank: int = Field(
+        0, ge=0, description="of updates beside those matrices (LoRA); 0: the matrices themselves"
+    )
     registers: int = Field(0, ge=0, description="learned tokens after the class that stay forever")
+
+    @model_validator(mode="after")
+    def _low_rank_has_matrices(self) -> AdaptedModel:
+        if self.rank and (self.trained == "norms" or self.registers):
+            raise ValueError(
+                f"rank: {self.rank} updates matrices alone; write trained: all or attention, and "
+                "no registers"
+            )
+        return self
 
 
 class AdaptationSettings(Section):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewlines.cache.buffer import BoundedCache, Engine
 from fewlines.cache.placement import Cache
+from fewlines.cache.schedule import Schedule
 from fewlines.errors import FewlinesError
 from fewlines.generate.graphs import GraphedSteps
 from fewlines.generate.packed import prepare
@@ -34,7 +35,7 @@ class Decoder:
         self,
         model: Transformer,
         rows: int,
-        cache: Cache,
+        cache: Cache | Schedule,
         sampler: Sampler | None = None,
         engine: Engine = "lean",
         storage: torch.dtype | None = None,
@@ -79,7 +80,7 @@ def decode(
     model: Transformer,
     labels: Tensor,
     noise: Tensor,
-    cache: Cache,
+    cache: Cache | Schedule,
     sampler: Sampler | None = None,
     *,
     engine: Engine = "lean",
@@ -128,7 +129,7 @@ def decode(
 def generate(
     model: Transformer,
     labels: Sequence[int] | Tensor,
-    cache: Cache,
+    cache: Cache | Schedule,
     seed: int = 0,
     *,
     first: int = 0,
@@ -151,7 +152,7 @@ def generate(
         Codes `(B, N)`; `tokenizer.decode(codes.unflatten(1, grid))` makes pictures of them.
     """
     geometry = model.shape.geometry
-    if cache.budget is not None and cache.place(geometry).is_full:
+    if cache.slug != "full" and cache.place(geometry).is_full:
         print(
             f"{cache.slug}: the budget holds all {geometry.n_tokens} tokens of an image; "
             "this is the full cache",

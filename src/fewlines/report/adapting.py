@@ -12,6 +12,7 @@ from fewlines.config import BASE, STEPS
 
 ELSEWHERE = {  # other experiments of the same kind, and what they are
     "longer.csv": "From a base trained four times as long",
+    "finer.csv": "On a grid of 28×28 tokens",
     "clipart.csv": "On colour clip art, 64×64 pixels",
 }
 
@@ -101,9 +102,17 @@ def _training_cost(table: pd.DataFrame) -> list[str]:
 def _how(row: dict[Hashable, Any]) -> str:
     """What was trained: which parameters, by what loss, with what beside the published ones."""
     taught = f", {row['distil']:g} KL" if row["distil"] else ""
-    registers = int(row.get("registers") or 0)
+    rank, registers = (_count(row, name) for name in ("rank", "registers"))
+    low = f", rank {rank}" if rank else ""
     scratch = ", from scratch" if row.get("start") == "scratch" else ""
-    return f"{row['trained']}{scratch}{taught}{f', {registers} registers' if registers else ''}"
+    kept = f", {registers} registers" if registers else ""
+    return f"{row['trained']}{low}{scratch}{taught}{kept}"
+
+
+def _count(row: dict[Hashable, Any], column: str) -> int:
+    """A number that tables of older runs lack."""
+    value = row.get(column)
+    return 0 if value is None or pd.isna(value) else int(value)
 
 
 def _interval(row: dict[Hashable, Any], column: str) -> str:

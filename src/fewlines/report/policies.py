@@ -168,12 +168,21 @@ def _drawn(table: pd.DataFrame) -> list[str]:
 def _ablations(table: pd.DataFrame) -> list[str]:
     """LineAR's policy under every choice of its options, best first."""
     sweep = table[table["policy"].str.startswith(RIVAL)]
+    often = table["policy"].str.contains("every=1", regex=False)
+    plain = (
+        table["policy"].str.replace(r"every=1,?", "", regex=True).str.replace("()", "", regex=False)
+    )
     return [
         "### LineAR's policy, every choice that its paper leaves open",
-        "`anchor` first tokens and `recent` lines pinned, and what is made of the last line's "
-        "attention; on held-out training images, so that test images choose nothing.",
+        "`anchor` first tokens and `recent` lines pinned, what is made of the attention it saw "
+        "(`pool`), and how often it is asked (`every` so many tokens, instead of once per line); "
+        "on held-out training images, so that test images choose nothing.",
         _wide(sweep).to_markdown(),
         "![ΔNLL for every choice of LineAR's options](../results/reference/ablations.png)",
+        "### Asked at every token",
+        "Scoring policies are asked once per line; with `every=1` at every token, as the papers of "
+        "`h2o` and `tova` do. The same training images.",
+        _wide(table[often | table["policy"].isin(plain[often])]).to_markdown(),
     ]
 
 
@@ -295,13 +304,17 @@ def draw_agreement(table: pd.DataFrame, path: Path) -> None:
 
 @mpl.rc_context(STYLE)
 def draw_ablations(table: pd.DataFrame, path: Path) -> None:
-    """ΔNLL of the rival's policy for every choice of its options, a map for each budget."""
-    sweep = table[table["policy"].str.startswith(RIVAL)]
+    """ΔNLL of the rival's policy for every choice of its options but how often it is asked, a map
+    for each budget."""
+    once = ~table["policy"].str.contains("every=", regex=False)
+    sweep = table[table["policy"].str.startswith(RIVAL) & once]
     defaults = {name: str(value) for name, value in vars(registry()[RIVAL]()).items()}
     options = pd.DataFrame(
-        [{**defaults, **dict(re.findall(r"(\w+)=(\w+)", text))} for text in sweep["policy"]],
+        [{**defaults, **dict(re.findall(r"(\w+)=([\w.]+)", text))} for text in sweep["policy"]],
         index=sweep.index,
     )
+    decayed = options["pool"] == "decayed"
+    options["pool"] += (" " + options["decay"]).where(decayed, "")
     sweep = sweep.join(options)
     budgets = list(sweep["budget"].unique())
     figure, axes = plt.subplots(
@@ -313,7 +326,8 @@ def draw_ablations(table: pd.DataFrame, path: Path) -> None:
         )
         axis.imshow(np.log(wide.clip(lower=1e-6)), cmap="viridis_r", aspect="auto")
         for (row, column), value in np.ndenumerate(wide.to_numpy()):
-            axis.text(column, row, f"{value:.4f}", ha="center", va="center", size=7, color="white")
+            text = "" if np.isnan(value) else f"{value:.4f}"
+            axis.text(column, row, text, ha="center", va="center", size=7, color="white")
         axis.set_xticks(range(wide.shape[1]), wide.columns)
         axis.set_yticks(range(len(wide)), [f"anchor {a}, recent {r}" for a, r in wide.index])
         axis.grid(False)

@@ -21,6 +21,7 @@ MODULES = {
     "import-tokens": "imports",
     "calibrate": "calibrate",
     "calibration-curve": "calibrate",
+    "export-schedule": "calibrate",
     "generate": "samples",
     "gather": "samples",
     "measure-quality": "quality",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewlines import machine
 from fewlines.cache.calibration import Calibration
+from fewlines.cache.schedule import Schedule
 from fewlines.config import BASE, Experiment
 from fewlines.files import write_text
 from fewlines.measure.attention import expected_attention
@@ -43,6 +44,16 @@ def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> No
     curves = measure_curves(network, labels, codes, found, bar.update)
     bar.close()
     replace(found, curves=curves).save(output)
+
+
+def export_schedule(
+    config: Experiment, model: Path, cache: str, output: Path, calibration: Path | None = None
+) -> None:
+    """What a cache decides for this model before the first token, in a few kilobytes: who serves
+    the model needs no calibration beside its weights, see `fewlines.load_schedule`."""
+    network = load_network(model, Transformer)
+    limited = config.cache(cache).calibrated(calibration)
+    Schedule.of(limited, network.shape.geometry).save(output)
 
 
 def calibration_curve(

@@ -18,6 +18,7 @@ from fewlines.progress import progress
 from fewlines.stages.tokens import read_tokens
 from fewlines.training.classifier import ClassifierTask, accuracy
 from fewlines.training.loop import step_generator, train
+from fewlines.training.low_rank import add_low_rank, merge_low_rank
 from fewlines.training.tokenizer import TokenizerTask, evaluate_tokenizer
 from fewlines.training.transformer import (
     TransformerTask,
@@ -28,7 +29,7 @@ from fewlines.training.transformer import (
 
 EVALUATION_BATCH = 250
 CONTINUED = 2  # added to the seed: training that goes on sees images in another order
-TRAINED = {"all": ("",), "attention": (".attention.",), "norms": ("norm",)}  # parts of names
+TRAINED = {"all": "", "attention": ".attention.", "norms": "norm"}  # parts of their names
 
 
 def fetch_data(
@@ -112,8 +113,12 @@ def adapt(
         network, seed = new_transformer(network.shape, config.seed), config.seed
     network = network.with_registers(adapted.registers, step_generator(seed, 0))
     network.to(machine.device())
-    for parameter_name, parameter in network.named_parameters():
-        parameter.requires_grad_(any(part in parameter_name for part in TRAINED[adapted.trained]))
+    part = TRAINED[adapted.trained]
+    if adapted.rank:
+        add_low_rank(network, part, adapted.rank, step_generator(seed, 1))
+    else:
+        for parameter_name, parameter in network.named_parameters():
+            parameter.requires_grad_(part in parameter_name)
     tensors, _ = read_tokens(tokens, network.shape)
     placements = [
         config.cache(slug).calibrated(calibration).place(network.shape.geometry)
@@ -153,6 +158,7 @@ def _train_transformer(
         "gemm_share": rate / gemm_rate if rate else None,
     }
     write_json(metrics, summary)
+    merge_low_rank(task.network)
     save_network(output, task.network)
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewlines.config import ClassifierSettings
+from fewlines.files import digest
 from fewlines.models.classifier import Classifier, ClassifierShape
 from fewlines.training.loop import Task, batch_indices
 
@@ -32,8 +33,12 @@ class ClassifierTask(Task):
             torch.optim.AdamW(self.network.parameters(), settings.learning_rate, weight_decay=0.01)
         ]
 
-    def fingerprint(self) -> Any:
-        return [self.settings.model_dump(mode="json"), list(self.images.shape), self.seed]
+    def fingerprint(self) -> list[Any]:
+        return [
+            self.settings.model_dump(mode="json"),
+            self.seed,
+            digest([self.images, self.labels]),
+        ]
 
     def loss(self, step: int) -> Tensor:
         rows = batch_indices(len(self.labels), self.settings.batch, step, self.seed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fewlines.errors import FewlinesError
-from fewlines.files import read_json, read_tensors, write_json, write_tensors
+from fewlines.files import digest, read_json, read_tensors, write_json, write_tensors
 from fewlines.progress import progress
 
 
@@ -34,9 +34,10 @@ class Task(ABC):
     def after_step(self, step: int) -> None:  # noqa: B027
         """Upkeep that is not a gradient, such as reviving dead codes."""
 
-    def fingerprint(self) -> Any:
-        """JSON-like: whatever a checkpoint must share with this run to be continued by it."""
-        return [self.steps, self.warmup, self.seed]
+    @abstractmethod
+    def fingerprint(self) -> list[Any]:
+        """JSON-like: whatever a checkpoint must share with this run to be continued by it: what is
+        learned from, how, and with what randomness. The loop adds the weights it begins with."""
 
 
 def batch_indices(count: int, batch: int, step: int, seed: int) -> Tensor:
@@ -65,8 +66,9 @@ def train(task: Task, name: str, checkpoints: Path, checkpoint_seconds: float) -
     Checkpoints are folders `step-…` under `checkpoints`, weights and optimiser state apart, each
     complete or absent; a killed run continues from the last one.
     """
+    identity = _identity(task)
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in task.optimizers]
-    done = _restore(task, checkpoints)
+    done = _restore(task, checkpoints, identity)
     bar = progress(name, task.steps, "steps", done)
     started = saved = time.perf_counter()
     task.network.train()
@@ -84,12 +86,12 @@ def train(task: Task, name: str, checkpoints: Path, checkpoint_seconds: float) -
                 raise FewlinesError(f"{name}: the loss is {value} at step {step}; lower the rates")
             bar.set_postfix(loss=f"{value:.3f}", refresh=False)
         if time.perf_counter() - saved > checkpoint_seconds:
-            _save(task, checkpoints, step + 1)
+            _save(task, checkpoints, step + 1, identity)
             saved = time.perf_counter()
     bar.close()
     seconds = (time.perf_counter() - started) / (task.steps - done) if done < task.steps else 0.0
     if done < task.steps:
-        _save(task, checkpoints, task.steps)
+        _save(task, checkpoints, task.steps, identity)
     task.network.eval()
     return seconds
 
@@ -105,7 +107,14 @@ def take_step(task: Task, step: int) -> Tensor:
     return loss
 
 
-def _save(task: Task, checkpoints: Path, step: int) -> None:
+def _identity(task: Task) -> list[Any]:
+    """Of a run, before its first step."""
+    parameters = task.network.named_parameters()
+    trained = [name for name, parameter in parameters if parameter.requires_grad]
+    return [*task.fingerprint(), digest(task.network.state_dict().values()), trained]
+
+
+def _save(task: Task, checkpoints: Path, step: int, identity: list[Any]) -> None:
     final = checkpoints / f"step-{step:07d}"
     partial = checkpoints / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -113,21 +122,21 @@ def _save(task: Task, checkpoints: Path, step: int) -> None:
     write_tensors(partial / "weights.safetensors", task.network.state_dict())
     optimizers = [optimizer.state_dict() for optimizer in task.optimizers]
     torch.save(optimizers, partial / "optimizers.pt")
-    write_json(partial / "task.json", task.fingerprint())
+    write_json(partial / "task.json", identity)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     for older in sorted(checkpoints.glob("step-*"))[:-1]:
         shutil.rmtree(older)
 
 
-def _restore(task: Task, checkpoints: Path) -> int:
-    """Continue from the last checkpoint, if it is of this very task; returns the steps done."""
+def _restore(task: Task, checkpoints: Path, identity: list[Any]) -> int:
+    """Continue from the last checkpoint, if it is of this very run; returns the steps done."""
     saved = sorted(checkpoints.glob("step-*"))
     if not saved:
         return 0
     last = saved[-1]
-    if read_json(last / "task.json") != task.fingerprint():
-        shutil.rmtree(checkpoints)  # of other settings: this run replaces it
+    if read_json(last / "task.json") != identity:
+        shutil.rmtree(checkpoints)  # of other settings, data or weights: this run replaces it
         return 0
     weights, _ = read_tensors(last / "weights.safetensors")
     task.network.load_state_dict(weights)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewlines.config import TokenizerSettings
+from fewlines.files import digest
 from fewlines.models.tokenizer import Quantized, Tokenizer, TokenizerShape, to_signed
 from fewlines.training.loop import Task, batch_indices, step_generator
 
@@ -37,8 +38,8 @@ class TokenizerTask(Task):
         ]
         self._revive(torch.ones(settings.codes, dtype=torch.bool), self._encoded(step=0), step=0)
 
-    def fingerprint(self) -> Any:
-        return [self.settings.model_dump(mode="json"), list(self.images.shape), self.seed]
+    def fingerprint(self) -> list[Any]:
+        return [self.settings.model_dump(mode="json"), self.seed, digest([self.images])]
 
     def loss(self, step: int) -> Tensor:
         images = self._batch(step)

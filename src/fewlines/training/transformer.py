@@ -12,6 +12,7 @@ from torch import Tensor
 from fewlines.cache.line_parallel import attention_under
 from fewlines.cache.placement import Placement
 from fewlines.config import ModelSettings
+from fewlines.files import digest
 from fewlines.models.transformer import Attend, Transformer, TransformerShape, causal
 from fewlines.training.loop import Task, batch_indices, step_generator
 from fewlines.training.muon import Muon
@@ -36,6 +37,12 @@ def new_transformer(shape: TransformerShape, seed: int) -> Transformer:
 def attend_in_training(placement: Placement, device: torch.device) -> Attend:
     """The attention of training under a cache; with a full one, the fused causal kernel."""
     return causal if placement.is_full else attention_under(placement, device)
+
+
+def _limit(attend: Attend) -> str:
+    """What tells one attention from another."""
+    placement = getattr(attend, "placement", None)
+    return placement.fingerprint if isinstance(placement, Placement) else "causal"
 
 
 class TransformerTask(Task):
@@ -74,7 +81,7 @@ class TransformerTask(Task):
                 continue
             if name.endswith("wqkv.weight"):
                 fused.append(parameter)
-            elif name.startswith("layers.") and parameter.ndim == 2:
+            elif name.startswith("layers.") and name.endswith(".weight") and parameter.ndim == 2:
                 matrices.append(parameter)
             else:
                 rest.append(parameter)
@@ -88,9 +95,16 @@ class TransformerTask(Task):
         adamw = [torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=0.0)] if rest else []
         return [*muon, *adamw]
 
-    def fingerprint(self) -> Any:
-        settings = self.settings.model_dump(mode="json")
-        return [settings, repr(self.network.shape), self.seed, str(self.dtype)]
+    def fingerprint(self) -> list[Any]:
+        teacher = [] if self.teacher is None else self.teacher.state_dict().values()
+        return [
+            self.settings.model_dump(mode="json"),
+            self.seed,
+            str(self.dtype),
+            self.distil,
+            digest([self.labels, self.codes, *teacher]),
+            [_limit(attend) for attend in self.attends],
+        ]
 
     def loss(self, step: int) -> Tensor:
         rows = batch_indices(len(self.codes), self.settings.batch, step, self.seed)

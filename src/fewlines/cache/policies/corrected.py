@@ -30,7 +30,7 @@ class Corrected(ForesightPolicy):
 
     def foresee(self, view: View, steps: range) -> Tensor:
         assert view.expectation is not None
-        queries = min(view.geometry.width, view.positions.shape[-1])
+        queries = self.interval(view.geometry, view.positions.shape[-1])
         expected = view.expectation.of_the_line(view, queries)
         ratio = (view.line_mean + self.floor) / (expected + self.floor)
         correction = F.pad(ratio**self.power, (0, len(steps)), value=1.0)  # (B, G, R + S)

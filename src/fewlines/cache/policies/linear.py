@@ -1,7 +1,7 @@
 """LineAR (arXiv 2512.04857): first tokens and last lines stay; of the middle, what the last line
 looked at. What is evicted never returns.
 
-Anchor size, recent size, the mean over the line's queries and what goes where the pinned do not
+Anchor size, recent size, how a line's queries are pooled and what goes where the pinned do not
 fit are our reading: the paper's code is not published.
 """
 
@@ -20,16 +20,23 @@ from fewlines.cache.policy import Need, ScoringPolicy, View
 class Linear(ScoringPolicy):
     """Pins the first `anchor` tokens and the last `recent` lines; the others are worth the
     attention of the last finished line's queries: its mean, its maximum, or that of the mean
-    query (`pool`). Where room is short, the oldest of the last lines go next, the anchors never."""
+    query, or that of all queries so far, each line's times `decay` (`pool`). Where room is short,
+    the oldest of the last lines go next, the anchors never."""
 
     name: ClassVar[str] = "linear"
     anchor: int = 4
     recent: int = 1
-    pool: Literal["mean", "max", "query"] = "mean"
+    pool: Literal["mean", "max", "query", "decayed"] = "mean"
+    decay: float = 0.5
 
     @property
     def needs(self) -> Need:  # type: ignore[override]
-        needs: dict[str, Need] = {"mean": "line_mean", "max": "line_max", "query": "line_query"}
+        needs: dict[str, Need] = {
+            "mean": "line_mean",
+            "max": "line_max",
+            "query": "line_query",
+            "decayed": "total",
+        }
         return needs[self.pool]
 
     def score(self, view: View) -> Tensor:
@@ -43,6 +50,8 @@ class Linear(ScoringPolicy):
             return view.line_mean
         if self.pool == "max":
             return view.line_max
+        if self.pool == "decayed":
+            return view.total / max(1, view.step)
         scores = view.line_query @ view.keys.transpose(2, 3) * view.keys.shape[-1] ** -0.5
         attention: Tensor = scores.softmax(-1).mean(2)
         return attention

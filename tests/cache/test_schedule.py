@@ -1,0 +1,60 @@
+"""A cache's schedule in a file of its own draws what the cache itself draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import fewlines
+from conftest import CACHES, calibrated, tiny_transformer
+from fewlines.cache.geometry import Geometry
+from fewlines.cache.schedule import Schedule
+from fewlines.cli import main
+from fewlines.errors import FewlinesError
+
+MODEL = tiny_transformer()
+KNOWN = [cache for cache in CACHES if cache.place(MODEL.shape.geometry).victims is not None]
+
+
+@pytest.mark.parametrize("cache", KNOWN, ids=lambda cache: cache.slug)
+def test_the_same_slots_and_images_come_from_the_file(cache, tmp_path):
+    geometry = MODEL.shape.geometry
+    Schedule.of(cache, geometry).save(tmp_path / "schedule")
+    loaded = fewlines.load_schedule(tmp_path / "schedule")
+    assert loaded.slug == cache.slug
+    for name in ("capacity", "victims", "slots"):
+        one, other = (getattr(x.place(geometry), name) for x in (loaded, cache))
+        np.testing.assert_array_equal(one, other)
+    drawn = [fewlines.generate(MODEL, [0, 1], limit, seed=3) for limit in (cache, loaded)]
+    assert torch.equal(*drawn)
+
+
+def test_it_takes_a_few_kilobytes_at_the_default_model(tmp_path):
+    geometry = Geometry((14, 14), prefix=1, layers=6, heads=3)
+    cache = calibrated(fewlines.cache("scheduled", lines=2, fold=True), geometry)
+    Schedule.of(cache, geometry).save(tmp_path / "schedule")
+    assert (tmp_path / "schedule").stat().st_size < 5_000
+
+
+def test_other_models_and_policies_that_look_are_refused(tmp_path):
+    with pytest.raises(FewlinesError, match="linear picks its victims while an image is drawn"):
+        Schedule.of(fewlines.cache("linear", lines=2), MODEL.shape.geometry)
+    schedule = Schedule.of(fewlines.cache("lines", lines=2), MODEL.shape.geometry)
+    with pytest.raises(FewlinesError, match="lines-2lines was made for another model"):
+        schedule.place(Geometry((4, 5), prefix=1, layers=3, heads=2))
+
+
+def test_the_command_writes_what_load_schedule_reads(tiny_files, capsys):
+    files = {name: str(tiny_files / name) for name in ("config", "model", "tokens")}
+    calibration, output = str(tiny_files / "calibration"), tiny_files / "schedule"
+    given = ["--config", files["config"], "--model", files["model"]]
+    assert main(["calibrate", *given, "--tokens", files["tokens"], "--output", calibration]) == 0
+    export = ["export-schedule", *given, "--cache", "scheduled-1lines", "--output", str(output)]
+    assert main(export) == 2
+    assert "scheduled needs a calibration of this model" in capsys.readouterr().err
+    assert main([*export, "--calibration", calibration]) == 0
+    schedule = fewlines.load_schedule(output)
+    assert schedule.place(MODEL.shape.geometry).capacity.tolist() == [[5, 5], [5, 5]]
+    with pytest.raises(FewlinesError, match="is not a schedule"):
+        fewlines.load_schedule(calibration)
