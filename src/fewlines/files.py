@@ -83,5 +83,6 @@ def digest(tensors: Iterable[torch.Tensor]) -> str:
     """Of what tensors hold, to tell whether it is what it was."""
     found = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        held = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        found.update(held.numpy().data)
     return found.hexdigest()
