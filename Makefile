@@ -19,8 +19,8 @@ results/%/snakemake.html: results/%/report.html  # Snakemake's own report, with 
 
 bench: $(READY)  ## what decoding costs at published shapes, into docs/engine.md; the better part of an hour
 	$(BIN)/snakemake efficiency choices --configfile experiments/efficiency.yaml
-	$(BIN)/snakemake efficiency --configfile experiments/policy-times.yaml
-	$(BIN)/fewlines publish-table --table results/policy-times/tables/efficiency.csv --name policy-times --reference results/reference --documents docs
+	$(BIN)/snakemake policy_times --configfile experiments/policy-times.yaml
+	$(BIN)/fewlines publish-table --table results/policy-times/tables/policy-times.csv --name policy-times --reference results/reference --documents docs
 	$(BIN)/snakemake training_cost --configfile experiments/training-cost.yaml
 	$(BIN)/fewlines publish-table --table results/training-cost/tables/training-cost.csv --name training-cost --reference results/reference --documents docs
 	$(BIN)/fewlines publish-efficiency --run results/efficiency --reference results/reference --document docs/engine.md --readme README.md

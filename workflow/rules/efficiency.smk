@@ -31,6 +31,23 @@ rule choices:
         "fewlines measure-choices --threads {threads} --output {output} 2>&1 | tee {log}"
 
 
+rule policy_times:
+    input:
+        config=ancient(RESOLVED),
+    output:
+        f"{RUN}/tables/policy-times.csv",
+    log:
+        f"{RUN}/logs/policy-times.log",
+    conda:
+        "../envs/fewlines.yaml"
+    threads: workflow.cores
+    params:
+        settings=settings("efficiency"),
+    shell:
+        "fewlines measure-policy-times --config {input.config} --threads {threads} "
+        "--output {output} 2>&1 | tee {log}"
+
+
 rule training_cost:
     input:
         config=ancient(RESOLVED),

@@ -31,7 +31,7 @@ from fewlines.measure import memory, roofline
 from fewlines.measure.operators import Decode, Device
 from fewlines.measure.profile import profile_steps
 from fewlines.models.shapes import published_shape, random_transformer
-from fewlines.models.transformer import TransformerShape
+from fewlines.models.transformer import Transformer, TransformerShape
 from fewlines.progress import progress
 
 FullEngine = Literal["lean", "stock", "hf-dynamic", "hf-static"]
@@ -199,9 +199,8 @@ def _probe(setting: Setting, batch: int) -> dict[str, Any]:
 @torch.inference_mode()
 def _measure(setting: Setting, row: Row, whole: bool) -> dict[str, Any]:
     torch.set_num_threads(setting.threads)
-    generator = torch.Generator().manual_seed(0)
-    model = random_transformer(setting.shape, setting.precision, generator)
-    steps = _peer(model, setting) if row.engine.startswith("hf") else _ours(model, setting, row)
+    peer = row.engine.startswith("hf")
+    steps = _peer(setting) if peer else _ours(random_model(setting, row.batch), setting)
     steps(replace(row, batch=1)).seconds(0)  # libraries make their pools, kernels are compiled
     memory.reset_peak()
     before = memory.resident_bytes()
@@ -215,7 +214,7 @@ def _measure(setting: Setting, row: Row, whole: bool) -> dict[str, Any]:
         "steps": seconds,
         "peak_bytes": memory.peak_bytes() - before,
     }
-    if isinstance(stepper, _Ours) and machine.device().type == "cpu":
+    if isinstance(stepper, DecodeSteps) and machine.device().type == "cpu":
         result["profile"] = stepper.profile(positions[-1])
     if whole:
         result["full_run_seconds"] = stepper.whole() / row.batch
@@ -238,10 +237,10 @@ def _positions(setting: Setting, row: Row) -> list[int]:
     return sorted(lines)
 
 
-class _Ours:
-    """Steps of our own engines."""
+class DecodeSteps:
+    """Steps of our own engines, by a model that is `prepare`d."""
 
-    def __init__(self, model: Any, setting: Setting, row: Row) -> None:
+    def __init__(self, model: Transformer, setting: Setting, row: Row) -> None:
         self.geometry, self.batch = setting.shape.geometry, row.batch
         self.decoder = Decoder(model, row.batch, row.cache, None, row.engine, row.storage)  # type: ignore[arg-type]
         self.decoder.buffers.fill(torch.Generator().manual_seed(1))
@@ -254,8 +253,12 @@ class _Ours:
         once per line, the median of a few where steps are alike."""
         self._steps(position, 1)  # for warming up
         if self.scores:
-            return float(np.mean(self._steps(position, self.geometry.width)))
+            return self.line(position)
         return float(np.median(self._steps(position, STEPS)))
+
+    def line(self, position: int) -> float:
+        """Of a step, the mean over the line that begins at a position."""
+        return float(np.mean(self._steps(position, self.geometry.width)))
 
     def _steps(self, position: int, count: int) -> list[float]:
         self.decoder.buffers.jump(position)
@@ -283,15 +286,24 @@ class _Ours:
         return time.perf_counter() - start
 
 
-def _ours(model: Any, setting: Setting, row: Row) -> Callable[[Row], _Ours]:
-    model = prepare(model.to(machine.device()), setting.precision, row.batch, consume=True)
-    return lambda row: _Ours(model, setting, row)
+def random_model(setting: Setting, batch: int) -> Transformer:
+    """Random weights of a setting's shape, ready to draw batches of that size."""
+    return prepare(_weights(setting), setting.precision, batch, consume=True)
 
 
-def _peer(model: Any, setting: Setting) -> Callable[[Row], Any]:
+def _weights(setting: Setting) -> Transformer:
+    generator = torch.Generator().manual_seed(0)
+    return random_transformer(setting.shape, setting.precision, generator).to(machine.device())
+
+
+def _ours(model: Transformer, setting: Setting) -> Callable[[Row], DecodeSteps]:
+    return lambda row: DecodeSteps(model, setting, row)
+
+
+def _peer(setting: Setting) -> Callable[[Row], Any]:
     from fewlines.integrations.huggingface import LlamaSteps, as_llama
 
-    llama, geometry = as_llama(model.to(machine.device())), setting.shape.geometry
+    llama, geometry = as_llama(_weights(setting)), setting.shape.geometry
     return lambda row: LlamaSteps(llama, row.batch, geometry, row.engine == "hf-static", STEPS)
 
 

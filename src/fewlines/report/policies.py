@@ -38,7 +38,7 @@ def policy_numbers(reference: Path) -> str:
         *_fid(table),
         *_tasks(whole),
         *_curve(reference / "calibration.csv"),
-        *_times(reference),
+        *_times(reference / "policy-times.csv"),
     ]
     for name, title in ELSEWHERE.items():
         if (reference / name).exists():
@@ -89,35 +89,32 @@ def _tasks(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _times(reference: Path) -> list[str]:
-    """What deciding costs: policies at the same capacity and the same published shape, all of them
-    where that was measured, else those of the engine's table."""
-    measured = reference / "policy-times.csv"
-    path = measured if measured.exists() else reference / "efficiency.csv"
-    table = pd.read_csv(path)
-    few = table[
-        (table["shape"] == "llamagen-b")
-        & (table["grid"] == "64x64")
-        & (table["storage"] == "float16")
-        & (table["dtype"] == "float32")
-        & (table["budget"] == "lines: 4")
-        & table["memory_cap"].isna()
-    ]
-    limited = few[few["batch"] == few["batch"].max()].set_index("policy")
-    if len(limited) == 0:
+def _times(path: Path) -> list[str]:
+    """What deciding costs, where that was measured."""
+    if not path.exists():
         return []
-    seconds, first = limited["seconds_per_image"], limited.iloc[0]
-    plain = "lines" if "lines" in seconds.index else "streaming"
-    against = seconds / seconds[plain]
-    readable = pd.DataFrame({"s/image": seconds.map("{:.2f}".format)})
-    readable[f"× {plain}"] = against.map("{:.3f}".format)
+    table = pd.read_csv(path).sort_values("ratio")
+    first = table.iloc[0]
+    plain = first["against"]
+    readable = pd.DataFrame(
+        {
+            "policy": table["policy"],
+            "ms/step": (1000 * table["seconds_per_step"]).map("{:.2f}".format),
+            f"× {plain}": [
+                f"{row['ratio']:.3f} ({row['ratio_low']:.3f} … {row['ratio_high']:.3f})"
+                for row in table.to_dict("records")
+            ],
+        }
+    )
     return [
         "### What deciding costs",
-        f"Time per image at {first['budget']}, {first['shape']}, {first['grid']} tokens, batch "
-        f"{int(first['batch'])}, relative to `{plain}` (`make bench`), on {first['processor']}. "
-        "`scheduled` reads its slots from a table as `random` does, so `random` and `random+fold` "
-        "stand for it; `corrected` asks for what `linear` asks for.",
-        readable.loc[against.sort_values().index].to_markdown(disable_numparse=True),
+        f"Time of a step at {first['budget']}, {first['shape']}, {first['grid']} tokens, batch "
+        f"{int(first['batch'])}, keys and values in {first['storage']}, on {first['processor']}: "
+        f"ratio to `{plain}`, median and quartiles of {int(first['rounds'])} rounds, in each of "
+        f"which a line of the one follows a line of the other. `{plain}` beside itself shows the "
+        "noise. `scheduled` reads its slots from a table as `random` does, so `random` and "
+        "`random+fold` stand for it; `corrected` asks for what `linear` asks for.",
+        readable.to_markdown(index=False, disable_numparse=True),
     ]
 
 

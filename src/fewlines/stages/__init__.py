@@ -35,6 +35,7 @@ MODULES = {
     "measure-efficiency": "efficiency",
     "measure-choices": "efficiency",
     "measure-training-cost": "efficiency",
+    "measure-policy-times": "efficiency",
     "efficiency": "efficiency",
     "bench": "efficiency",
     "plan": "plan",

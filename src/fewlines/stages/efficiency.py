@@ -12,6 +12,7 @@ from fewlines.errors import FewlinesError
 from fewlines.files import write_json, write_text
 from fewlines.measure.choices import measure_choices as measure
 from fewlines.measure.efficiency import measure_setting, settings_of
+from fewlines.measure.policy_times import policy_times
 from fewlines.measure.training_cost import training_cost
 from fewlines.report.efficiency import draw_efficiency, efficiency_table, scaling_table
 from fewlines.report.readable import write_table
@@ -30,6 +31,13 @@ def measure_choices(output: Path) -> None:
     """Time the candidates for attention and linear layers that the engine chose from."""
     table = pd.DataFrame(measure())
     write_text(output, table.to_csv(index=False, float_format="%.6g"))
+
+
+def measure_policy_times(config: Experiment, output: Path) -> None:
+    """Time each bounded cache of the efficiency settings beside the first of them."""
+    settings = settings_of(config.efficiency, torch.get_num_threads()).values()
+    rows = [row for each in settings for row in policy_times(each, config.efficiency.repeats)]
+    write_text(output, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
 
 
 def measure_training_cost(config: Experiment, output: Path) -> None:
