@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import math
+import os
+import signal
 import sys
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -10,6 +15,7 @@ from torchmetrics.image import FrechetInceptionDistance, InceptionScore, KernelI
 import fewlines
 from conftest import CACHES, GRID
 from fewlines import machine
+from fewlines.cache.placement import Cache
 from fewlines.config import QualitySettings
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
@@ -21,6 +27,7 @@ from fewlines.measure.likelihood import measure_likelihood, paired_interval
 from fewlines.measure.quality import measure_quality
 from fewlines.models.checkpoint import save_network
 from fewlines.models.classifier import Classifier, ClassifierShape
+from fewlines.report.results import _complete
 
 N = GRID[0] * GRID[1]
 
@@ -185,12 +192,52 @@ def test_costs_of_a_real_decode(model, tmp_path):
     assert all(len(row["timeline"]) == N and row["process_bytes"] > 50e6 for row in rows)
 
 
+class Killed(Cache):
+    """As the kernel does it, when a batch of this cache fills memory."""
+
+    def place(self, geometry):
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+class TooLarge(Cache):
+    """Fits a batch of one, which a worker warms up with, and no other."""
+
+    placed: ClassVar[int] = 0
+
+    def place(self, geometry):
+        TooLarge.placed += 1
+        if TooLarge.placed > 1:
+            torch.empty(2**60)
+        return super().place(geometry)
+
+
+@pytest.mark.parametrize("large", [Killed, TooLarge])
+def test_out_of_memory_is_a_row_and_the_others_go_on(model, tmp_path, large):
+    save_network(tmp_path / "model.safetensors", model)
+    few = fewlines.cache("lines", lines=1)
+    configurations = [
+        Configuration("full", fewlines.cache("full"), "lean"),
+        Configuration("large", large(few.policy, few.budget), "lean"),
+    ]
+    workload = Workload(
+        tmp_path / "model.safetensors", 2, Sampler(), torch.float32, torch.float32, threads=1
+    )
+    full, lost = measure_cost(configurations, workload, repeats=2)
+    assert (full["outcome"], len(full["seconds"])) == ("ok", 2)
+    assert lost == {"name": "large", "engine": "lean", "outcome": "out of memory", "seconds": []}
+    completed = _complete({"rows": [full, lost]})["rows"]
+    assert completed[0] == full
+    assert math.isnan(completed[1]["peak_bytes"])
+    assert np.isnan(ratio_interval(*(row["seconds"] for row in completed))).all()
+
+
 def test_a_worker_that_dies_is_reported(model, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_text("not a model")
     workload = Workload(path, 8, Sampler(), torch.float32, torch.float32, threads=1)
     configurations = [Configuration("full", fewlines.cache("full"), "lean")]
-    with pytest.raises(FewlinesError, match="the process of full ended early"):
+    with pytest.raises(FewlinesError, match="the process of full ended with status 1"):
         measure_cost(configurations, workload, repeats=1)
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ from fewlines.generate.decode import decode
 from fewlines.generate.packed import prepare
 from fewlines.generate.sampler import Sampler, draw_noise
 from fewlines.measure import memory
+from fewlines.measure.outcome import (
+    OK,
+    OUT_OF_MEMORY,
+    first_to_go,
+    or_out_of_memory,
+    ran_out_of_memory,
+)
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer
 from fewlines.progress import progress
@@ -60,7 +68,8 @@ def measure_cost(
     """Measure all configurations side by side.
 
     Returns:
-        One dict per configuration: `name`, `engine`, `kv_bytes` (exact, of the live buffers),
+        One dict per configuration: `name`, `engine`, `outcome` (`ok`, or `out of memory`, and then
+        nothing else but no `seconds`), `kv_bytes` (exact, of the live buffers),
         `peak_bytes` (above the loaded weights), `process_bytes` (peak of the whole process),
         `timeline` (resident bytes above the weights after each step), `seconds` (of each repeat).
     """
@@ -78,14 +87,20 @@ def measure_cost(
             theirs.close()
             workers.append((process, ours))
         rows: list[dict[str, Any]] = []
-        for (_, pipe), configuration in zip(workers, configurations, strict=True):
-            rows.append({"name": configuration.name, "engine": configuration.engine})
-            rows[-1] |= _ask(pipe, "memory", configuration)
-            rows[-1]["seconds"] = []
+        for worker, configuration in zip(workers, configurations, strict=True):
+            row: dict[str, Any] = {"name": configuration.name, "engine": configuration.engine}
+            answer = _ask(*worker, "memory", configuration)
+            row |= {"outcome": answer} if answer == OUT_OF_MEMORY else {"outcome": OK, **answer}
+            rows.append({**row, "seconds": []})
             bar.update()
         for _ in range(repeats):
-            for (_, pipe), row, configuration in zip(workers, rows, configurations, strict=True):
-                row["seconds"].append(_ask(pipe, "time", configuration))
+            for worker, row, configuration in zip(workers, rows, configurations, strict=True):
+                if row["outcome"] == OK:
+                    answer = _ask(*worker, "time", configuration)
+                    if answer == OUT_OF_MEMORY:  # what was measured does not count any more
+                        row |= {"outcome": answer, "seconds": []}
+                    else:
+                        row["seconds"].append(answer)
                 bar.update()
     finally:
         bar.close()
@@ -96,18 +111,22 @@ def measure_cost(
     return rows
 
 
-def _ask(pipe: Connection, question: str, configuration: Configuration) -> Any:
+def _ask(
+    process: BaseProcess, pipe: Connection, question: str, configuration: Configuration
+) -> Any:
     try:
         pipe.send(question)
         return pipe.recv()
     except (EOFError, ConnectionError, BrokenPipeError):
+        if ran_out_of_memory(process):
+            return OUT_OF_MEMORY
         raise FewlinesError(
-            f"cost: the process of {configuration.name} ended early; "
-            "if memory ran out, write a smaller batch"
+            f"cost: the process of {configuration.name} ended with status {process.exitcode}"
         ) from None
 
 
 def _work(pipe: Connection, configuration: Configuration, workload: Workload) -> None:
+    first_to_go()
     torch.set_num_threads(workload.threads)
     model = load_network(workload.model_path, Transformer).to(machine.device())
     rows = workload.batch * (1 + (workload.sampler.guidance != 1))
@@ -118,8 +137,8 @@ def _work(pipe: Connection, configuration: Configuration, workload: Workload) ->
             question = pipe.recv()
         except EOFError:
             return
-        answer = {"memory": _memory, "time": _time}[question](configuration, workload, model)
-        pipe.send(answer)
+        work = {"memory": _memory, "time": _time}[question]
+        pipe.send(or_out_of_memory(work, configuration, workload, model))
 
 
 def _time(configuration: Configuration, workload: Workload, model: Transformer) -> float:

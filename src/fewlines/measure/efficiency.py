@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -29,13 +28,20 @@ from fewlines.generate.decode import Decoder
 from fewlines.generate.packed import prepare
 from fewlines.measure import memory, roofline
 from fewlines.measure.operators import Decode, Device
+from fewlines.measure.outcome import (
+    OK,
+    OUT_OF_MEMORY,
+    TIME_LIMIT,
+    first_to_go,
+    or_out_of_memory,
+    ran_out_of_memory,
+)
 from fewlines.measure.profile import profile_steps
 from fewlines.models.shapes import published_shape, random_transformer
 from fewlines.models.transformer import Transformer, TransformerShape
 from fewlines.progress import progress
 
 FullEngine = Literal["lean", "stock", "hf-dynamic", "hf-static"]
-OUT_OF_MEMORY, TIME_LIMIT = "out of memory", "time limit"
 RESERVE = 1.0e9  # bytes that a measurement leaves free
 PROBE_SECONDS = 600  # more than any machine needs
 STEPS = 7  # timed at a position, where steps are alike
@@ -103,7 +109,7 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
         for row, result in zip(setting.rows, rows, strict=True):
             if not _fits(setting, row):
                 result["outcome"] = OUT_OF_MEMORY
-            if result["outcome"] == "ok":
+            if result["outcome"] == OK:
                 whole = setting.full_run and repeat == 0
                 _add(result, _ask(setting.limit_seconds, _measure, setting, row, whole))
             bar.update()
@@ -136,7 +142,7 @@ def _blank(setting: Setting, row: Row) -> dict[str, Any]:
         "budget": row.cache.budget_text,
         "batch": row.batch,
         "storage": _name(row.storage),
-        "outcome": "ok",
+        "outcome": OK,
         "mean_read_bytes": decode.mean_read_bytes(),
         "kv_bytes": decode.kv_bytes,
         "predicted_peak_bytes": decode.peak_bytes,
@@ -167,8 +173,7 @@ def _ask(limit: float, work: Callable[..., Any], *arguments: Any) -> Any:
             return TIME_LIMIT
         answer = ours.recv()
     except EOFError:
-        process.join()
-        if process.exitcode == -9:  # by the kernel, when memory ran out
+        if ran_out_of_memory(process):
             return OUT_OF_MEMORY
         raise FewlinesError(f"bench: a measurement ended with status {process.exitcode}") from None
     finally:
@@ -178,17 +183,8 @@ def _ask(limit: float, work: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _answer(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    adjustment = Path("/proc/self/oom_score_adj")
-    if adjustment.exists():
-        adjustment.write_text("1000")  # if somebody must go, then this process
-    try:
-        pipe.send(work(*arguments))
-    except (MemoryError, torch.OutOfMemoryError):
-        pipe.send(OUT_OF_MEMORY)
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):  # as torch says it on the CPU
-            raise
-        pipe.send(OUT_OF_MEMORY)
+    first_to_go()
+    pipe.send(or_out_of_memory(work, *arguments))
 
 
 def _probe(setting: Setting, batch: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewlines.config import BASE, STEPS
 from fewlines.files import read_tensors, replacing, write_text
+from fewlines.measure.outcome import OK
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.results import Results
 
@@ -220,7 +221,8 @@ def draw_memory(results: Results, path: Path) -> None:
     cost = results.paper
     figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
     names = {"full": "full, lean", "stock": "full, stock"}
-    for row in cost["rows"]:
+    measured = [row for row in cost["rows"] if row["outcome"] == OK]
+    for row in measured:
         megabytes = np.array(row["timeline"]) / 1e6
         (line,) = axis.plot(megabytes, label=names.get(row["name"], row["name"]))
         axis.axhline(row["kv_bytes"] / 1e6, color=line.get_color(), ls=":", lw=0.8)
@@ -229,7 +231,7 @@ def draw_memory(results: Results, path: Path) -> None:
     axis.set_ylim(bottom=0)
     axis.set_title(f"{cost['batch']} images at once; dotted: bytes of the cache's buffers", size=9)
     axis.legend(fontsize=8)
-    timelines = {row["name"]: row["timeline"] for row in cost["rows"]}
+    timelines = {row["name"]: row["timeline"] for row in measured}
     save(
         figure,
         path,

@@ -55,6 +55,7 @@ def paper_table(results: Results) -> pd.DataFrame:
                 "shape": results.experiment.name,
                 "grid": "{}x{}".format(*results.geometry.grid),
                 "cache": label,
+                "outcome": row["outcome"],
                 "batch": cost["batch"],
                 "process_bytes": row["process_bytes"],
                 "peak_bytes": row["peak_bytes"],

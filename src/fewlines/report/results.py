@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,17 @@ from fewlines.cache.placement import Cache
 from fewlines.config import BASE, Experiment
 from fewlines.files import read_json
 from fewlines.measure.efficiency import settings_of
+from fewlines.measure.outcome import OK
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer, TransformerShape
+
+UNKNOWN = {"outcome": OK} | dict.fromkeys(("kv_bytes", "peak_bytes", "process_bytes"), math.nan)
+
+
+def _complete(cost: dict[str, Any]) -> dict[str, Any]:
+    """With a number everywhere: none, where memory ran out."""
+    rows = [{**UNKNOWN, "timeline": [], **row} for row in cost["rows"]]
+    return {**cost, "rows": [{**row, "seconds": row["seconds"] or [math.nan]} for row in rows]}
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Results:
         return self._read(f"{model}/likelihood/{cache}.json")
 
     def cost(self, cache: str) -> dict[str, Any]:
-        return self._read(f"cost/{cache}.json")
+        return _complete(self._read(f"cost/{cache}.json"))
 
     def floor(self, name: str) -> dict[str, Any]:
         """`real` or `reconstruction`."""
@@ -71,7 +81,7 @@ class Results:
 
     @property
     def paper(self) -> dict[str, Any]:
-        return self._read("paper.json")
+        return _complete(self._read("paper.json"))
 
     @property
     def storage(self) -> list[dict[str, Any]]:

@@ -159,6 +159,7 @@ def _cost(cost: dict[str, Any], slug: str) -> dict[str, Any]:
         "speedup_lean_high": lean_high,
         "speedup_stock_low": stock_low,
         "speedup_stock_high": stock_high,
+        "outcome": this["outcome"],
         "cost_batch": cost["batch"],
         "arithmetic": cost["precision"],
         "storage": cost["storage"],
