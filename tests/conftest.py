@@ -159,6 +159,11 @@ def planned(output: str) -> dict[str, int]:
     }
 
 
+def pytest_collection_modifyitems(items):
+    """The whole chain first: it takes as long as all else together, on the other worker."""
+    items.sort(key=lambda item: "test_workflow" not in item.nodeid)
+
+
 def pytest_terminal_summary(terminalreporter):
     """How much was thrown at it, in the output of every run."""
     passed = terminalreporter.stats.get("passed", [])

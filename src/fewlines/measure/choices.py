@@ -10,16 +10,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fewlines import machine
-from fewlines.cache.kernels import as_array, decode_step
 from fewlines.generate.packed import PackedLinear
 from fewlines.measure.operators import linear_flops, linears
-from fewlines.measure.roofline import plain
+from fewlines.measure.roofline import plain, reads
 from fewlines.models.shapes import published_shape
 from fewlines.progress import progress
 
@@ -92,19 +90,11 @@ def _matmul(*size: Any) -> Callable[[], None]:
 
 
 def _compiled(rows: int, entries: int, dtype: torch.dtype, copies: int) -> Callable[[], None]:
-    arrays = [tuple(map(as_array, pair)) for pair in _buffers(rows, entries, dtype, copies)]
-    new = np.ones((rows, SHAPE.heads, SHAPE.head_dim), np.float32)
-    nothing, heads = np.zeros((0, 1, 1), np.float32), np.arange(SHAPE.kv_heads)
-    slot = np.zeros((rows, SHAPE.kv_heads), np.int64)
-    now = np.zeros((3, SHAPE.kv_heads), np.int64)
-    now[2] = entries
-    out, step = new.copy(), decode_step(SHAPE.head_dim, dtype)
+    steps = [reads(*pair) for pair in _buffers(rows, entries, dtype, copies)]
 
     def run() -> None:
-        for k, v in arrays:
-            step(
-                new, new, new, heads, k, v, False, nothing, nothing, slot, now, out, nothing, False
-            )
+        for step in steps:
+            step()
 
     return run
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fewlines import machine
 from fewlines.cache.kernels import as_array, decode_step
+from fewlines.cache.slots import LENGTH
 from fewlines.generate.packed import PackedLinear
 from fewlines.measure.operators import linear_flops, linears
 from fewlines.models.transformer import TransformerShape
@@ -31,15 +33,22 @@ def read_bandwidth() -> float:
 def _kernel_bandwidth(storage: torch.dtype, rows: int = 32, head_dim: int = 64) -> float:
     entries = PROBE_BYTES // (2 * rows * head_dim * storage.itemsize)
     keys, values = torch.ones(2, rows, 1, entries, head_dim, dtype=storage)
-    new, none = np.ones((rows, 1, head_dim), np.float32), np.zeros((0, 1, 1), np.float32)
-    slot, heads = np.zeros((rows, 1), np.int64), np.zeros(1, np.int64)
-    now = np.array([[0], [0], [entries]])
-    step = decode_step(head_dim, storage)
-    arrays = (new, new, new, heads, as_array(keys), as_array(values), False, none, none)
-    seconds = machine.best_seconds(
-        lambda: step(*arrays, slot, now, new.copy(), none, False), repeats=3
-    )
+    seconds = machine.best_seconds(reads(keys, values), repeats=3)
     return float(2 * keys.nbytes / seconds)
+
+
+def reads(keys: Tensor, values: Tensor) -> Callable[[], None]:
+    """A step of the compiled attention that reads the whole of buffers `(B, G, E, D)`, a query a
+    head."""
+    rows, groups, entries, head_dim = keys.shape
+    new = np.ones((rows, groups, head_dim), np.float32)
+    out, nothing = new.copy(), np.zeros((0, 1, 1), np.float32)
+    slot, heads = np.zeros((rows, groups), np.int64), np.arange(groups)
+    now = np.zeros((3, groups), np.int64)
+    now[LENGTH] = entries
+    step = decode_step(head_dim, keys.dtype)
+    held = (heads, as_array(keys), as_array(values), False, nothing, nothing, slot, now)
+    return lambda: step(new, new, new, *held, out, nothing, False)
 
 
 def linear_rates(shape: TransformerShape, rows: int) -> dict[str, dict[str, float]]:
@@ -60,7 +69,7 @@ def linear_rates(shape: TransformerShape, rows: int) -> dict[str, dict[str, floa
 def _linear_rate(shape: TransformerShape, rows: int, dtype: torch.dtype, packed: bool) -> float:
     generator = torch.Generator().manual_seed(0)
     device = machine.device()
-    layers: list[tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]] = []
+    layers: list[tuple[Callable[[Tensor], Tensor], Tensor]] = []
     held = flops = 0
     for out, into in linears(shape):
         row = torch.randn(into, generator=generator)
@@ -78,7 +87,7 @@ def _linear_rate(shape: TransformerShape, rows: int, dtype: torch.dtype, packed:
     return flops / seconds
 
 
-def plain(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def plain(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """A linear layer as torch has it."""
     return lambda x: F.linear(x, weight)
 
