@@ -63,6 +63,7 @@ calibration: {images: 6, batch: 3}
 tasks:
   completion: {given: 2, caches: [full, lines-1lines]}
   unconditional: {labelled: false, caches: [full]}
+  guided: {guidance: 3.0, caches: [full]}
 """
 
 

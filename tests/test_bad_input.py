@@ -98,6 +98,14 @@ CONFIGURATIONS = [
     ({"tasks": {"c": {"given": 2, "caches": ["linear-9lines"]}}}, "tasks.c: .*linear-9lines, but"),
     ({"tasks": {"c": {"given": -1, "caches": ["full"]}}}, "tasks.c.given: .*greater than or equal"),
     (
+        {"tasks": {"g": {"model": "adaptd", "guidance": 2.0, "caches": ["full"]}}},
+        "tasks.g.model: adaptd is not base or one of adaptation.models",
+    ),
+    (
+        {"tasks": {"u": {"labelled": False, "guidance": 2.0, "caches": ["full"]}}},
+        "tasks.u: guidance needs a class",
+    ),
+    (
         {"tasks": {"u": {"labelled": False, "caches": ["full"]}}, "sampling": {"guidance": 2.0}},
         "tasks.u: guidance needs a class",
     ),

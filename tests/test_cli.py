@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import fewlines
 from fewlines.cli import main
 from fewlines.files import read_json, read_tensors
+from fewlines.generate.sampler import Sampler
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer
 from fewlines.stages import MODULES, load_stage
@@ -43,10 +45,13 @@ def test_tasks_complete_images_and_draw_without_a_class(tiny_files):
     assert not torch.equal(drawn["seed_0"][:, 10:], whole["seed_0"][:, 10:])
     blind, _ = read_tensors(run("generate", "base:unconditional"))
     assert (blind["labels"] == 3).all()
+    guided, _ = read_tensors(run("generate", "base:guided", "full"))
+    model, strong = load_network(tiny_files / "model", Transformer), Sampler(0.9, guidance=3.0)
+    expected = fewlines.generate(model, guided["labels"], fewlines.cache("full"), sampler=strong)
+    assert torch.equal(guided["seed_0"], expected[:2].int())
     rest, every = (
         read_json(run("measure-likelihood", row, "full")) for row in ("base:completion", "base")
     )
-    model = load_network(tiny_files / "model", Transformer)
     labels, codes = tokens["test_labels"][:6], tokens["test_codes"][:6]
     found = model.teacher_forced(labels, codes).log_softmax(-1).gather(-1, codes[..., None])
     assert every["nll"] == pytest.approx(-found.mean().item(), abs=1e-5)

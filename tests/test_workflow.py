@@ -171,11 +171,12 @@ def test_a_new_adaptation_and_a_new_task_run_only_their_own_jobs(folder, tmp_pat
     experiment = yaml.safe_load(TOY.read_text())
     adapted = {"caches": ["full", "scheduled+fold-2lines"], "trained": "norms"}
     experiment["adaptation"]["models"]["adapted"] = adapted
-    experiment["tasks"] = {"completion": {"given": 3, "caches": ["full"]}}
+    guided = {"model": "adapted", "guidance": 2.0, "caches": ["full"]}
+    experiment["tasks"] = {"completion": {"given": 3, "caches": ["full"]}, "guided": guided}
     config = tmp_path / "more.yaml"
     config.write_text(yaml.safe_dump(experiment))
     assert planned(snakemake(folder, "-n", config=config)) == {
-        "adapt": 1, "generate": 6, "samples": 3, "quality": 3, "likelihood": 3,
+        "adapt": 1, "generate": 8, "samples": 4, "quality": 4, "likelihood": 4,
         "tables": 1, "figures": 1, "report": 1,
     }  # fmt: skip
 

@@ -114,8 +114,15 @@ class Experiment(Section):
                     f"tasks.{name}: images are not drawn under {', '.join(unknown)}, "
                     f"but {', '.join(drawn)}"
                 )
-            if not task.labelled and self.sampling.guidance != 1:
+            if not task.labelled and self._guidance(task) != 1:
                 raise ValueError(f"tasks.{name}: guidance needs a class; write labelled: true")
+            if task.model not in (BASE, *self.adaptation.models):
+                raise ValueError(
+                    f"tasks.{name}.model: {task.model} is not {BASE} or one of adaptation.models: "
+                    f"{', '.join(self.adaptation.models) or 'none'}"
+                )
+            if f"{task.model}:{name}" in self.adaptation.models:
+                raise ValueError(f"tasks.{name}: {task.model}:{name} is the name of a model too")
         if self.quality.kid_subset_size > self.sampling.samples:
             raise ValueError("quality.kid_subset_size: must not exceed sampling.samples")
         if self.sampling.shards > self.sampling.samples:
@@ -139,18 +146,33 @@ class Experiment(Section):
         return min([self._measured[slug], asked], key=get_args(Measure).index)
 
     def task(self, model: str) -> TaskSettings | None:
-        """The task of a row's `base:<task>`; None for whole images of a class."""
-        name = model.removeprefix(f"{BASE}:")
-        if name == model:
-            return None
-        if name not in self.tasks:
-            known = ", ".join(self.tasks) or "none"
-            raise FewlinesError(f"no task '{name}' in this experiment; it has {known}")
-        return self.tasks[name]
+        """The task of a row's `<model>:<task>`; None for whole images of a class."""
+        name = self.task_name(model)
+        return self.tasks[name] if name else None
+
+    def task_name(self, model: str) -> str | None:
+        """The name of a row's task; None for whole images of a class."""
+        if model in self._task_names or not model.startswith(f"{BASE}:"):
+            return self._task_names.get(model)
+        known = ", ".join(self.tasks) or "none"
+        raise FewlinesError(f"no task '{model}' in this experiment; it has {known}")
+
+    @cached_property
+    def _task_names(self) -> dict[str, str]:
+        return {f"{task.model}:{name}": name for name, task in self.tasks.items()}
 
     def weights(self, model: str) -> str:
-        """Whose weights a row is measured with: of a task, the base model's."""
-        return BASE if self.task(model) else model
+        """Whose weights a row is measured with: a task says it."""
+        task = self.task(model)
+        return task.model if task else model
+
+    def sampling_of(self, model: str) -> SamplingSettings:
+        """How a row's images are drawn."""
+        task = self.task(model)
+        return self.sampling.model_copy(update={"guidance": self._guidance(task)} if task else {})
+
+    def _guidance(self, task: TaskSettings) -> float:
+        return self.sampling.guidance if task.guidance is None else task.guidance
 
     @cached_property
     def _measured(self) -> dict[str, Measure]:
@@ -187,17 +209,17 @@ class Experiment(Section):
     @property
     def rows(self) -> list[tuple[str, str]]:
         """What is measured: `(model, cache)`, the base model under every cache, adapted ones under
-        those they were trained and are compared with, and the tasks as `base:<task>`. File names
-        call a model as it is here."""
+        those they were trained and are compared with, and the tasks as `<model>:<task>`. File
+        names call a model as it is here."""
         adapted = [
             (name, slug)
             for name, model in self.adaptation.models.items()
             for slug in dict.fromkeys((*model.caches, *model.compared))
         ]
         tasks = [
-            (f"{BASE}:{name}", slug)
-            for name, task in self.tasks.items()
-            for slug in dict.fromkeys(task.caches)
+            (model, slug)
+            for model, name in self._task_names.items()
+            for slug in dict.fromkeys(self.tasks[name].caches)
         ]
         return [(BASE, slug) for slug in self.cache_by_slug] + adapted + tasks
 

@@ -192,11 +192,15 @@ TaskName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
 
 class TaskSettings(Section):
-    """What the base model draws beside images of a class from their first token on."""
+    """What a model draws beside images of a class from their first token on."""
 
+    model: str = Field(BASE, description="whose weights: base, or one of adaptation.models")
     caches: tuple[str, ...] = Field(min_length=1, description="by their names")
     labelled: bool = Field(True, description="false: the model is not told the class")
     given: int = Field(0, ge=0, description="lines of test images that are to be completed")
+    guidance: float | None = Field(
+        None, ge=0, description="scale of classifier-free guidance; null: that of sampling"
+    )
 
 
 class SamplingSettings(Section):

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fewlines.config import BASE, STEPS
+from fewlines.report.tables import whole_images
 
 ELSEWHERE = {  # other experiments of the same kind, and what they are
     "longer.csv": "From a base trained four times as long",
@@ -39,7 +40,7 @@ def adapting_numbers(reference: Path) -> str:
 
 
 def _section(table: pd.DataFrame) -> list[str]:
-    rows = table.to_dict("records")
+    rows = whole_images(table).to_dict("records")
     base = {(row["policy"], row["budget"]): row for row in rows if row["model"] == BASE}
     full = base["full", "all"]
     steps = next(row for row in rows if row["model"] == STEPS)

@@ -16,6 +16,7 @@ from fewlines.files import read_json
 from fewlines.report.adapting import ELSEWHERE
 from fewlines.report.figures import STYLE, save
 from fewlines.report.provenance import origin
+from fewlines.report.tables import whole_images
 
 RIVAL = "linear"
 OTHERS = (RIVAL, f"{RIVAL}+fold", "oracle")
@@ -75,16 +76,17 @@ def _fid(table: pd.DataFrame) -> list[str]:
 
 
 def _tasks(table: pd.DataFrame) -> list[str]:
-    """The base model at other tasks than images of a class, where that was measured."""
-    rows = table[table["model"].str.startswith(f"{BASE}:")]
+    """Models at other tasks than images of a class, where that was measured."""
+    rows = table.drop(index=whole_images(table).index)
     if len(rows) == 0:
         return []
     columns = {"nll": "{:.4f}", "nll_delta": "{:+.4f}", "fid_mean": "{:.2f}", "fid_sd": "{:.2f}"}
     text = pd.DataFrame({name: rows[name].map(form.format) for name, form in columns.items()})
     return [
-        "### Without a class, and completing images",
+        "### Without a class, completing images, and with guidance",
         "*unconditional*: the model is not told the class; *completion*: the first lines are those "
-        "of test images, they count against the cache as any token, and nats are of the others.",
+        "of test images, they count against the cache as any token, and nats are of the others; "
+        "*guided*: with classifier-free guidance, which FID alone knows of.",
         rows[["model", "policy", "budget"]].join(text).to_markdown(index=False),
     ]
 

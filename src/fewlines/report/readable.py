@@ -36,7 +36,9 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
         if name not in table:
             continue
         alike = table[name].nunique() == 1
-        if not (alike and "policy" in table and name in ("model", "storage", "outcome")):
+        needless = "policy" in table and name in ("model", "storage")
+        needless |= "nll" in table and name == "outcome"
+        if not (alike and needless):
             column(name, name, "{:.0f}" if name == "batch" else "{}", None)
     column("capacity", "capacity", "{:.0f}")
     column("rank", "rank", "{:.0f}")

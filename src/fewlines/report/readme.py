@@ -10,6 +10,7 @@ from fewlines.errors import FewlinesError
 from fewlines.files import read_json, write_text
 from fewlines.report.provenance import origin
 from fewlines.report.readable import readable_table
+from fewlines.report.tables import whole_images
 
 START = "<!-- numbers: written by the commands from results/reference, not by hand -->"
 END = "<!-- end of numbers -->"
@@ -31,9 +32,10 @@ def numbers(reference: Path) -> str:
     )
     facts = read_json(reference / "provenance.json")
     engine = pd.read_csv(reference / "efficiency.csv").iloc[0]
-    rank = cache["nll"].corr(cache["fid_mean"], method="spearman")
-    floor = floors.set_index("floor")["fid_mean"]
     drawn = cache.dropna(subset="fid_mean")
+    alike = whole_images(drawn)
+    rank = alike["nll"].corr(alike["fid_mean"], method="spearman")
+    floor = floors.set_index("floor")["fid_mean"]
     shown = drawn.dropna(subset="seconds_per_image")
     samples, seeds = int(drawn["samples"].iloc[0]), int(drawn["seeds"].iloc[0])
     return "\n\n".join(
@@ -47,7 +49,7 @@ def numbers(reference: Path) -> str:
             f"{int(cache['likelihood_images'].iloc[0])} held-out images; times at batch "
             f"{int(shown['cost_batch'].iloc[0])}):",
             _markdown(shown, CACHE_COLUMNS),
-            f"Over the {len(drawn)} models and caches that images were drawn under (all of them: "
+            f"Over the {len(alike)} models and caches that images were drawn under (all of them: "
             "[docs/policies.md](docs/policies.md)) likelihood and FID rank alike: Spearman's ρ is "
             f"{rank:.2f}.",
             "FID is measured in the features of a classifier trained on the same images and "

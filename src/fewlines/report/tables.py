@@ -27,6 +27,12 @@ def cache_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def whole_images(table: pd.DataFrame) -> pd.DataFrame:
+    """Its rows of whole images of a class: no task."""
+    rows: pd.DataFrame = table[table["task"].isna()] if "task" in table else table
+    return rows
+
+
 def likelihood_table(results: Results) -> pd.DataFrame:
     """Likelihood alone, one row per model and cache: all that is needed to rank policies, in a
     fraction of the time."""
@@ -78,7 +84,8 @@ def _identity(results: Results, model: str, slug: str) -> dict[str, Any]:
 
 def _registers(results: Results, model: str) -> int:
     experiment = results.experiment
-    return 0 if experiment.weights(model) == BASE else experiment.adapted(model).registers
+    weights = experiment.weights(model)
+    return 0 if weights == BASE else experiment.adapted(weights).registers
 
 
 def _likelihood(results: Results, model: str, slug: str) -> dict[str, float]:
@@ -87,11 +94,11 @@ def _likelihood(results: Results, model: str, slug: str) -> dict[str, float]:
 
 
 def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
-    """How many images likelihood was measured on, and the paired difference to the full cache of
-    the model that was trained for the same steps without a limit."""
-    found = results.likelihood(slug, model)
-    versus: dict[str, Any] = {"likelihood_images": found["images"]}
-    if results.experiment.weights(model) == BASE:
+    """How many images likelihood was measured on, of which task, and the paired difference to the
+    full cache of the model that was trained for the same steps without a limit."""
+    found, task = results.likelihood(slug, model), results.experiment.task_name(model)
+    versus: dict[str, Any] = {"likelihood_images": found["images"], "task": task}
+    if task or model == BASE:
         return versus
     adapted, baseline = results.experiment.adapted(model), results.experiment.baseline(model)
     versus |= {

@@ -32,7 +32,7 @@ def generate(
     `base:completion`, whose images begin as those of `tokens`."""
     limited = config.cache(cache).calibrated(calibration)
     network = load_network(model, Transformer).to(machine.device())
-    sampling = config.sampling
+    sampling = config.sampling_of(row)
     edges = [sampling.samples * part // sampling.shards for part in range(sampling.shards + 1)]
     numbers = range(edges[shard], edges[shard + 1])
     labels, given = torch.tensor(numbers) % network.shape.classes, None
