@@ -22,6 +22,7 @@ RIVAL = "linear"
 OTHERS = (RIVAL, f"{RIVAL}(every=1)", f"{RIVAL}+fold", "oracle")
 OURS = ("scheduled+fold", "scheduled+fold+budgets", "corrected+fold", "corrected+fold+budgets")
 ABLATIONS = "ablations.csv"
+NEARLY = 1.2  # × the FID of the full cache: names of so many points would lie upon each other
 
 
 def policy_numbers(reference: Path) -> str:
@@ -282,18 +283,21 @@ def draw_policies(table: pd.DataFrame, path: Path) -> None:
 
 @mpl.rc_context(STYLE)
 def draw_agreement(table: pd.DataFrame, path: Path) -> None:
-    """FID against ΔNLL, every cache of the base model that images were drawn under."""
+    """FID against ΔNLL, every cache of the base model that images were drawn under; those are named
+    that are not as good as the full cache."""
     rows = table[(table["model"] == BASE) & table["fid_mean"].notna()]
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     limited = rows[rows["policy"] != "full"]
     x = limited["nll_delta"].clip(lower=1e-4)
     axis.errorbar(x, limited["fid_mean"], yerr=limited["fid_sd"], fmt="o", ms=4, lw=1, capsize=2)
-    for at, (_, row) in zip(x, limited.iterrows(), strict=True):
+    full = rows[rows["policy"] == "full"]
+    worse = limited["fid_mean"] > NEARLY * full["fid_mean"].max()
+    for at, (_, row) in zip(x[worse], limited[worse].iterrows(), strict=True):
         name = f"{row['policy']}, {str(row['budget']).removeprefix('lines: ')}"
         axis.annotate(
             name, (at, row["fid_mean"]), xytext=(4, 3), textcoords="offset points", size=6
         )
-    for _, row in rows[rows["policy"] == "full"].iterrows():
+    for _, row in full.iterrows():
         axis.axhline(row["fid_mean"], color="black", ls="--", lw=1, label="full cache")
     axis.set(xscale="log", yscale="log", xlabel="ΔNLL against the full cache, nats/token")
     axis.set_ylabel("FID (± sd over seeds)")
@@ -313,7 +317,7 @@ def draw_ablations(table: pd.DataFrame, path: Path) -> None:
         index=sweep.index,
     )
     decayed = options["pool"] == "decayed"
-    options["pool"] += (" " + options["decay"]).where(decayed, "")
+    options["pool"] += ("\n" + options["decay"]).where(decayed, "")
     sweep = sweep.join(options)
     budgets = list(sweep["budget"].unique())
     figure, axes = plt.subplots(
@@ -323,10 +327,13 @@ def draw_ablations(table: pd.DataFrame, path: Path) -> None:
         wide = sweep[sweep["budget"] == budget].pivot(
             index=["anchor", "recent"], columns="pool", values="nll_delta"
         )
-        axis.imshow(np.log(wide.clip(lower=1e-6)), cmap="viridis_r", aspect="auto")
+        shades = np.log(wide.clip(lower=1e-6)).to_numpy()
+        axis.imshow(shades, cmap="viridis_r", aspect="auto")
         for (row, column), value in np.ndenumerate(wide.to_numpy()):
             text = "" if np.isnan(value) else f"{value:.4f}"
-            axis.text(column, row, text, ha="center", va="center", size=7, color="white")
+            dark = shades[row, column] > np.nanmean(shades)
+            colour = "white" if dark else "black"
+            axis.text(column, row, text, ha="center", va="center", size=7, color=colour)
         axis.set_xticks(range(wide.shape[1]), wide.columns)
         axis.set_yticks(range(len(wide)), [f"anchor {a}, recent {r}" for a, r in wide.index])
         axis.grid(False)
