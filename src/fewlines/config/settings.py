@@ -229,7 +229,7 @@ class LikelihoodSettings(Section):
     """Nats per token of held-out images."""
 
     images: int = Field(500, gt=1, description="held-out images, the first of the test set")
-    test_images: Positive | None = Field(None, description="of the model's own figure; null: all")
+    test_images: Positive | None = Field(2000, description="of the model's own figure; null: all")
     batch: Positive = Field(50, description="images of a forward")
 
 
@@ -314,7 +314,7 @@ class EfficiencyRun(Section):
 class EfficiencySettings(Section):
     """What decoding costs at published shapes."""
 
-    repeats: Positive = Field(3, description="measurements of each row, interleaved")
+    repeats: Positive = Field(2, description="measurements of each row, interleaved")
     limit_seconds: Rate = Field(300, description="for one measurement")
     runs: tuple[EfficiencyRun, ...] = (
         EfficiencyRun(
