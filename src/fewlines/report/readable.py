@@ -12,8 +12,11 @@ DIGITS = 6
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
-    """CSV with everything, Markdown and LaTeX for reading."""
-    write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format=f"%.{DIGITS}g"))
+    """CSV with everything, bytes to the last one; Markdown and LaTeX for reading."""
+    whole = table.assign(
+        **{column: table[column].round().astype("Int64") for column in table if _is_bytes(column)}
+    )
+    write_text(folder / f"{name}.csv", whole.to_csv(index=False, float_format=f"%.{DIGITS}g"))
     readable = readable_table(table)
     write_text(folder / f"{name}.md", readable.to_markdown(index=False) + "\n")
     latex = readable.to_latex(index=False, escape=True)
@@ -79,6 +82,10 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     column("× time vs stock", "speedup_stock", "{:.2f}")
     column("FID ratio", "fid_ratio", "{:.3f}")
     return pd.DataFrame(columns)
+
+
+def _is_bytes(column: str) -> bool:
+    return column.endswith("_bytes")
 
 
 def _with_interval(table: pd.DataFrame, column: str, digits: int) -> list[str]:
