@@ -110,7 +110,7 @@ def _times(path: Path) -> list[str]:
     )
     return [
         "### What deciding costs",
-        f"Time of a step of all layers at {first['budget']}, {first['shape']}, {first['grid']} tokens, batch "
+        f"Time of a step at {first['budget']}, {first['shape']}, {first['grid']} tokens, batch "
         f"{int(first['batch'])}, keys and values in {first['storage']}, on {first['processor']}: "
         f"ratio to `{plain}`, median and quartiles of {int(first['rounds'])} rounds, in each of "
         f"which a line of the one follows a line of the other. `{plain}` beside itself shows the "

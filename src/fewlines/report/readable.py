@@ -13,9 +13,8 @@ DIGITS = 6
 
 def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
     """CSV with everything, bytes to the last one; Markdown and LaTeX for reading."""
-    whole = table.assign(
-        **{column: table[column].round().astype("Int64") for column in table if _is_bytes(column)}
-    )
+    counts = table.filter(regex="_bytes$")
+    whole = table.assign(**{str(name): counts[name].round().astype("Int64") for name in counts})
     write_text(folder / f"{name}.csv", whole.to_csv(index=False, float_format=f"%.{DIGITS}g"))
     readable = readable_table(table)
     write_text(folder / f"{name}.md", readable.to_markdown(index=False) + "\n")
@@ -82,10 +81,6 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     column("× time vs stock", "speedup_stock", "{:.2f}")
     column("FID ratio", "fid_ratio", "{:.3f}")
     return pd.DataFrame(columns)
-
-
-def _is_bytes(column: str) -> bool:
-    return column.endswith("_bytes")
 
 
 def _with_interval(table: pd.DataFrame, column: str, digits: int) -> list[str]:
