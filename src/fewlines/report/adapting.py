@@ -103,7 +103,7 @@ def _training_cost(table: pd.DataFrame) -> list[str]:
 def _how(row: dict[Hashable, Any]) -> str:
     """What was trained: which parameters, by what loss, with what beside the published ones."""
     taught = f", {row['distil']:g} KL" if row["distil"] else ""
-    rank, registers = (_count(row, name) for name in ("rank", "registers"))
+    rank, registers = (_count(row, name) for name in ("lora_rank", "registers"))
     low = f", rank {rank}" if rank else ""
     scratch = ", from scratch" if row.get("start") == "scratch" else ""
     kept = f", {registers} registers" if registers else ""

@@ -168,7 +168,7 @@ def _adapted(table: pd.DataFrame) -> pd.DataFrame:
     if "steps_delta" not in table:
         return table.iloc[:0].assign(trained_for="", steps_delta=0.0, extra_steps=0)
     plain = (table["trained"] == "all") & (table["distil"] == 0) & (table["registers"] == 0)
-    plain &= (table["rank"] == 0) & (table["start"] == "base")
+    plain &= (table["lora_rank"] == 0) & (table["start"] == "base")
     adapted: pd.DataFrame = table[plain & ~table["model"].str.startswith(STEPS)]
     return adapted
 

@@ -107,7 +107,7 @@ def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
         "start": adapted.start,
         "trained": adapted.trained,
         "distil": adapted.distil,
-        "rank": adapted.rank,
+        "lora_rank": adapted.rank,
         "registers": adapted.registers,
     }
     if baseline:
