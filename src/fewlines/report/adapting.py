@@ -58,6 +58,7 @@ def _section(table: pd.DataFrame) -> list[str]:
                 "cache": row["policy"],
                 "budget": row["budget"],
                 "entries": int(row["capacity"]),
+                "NLL": f"{row['nll']:.4f}",
                 "ΔNLL before": f"{before['nll_delta']:+.4f}",
                 "ΔNLL after": _interval(row, "steps_delta"),
                 "FID before": _fid(before),
