@@ -99,7 +99,7 @@ class View(Protocol):
         line_query: `(B, H, r, D)`, the line's mean query of each query head, rotated.
         attention: `(B, H, Q, R)`, `A` of the last `Q ≤ window` queries, oldest first.
         total: `(B, H, R)`, sum of `A` over all queries so far, those before the line times the
-            policy's `decay` for every line since.
+            policy's `decay` for every time it was asked since.
         expectation: what calibration expects of these heads; None of policies that need none.
     """
 
@@ -163,7 +163,7 @@ class ScoringPolicy(Policy):
         needs: what the view must offer beside positions and keys.
         calibrated: whether the view must offer an `expectation`.
         window: how many queries of `attention`; at most a line.
-        decay: what is left of `total` after a line.
+        decay: what is left of `total` from one question to the next.
         every: an option of every policy that scores: it is asked again after so many tokens; 0,
             and where fewer fit, is a line.
     """

@@ -53,7 +53,7 @@ def _attention() -> Iterator[Job]:
             description = {
                 "what": "attention",
                 "how": how,
-                "dtype": str(dtype).removeprefix("torch."),
+                "dtype": machine.dtype_name(dtype),
                 "rows": rows,
                 "entries": entries,
             }
@@ -112,7 +112,7 @@ def _linears() -> Iterator[Job]:
             description = {
                 "what": "linear",
                 "how": how,
-                "dtype": str(dtype).removeprefix("torch."),
+                "dtype": machine.dtype_name(dtype),
                 "rows": rows,
             }
             yield description, flops, partial(_layers, how, dtype, rows)

@@ -118,7 +118,7 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
         "shape": setting.shape_name,
         "grid": setting.shape.grid,
         "n_tokens": setting.shape.geometry.n_tokens,
-        "dtype": _name(setting.precision),
+        "dtype": machine.dtype_name(setting.precision),
         "memory_cap": setting.cap,
         "processor": machine.processor(),
         "instructions": machine.instructions(),
@@ -141,7 +141,7 @@ def _blank(setting: Setting, row: Row) -> dict[str, Any]:
         "policy": row.cache.policy_text,
         "budget": row.cache.budget_text,
         "batch": row.batch,
-        "storage": _name(row.storage),
+        "storage": machine.dtype_name(row.storage),
         "outcome": OK,
         "mean_read_bytes": decode.mean_read_bytes(),
         "kv_bytes": decode.kv_bytes,
@@ -344,7 +344,7 @@ def settings_of(efficiency: EfficiencySettings, threads: int) -> dict[str, Setti
                 None if cap is None else cap * 1e9,
             )
             size = f"batch{batch}" if batch else f"{cap:g}gb"
-            kept = f"{_name(precision)}-{run.storage}"
+            kept = f"{machine.dtype_name(precision)}-{run.storage}"
             made[f"{run.shape}-{grid}x{grid}-{size}-{kept}"] = setting
     return made
 
@@ -370,7 +370,3 @@ def _rows(
         replace(row, batch=largest_batch(row.decode(shape, precision), cap * 1e9)) for row in rows
     ]
     return tuple(row for row in fitting if row.batch)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

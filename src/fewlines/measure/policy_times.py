@@ -43,7 +43,7 @@ def policy_times(setting: Setting, rounds: int) -> list[dict[str, Any]]:
                 "grid": f"{geometry.grid[0]}x{geometry.grid[1]}",
                 "n_tokens": geometry.n_tokens,
                 "batch": row.batch,
-                "storage": str(row.storage).removeprefix("torch."),
+                "storage": machine.dtype_name(row.storage),
                 "policy": row.cache.policy_text,
                 "budget": row.cache.budget_text,
                 "seconds_per_step": float(np.median(taken[1])),

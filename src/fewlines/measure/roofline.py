@@ -58,7 +58,7 @@ def linear_rates(shape: TransformerShape, rows: int) -> dict[str, dict[str, floa
     if machine.device().type == "cuda" or machine.has_bf16():
         precisions.append(torch.bfloat16)
     return {
-        str(dtype).removeprefix("torch."): {
+        machine.dtype_name(dtype): {
             "linear": _linear_rate(shape, rows, dtype, packed=False),
             "packed": _linear_rate(shape, rows, dtype, packed=True),
         }

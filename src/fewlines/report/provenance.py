@@ -17,7 +17,7 @@ def provenance(config: Experiment, checkout: Path) -> dict[str, Any]:
         "experiment": config.name,
         "commit": _git(checkout, "rev-parse", "HEAD"),
         "modified": bool(_git(checkout, "status", "--porcelain", "--untracked-files=no")),
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": machine.dtype_name(dtype),
         **machine.describe(),
     }
 

@@ -47,7 +47,7 @@ def _write_cost(
     content = {
         "cache": cache.slug,
         "batch": batch,
-        "precision": str(precision).removeprefix("torch."),
+        "precision": machine.dtype_name(precision),
         "storage": config.storage,
         "peak_method": peak_method(),
         "threads": workload.threads,

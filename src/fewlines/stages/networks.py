@@ -151,7 +151,7 @@ def _train_transformer(
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trained": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "steps": task.steps,
-        "precision": str(task.dtype).removeprefix("torch."),
+        "precision": machine.dtype_name(task.dtype),
         "seconds_per_step": seconds,
         "training_flops_per_second": rate,
         "gemm_flops_per_second": gemm_rate,

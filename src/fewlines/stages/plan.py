@@ -65,7 +65,7 @@ def _device(
     print("measuring this machine …", file=sys.stderr)
     probe = roofline.probe(shape, rows)  # type: ignore[arg-type]
     dtype = machine.resolve_precision(precision)
-    return host(probe, str(dtype).removeprefix("torch."), rows), dtype
+    return host(probe, machine.dtype_name(dtype), rows), dtype
 
 
 def _cache(text: str) -> Cache:
