@@ -93,6 +93,29 @@ def test_from_scratch_means_as_the_base_model_was_trained(tmp_path):
     assert experiment.baseline("scratch:2lines") == "base"
 
 
+def test_a_model_is_compared_with_as_many_steps_by_the_same_loss():
+    full, few = {"caches": ["full"]}, {"caches": ["lines-2lines"]}
+    models = {
+        "base+steps": full,
+        "base+steps:taught": full | {"distil": 0.5},
+        "base+steps:9": full | {"steps": 9},
+        "adapted": few,
+        "adapted:taught": few | {"distil": 0.5},
+        "adapted:9": few | {"steps": 9, "distil": 0.5},
+        "adapted:5": few | {"steps": 5},
+    }
+    caches = [{"policy": "full"}, {"policy": "lines", "budget": {"lines": 2}}]
+    adaptation, paper = {"models": models}, {"cache": "lines-2lines"}
+    experiment = validate_experiment({"adaptation": adaptation, "paper": paper, "caches": caches})
+    found = {name: experiment.baseline(name) for name in models if name.startswith("adapted")}
+    assert found == {
+        "adapted": "base+steps",
+        "adapted:taught": "base+steps:taught",
+        "adapted:9": "base+steps:9",
+        "adapted:5": "base+steps",
+    }
+
+
 def test_only_the_chosen_parameters_change(base, tmp_path):
     adapted = continued(base, 5, [causal], tmp_path, trained="norm")
     for (name, before), after in zip(base.named_parameters(), adapted.parameters(), strict=True):

@@ -188,15 +188,19 @@ class Experiment(Section):
 
     def baseline(self, name: str) -> str | None:
         """Whom an adapted model is compared with: the base model, trained as a whole for as many
-        more steps with a full cache; if there is none, `base+steps`; None without that either.
-        One from scratch is compared with the base model."""
-        if self.adapted(name).start == "scratch":
+        more steps with a full cache, by the same loss if there is one; else `base+steps`; None
+        without that either. One from scratch is compared with the base model."""
+        adapted, models = self.adapted(name), self.adaptation.models
+        if adapted.start == "scratch":
             return BASE
-        models, steps = self.adaptation.models, self.continued(self.adapted(name)).steps
-        for other, model in models.items():
-            if other.startswith(STEPS) and self.continued(model).steps == steps:
-                return other
-        return STEPS if STEPS in models else None
+        steps = self.continued(adapted).steps
+        same = [
+            other
+            for other, model in models.items()
+            if other.startswith(STEPS) and self.continued(model).steps == steps
+        ]
+        same.sort(key=lambda other: models[other].distil != adapted.distil)
+        return next(iter(same), STEPS if STEPS in models else None)
 
     def continued(self, adapted: AdaptedModel) -> ModelSettings:
         """The settings of an adapted model's training."""

@@ -73,7 +73,8 @@ def _section(table: pd.DataFrame) -> list[str]:
         f"{full['nll']:.4f}, `base+steps`, trained for {int(steps['extra_steps'])} more steps with "
         f"a full cache, {steps['nll']:.4f}. *Before* is the base model under the cache against its "
         "own full cache; *after* is the adapted model under the cache against the full cache of "
-        "`base+steps` after as many steps, paired over images, with half the 95% interval.",
+        "`base+steps` after as many steps by the same loss, paired over images, with half the 95% "
+        "interval.",
         readable.to_markdown(index=False, disable_numparse=True),
     ]
 
