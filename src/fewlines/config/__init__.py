@@ -1,6 +1,5 @@
-"""The experiment: its keys (`settings`, `experiment`), read and written (`reading`), described."""
+"""The experiment: its keys (`settings`, `experiment`), read and written (`reading`)."""
 
-from fewlines.config.describing import describe_config
 from fewlines.config.experiment import Experiment
 from fewlines.config.reading import dump_experiment, load_experiment, validate_experiment
 from fewlines.config.settings import (
@@ -38,7 +37,6 @@ __all__ = [
     "TaskSettings",
     "TokenizerSettings",
     "TrainingCostSettings",
-    "describe_config",
     "dump_experiment",
     "load_experiment",
     "validate_experiment",

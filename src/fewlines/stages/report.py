@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fewlines.config import BASE, Experiment, describe_config
+from fewlines.config import BASE, Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import replacing, write_json, write_text
 from fewlines.models.checkpoint import load_network
@@ -15,6 +15,7 @@ from fewlines.models.shapes import SHAPES
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.adapting import adapting_numbers
 from fewlines.report.claim import claim
+from fewlines.report.config_page import describe_config
 from fewlines.report.engine import engine_numbers
 from fewlines.report.figures import (
     draw_budgets,

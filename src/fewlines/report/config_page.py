@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from fewlines.config.experiment import Experiment
+from fewlines.config import Experiment
 
 LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 NAMES = {"integer": "integer", "number": "number", "boolean": "true or false", "null": "null"}
