@@ -13,8 +13,10 @@ import fewlines
 from conftest import GRID, tiny_transformer
 from fewlines.cache.calibration import Calibration, Curves
 from fewlines.cache.geometry import Geometry
+from fewlines.cache.placement import Placement, make_policy
 from fewlines.cache.policy import NOBODY
 from fewlines.cache.split import _convex_hull
+from fewlines.cache.teacher import TeacherForced
 from fewlines.cli import main
 from fewlines.errors import FewlinesError
 from fewlines.files import write_tensors
@@ -124,6 +126,28 @@ def test_curves_fall_to_nothing_where_nothing_is_let_go(model):
     assert curves.loss.shape == (2, 2, len(curves.rooms))
     assert (curves.loss[..., :-1] > 0).all()
     assert (curves.loss[..., 0] > 3 * curves.loss[..., -2]).all()
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_curves_are_what_a_cache_loses_that_limits_one_head(kv_heads):
+    model = tiny_transformer(kv_heads=kv_heads)
+    geometry, shape = model.shape.geometry, (2, kv_heads)
+    n = geometry.n_tokens
+    codes = torch.randint(16, (4, n), generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(4) % 3
+    found = expected_attention(model, labels, codes, batch=2)
+    curves = measure_curves(model, labels, codes, found)
+    index = 3
+    room = int(curves.rooms[index])
+    schedule = make_policy("scheduled", {}).victims(geometry, np.full(shape, room), found)
+    full = model.teacher_forced(labels, codes).log_softmax(-1)
+    for head in np.ndindex(shape):
+        capacity, victims = np.full(shape, n + 1), np.full_like(schedule, NOBODY)
+        capacity[head], victims[head] = room + 1, schedule[head]
+        limits = TeacherForced(Placement(geometry, capacity, victims, fold=True))
+        under = model.teacher_forced(labels, codes, limits).log_softmax(-1)
+        loss = (full.exp() * (full - under)).sum(-1).mean().item()
+        assert curves.loss[head][index] == pytest.approx(loss, rel=1e-3, abs=1e-6)
 
 
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=12))

@@ -12,10 +12,10 @@ from torch import Tensor
 from fewlines.cache.calibration import Calibration, Curves
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Placement, make_policy
-from fewlines.cache.policy import NOBODY, CalibratedPolicy
+from fewlines.cache.policy import CalibratedPolicy
 from fewlines.cache.split import SMALLEST
-from fewlines.cache.teacher import TeacherForced
-from fewlines.models.transformer import Transformer
+from fewlines.cache.teacher import Limits
+from fewlines.models.transformer import Attend, Transformer, causal
 
 GROWTH = 1.5  # from one room of the curves to the next
 
@@ -43,23 +43,40 @@ def measure_curves(
     """KL(full ‖ limited) on images `codes` `(n, N)` for every head and room, under the schedule,
     victims folded."""
     geometry, device = model.shape.geometry, model.norm.weight.device
-    labels, truth = labels.to(device), codes.long().to(device)
     policy = make_policy("scheduled", {})
     assert isinstance(policy, CalibratedPolicy)
-    rooms = rooms_of(geometry)
-    shape = (geometry.layers, geometry.heads)
-    full = model.teacher_forced(labels, truth).log_softmax(-1)
-    loss = np.zeros((*shape, len(rooms)))
-    for index, room in enumerate(rooms[:-1]):
+    rooms, shape = rooms_of(geometry), (geometry.layers, geometry.heads)
+    placements = []
+    for room in rooms[:-1]:
         victims = policy.victims(geometry, np.full(shape, room), calibration)
-        for head in np.ndindex(shape):
-            capacity = np.full(shape, geometry.n_tokens + 1)
-            capacity[head] = room + 1
-            limited = np.full_like(victims, NOBODY)
-            limited[head] = victims[head]
-            attend = TeacherForced(Placement(geometry, capacity, limited, fold=True), device=device)
-            under = model.teacher_forced(labels, truth, attend).log_softmax(-1)
+        placements.append(Placement(geometry, np.full(shape, room + 1), victims, fold=True))
+    x = model.embed(labels.to(device), codes.long().to(device))
+    rotation = model.rotations[: x.shape[1]]
+    full = model(x)[:, geometry.prefix - 1 :].log_softmax(-1)
+    loss = np.zeros((*shape, len(rooms)))
+    for layer, block in enumerate(model.layers):
+        # The layers below are those of the full cache: `x` has been through them.
+        for head, index in np.ndindex(geometry.heads, len(placements)):
+            attend = _one_limited(placements[index], layer, head, device)
+            under = model(x, 0, attend, layer)[:, geometry.prefix - 1 :].log_softmax(-1)
             found = F.kl_div(under, full, reduction="none", log_target=True).sum(-1).mean()
-            loss[head][index] = found.item()
+            loss[layer, head, index] = found.item()
             done(1)
+        x = block(layer, x, rotation, causal)
     return Curves(np.array(rooms), loss)
+
+
+def _one_limited(placement: Placement, at: int, head: int, device: torch.device) -> Attend:
+    """Attention in which one head of the layer `at` is limited as a cache limits it."""
+    evicted_at = torch.from_numpy(placement.evicted_at[at, head, None])
+    limits = Limits(evicted_at, placement, torch.float32, device)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        y = causal(layer, q, k, v)
+        if layer == at:
+            queries, own = q.unflatten(1, (k.shape[1], -1))[:, head], slice(head, head + 1)
+            limited = limits.attend(queries, k[:, own], v[:, own])
+            y.unflatten(1, (k.shape[1], -1))[:, head] = limited
+        return y
+
+    return attend

@@ -178,22 +178,28 @@ class Transformer(nn.Module):
         embedded: Tensor = self.tok_embeddings(codes)
         return embedded
 
-    def forward(self, x: Tensor, start: int | Tensor = 0, attend: Attend = causal) -> Tensor:
+    def embed(self, labels: Tensor, codes: Tensor) -> Tensor:
+        """The prefix and all codes `(B, N)` but the last → `(B, P + N − 1, dim)`."""
+        return torch.cat([self.embed_labels(labels), self.embed_codes(codes[:, :-1])], dim=1)
+
+    def forward(
+        self, x: Tensor, start: int | Tensor = 0, attend: Attend = causal, since: int = 0
+    ) -> Tensor:
         """Embedded positions `start … start+T−1`, `(B, T, dim)` → logits `(B, T, V)`. A start in a
-        tensor `(1,)` stands for one position that a CUDA graph can be replayed at."""
+        tensor `(1,)` stands for one position that a CUDA graph can be replayed at. What has been
+        through the first layers enters at the layer `since`."""
         if isinstance(start, Tensor):
             rotation = self.rotations.index_select(0, start)
         else:
             rotation = self.rotations[start : start + x.shape[1]]
-        for layer, block in enumerate(self.layers):
-            x = block(layer, x, rotation, attend)
+        for layer in range(since, len(self.layers)):
+            x = self.layers[layer](layer, x, rotation, attend)
         logits: Tensor = self.output(self.norm(x))
         return logits
 
     def teacher_forced(self, labels: Tensor, codes: Tensor, attend: Attend = causal) -> Tensor:
         """Logits `(B, N, V)` of codes `(B, N)`, each given its class and those before."""
-        inputs = torch.cat([self.embed_labels(labels), self.embed_codes(codes[:, :-1])], dim=1)
-        out: Tensor = self(inputs, 0, attend)
+        out: Tensor = self(self.embed(labels, codes), 0, attend)
         return out[:, self.shape.geometry.prefix - 1 :]
 
 
