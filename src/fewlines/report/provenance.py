@@ -9,6 +9,9 @@ from typing import Any
 from fewlines import machine
 from fewlines.config import Experiment
 
+# What was published after an earlier run is no change of what makes the next one.
+CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+
 
 def provenance(config: Experiment, checkout: Path) -> dict[str, Any]:
     """What a reader needs to place a run, and to repeat it."""
@@ -16,7 +19,7 @@ def provenance(config: Experiment, checkout: Path) -> dict[str, Any]:
     return {
         "experiment": config.name,
         "commit": _git(checkout, "rev-parse", "HEAD"),
-        "modified": bool(_git(checkout, "status", "--porcelain", "--untracked-files=no")),
+        "modified": bool(_git(checkout, *CHANGES)),
         "precision": machine.dtype_name(dtype),
         **machine.describe(),
     }
