@@ -36,7 +36,7 @@ def numbers(reference: Path) -> str:
     alike = whole_images(drawn)
     rank = alike["nll"].corr(alike["fid_mean"], method="spearman")
     floor = floors.set_index("floor")["fid_mean"]
-    shown = drawn.dropna(subset="seconds_per_image")
+    shown = alike.dropna(subset="seconds_per_image")
     samples, seeds = int(drawn["samples"].iloc[0]), int(drawn["seeds"].iloc[0])
     return "\n\n".join(
         [
