@@ -42,7 +42,7 @@ longer: $(READY)  ## the same from a base trained four times as long; an hour an
 	$(BIN)/snakemake likelihood_table --configfile experiments/longer.yaml
 	$(BIN)/fewlines publish-table --table results/fashion-mnist-longer/tables/likelihood.csv --name longer --reference results/reference --documents docs
 
-finer: $(READY)  ## the same images on a 28×28 grid; half an hour
+finer: $(READY)  ## the same images on a 28×28 grid; the better part of an hour
 	$(BIN)/snakemake likelihood_table --configfile experiments/finer.yaml
 	$(BIN)/fewlines publish-table --table results/fashion-mnist-28x28/tables/likelihood.csv --name finer --reference results/reference --documents docs
 
