@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fewlines.files import read_tensors, replacing, write_text
 from fewlines.measure.outcome import OK
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.results import Results
+from fewlines.report.tables import whole_images
 
 mpl.use("Agg")
 STYLE = {
@@ -30,6 +32,7 @@ STYLE = {
     "savefig.bbox": "tight",
     "svg.hashsalt": "fewlines",
 }
+TWENTY = mpl.color_sequences["tab20"]  # a dark and a light one of each
 DELTAS = ("_delta", "_delta_low", "_delta_high")
 PICTURES, FIRST = 10, 8  # of each cache in the grid of samples; codes that tell them apart
 
@@ -52,56 +55,67 @@ def save(figure: plt.Figure, path: Path, numbers: pd.DataFrame | None = None) ->
 def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
     """FID and ΔNLL of every cache against decode memory and time. Times are relative to the lean
     full cache's in the same interleaved run: absolute ones drift from run to run."""
-    table = table.dropna(subset=["fid_mean", "speedup_lean"]).assign(
-        relative_time=lambda rows: 1 / rows["speedup_lean"]
-    )
-    names = zip(table["model"], table["policy"], strict=True)
-    table["label"] = [row_name(*row) for row in names]
-    figure, axes = plt.subplots(2, 2, figsize=(8.5, 6), sharex="col", layout="constrained")
-    full = table[table["label"] == "full"].iloc[0]
+    table = whole_images(table).dropna(subset=["fid_mean", "speedup_lean"])
+    joined = [_series(row) for row in table.to_dict("records")]
+    table = table.assign(relative_time=1 / table["speedup_lean"], series=joined)
+    table = table[table["series"] != ""]
+    for end in DELTAS:  # adapted models against a full cache that had as many steps
+        after = table.get(f"steps{end}", np.nan)
+        table[f"delta{end}"] = table[f"nll{end}"].where(table["model"] == BASE, after)
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex="col", layout="constrained")
+    full = table[table["series"] == "full"].iloc[0]
     columns = (
         ("kv_bytes", 1e-3 / full["cost_batch"], "KV cache of an image, kB"),
         ("relative_time", 1, "decode time ÷ that of full, lean"),
     )
     for column, (cost, scale, label) in enumerate(columns):
-        for row, (quality, low, high) in enumerate(
-            (("fid_mean", "fid_sd", "fid_sd"), ("nll_delta", "nll_delta_low", "nll_delta_high"))
-        ):
-            axis = axes[row, column]
-            for policy, group in table[table["label"] != "full"].groupby("label", sort=False):
-                x, y = group[cost] * scale, group[quality]
-                spread = (
-                    [group[low], group[high]]
-                    if quality == "fid_mean"
-                    else [y - group[low], group[high] - y]
-                )
+        for axis, quality in zip(axes[:, column], ("fid_mean", "delta_delta"), strict=True):
+            axis.set_prop_cycle(color=[*TWENTY[::2], *TWENTY[1::2]])
+            for name, group in table.groupby("series", sort=False):
+                series, adapted = str(name), (group["model"] != BASE).all()
+                ends = [group["fid_sd"]] * 2
+                if quality != "fid_mean":
+                    low, high = (group[f"delta{end}"] for end in DELTAS[1:])
+                    ends = [group[quality] - low, high - group[quality]]
                 axis.errorbar(
-                    x, y, yerr=spread, marker="o", ms=4, lw=1.2, capsize=2, label=str(policy)
+                    group[cost] * scale,
+                    group[quality],
+                    yerr=ends,
+                    marker="*" if series == "full" else "s" if adapted else "o",
+                    ms=11 if series == "full" else 4,
+                    lw=0 if series == "full" else 1.2,
+                    ls=":" if adapted else "-",
+                    elinewidth=1,
+                    capsize=2,
+                    label=series,
                 )
-                for px, py, budget in zip(x, y, group["budget"], strict=True):
-                    text = str(budget).removeprefix("lines: ")
-                    axis.annotate(text, (px, py), xytext=(4, 4), textcoords="offset points", size=7)
-            axis.plot(
-                full[cost] * scale,
-                full[quality],
-                marker="*",
-                ms=11,
-                ls="",
-                color="black",
-                label="full",
-            )
         axes[1, column].set_xlabel(label)
-        axes[0, column].set_ylim(bottom=0)
+        axes[0, column].set_yscale("log")
+        axes[1, column].set_yscale("symlog", linthresh=2e-3)
+        axes[1, column].set_ylim(bottom=min(-1e-3, table["delta_delta_low"].min()))
         for floor, style in (("reconstruction", "--"), ("real", ":")):
             level = floors.set_index("floor").loc[floor, "fid_mean"]
             axes[0, column].axhline(level, color="grey", ls=style, lw=1, label=f"{floor} images")
     axes[0, 0].set_ylabel("FID (± sd over seeds)")
     axes[1, 0].set_ylabel("ΔNLL to full, nats/token (95%)")
-    axes[0, 0].legend(fontsize=7.5)
-    figure.suptitle("Quality against memory and time; numbers are lines of cache", size=10)
-    shown = ["model", "policy", "budget", "kv_bytes", "relative_time", "fid_mean", "fid_sd"]
-    shown += ["nll_delta", "nll_delta_low", "nll_delta_high"]
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7.5)
+    figure.suptitle("Quality against memory and time", size=10)
+    shown = ["model", "policy", "budget", "series", "kv_bytes", "relative_time"]
+    shown += ["fid_mean", "fid_sd", *(f"delta{end}" for end in DELTAS)]
     save(figure, path, table[shown])
+
+
+def _series(row: dict[Hashable, Any]) -> str:
+    """What a row's points are joined with: those of a policy, or of models adapted alike; nothing
+    for a cache that a model was not adapted to."""
+    if row["model"] == BASE:
+        return str(row["policy"])
+    trained_for = {"this": "weights for the budget", "several": "one set of weights"}
+    name = trained_for.get(row["trained_for"])
+    if name is None:
+        return ""
+    name = "more steps, full cache" if row["model"].startswith(STEPS) else f"adapted: {name}"
+    return f"{name}, distilled" if row["distil"] else name
 
 
 @mpl.rc_context(STYLE)
@@ -241,23 +255,22 @@ def draw_memory(results: Results, path: Path) -> None:
 
 @mpl.rc_context(STYLE)
 def draw_lines(results: Results, path: Path) -> None:
-    """KL(full ‖ cache) of every line of the image: where a small cache hurts."""
-    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    """KL(full ‖ cache) of every line of the image, of the base model: where a small cache hurts."""
+    figure, axis = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
     styles = ("-", "--", "-.", ":")
     drawn: dict[str, int] = {}  # how many lines each policy has so far
     found: dict[str, list[float]] = {}
     for model, slug in results.shown:
         cache = results.experiment.cache(slug)
-        if cache.budget is None:
+        if cache.budget is None or model != BASE:
             continue
-        policy = row_name(model, cache.policy_text)
+        policy = cache.policy_text
         nth = drawn[policy] = drawn.get(policy, -1) + 1
         colour = mpl.color_sequences["tab10"][list(drawn).index(policy) % 10]
-        kl = results.likelihood(slug, model)["kl_by_line"]
-        found[row_name(model, slug)] = kl
-        name, style = row_name(model, slug), styles[nth % len(styles)]
-        axis.plot(range(1, len(kl) + 1), kl, color=colour, ls=style, lw=1.3, label=name)
-    axis.set_xlabel("line of the image")
+        kl = found[slug] = results.likelihood(slug)["kl_by_line"]
+        style = styles[nth % len(styles)]
+        axis.plot(range(1, len(kl) + 1), kl, color=colour, ls=style, lw=1.3, label=slug)
+    axis.set(xlabel="line of the image", yscale="log", ylim=(1e-4, None))
     axis.set_ylabel("KL(full ‖ cache), nats/token")
-    axis.legend(fontsize=6.5, ncols=2)
+    figure.legend(loc="outside right upper", fontsize=7.5)
     save(figure, path, pd.DataFrame(found).rename_axis("line").reset_index())

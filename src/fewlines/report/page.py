@@ -14,14 +14,15 @@ from markupsafe import Markup
 from fewlines.files import write_text
 
 CAPTIONS = {
-    "quality": "FID and likelihood of every cache against its memory and time. Bars: standard "
-    "deviation over seeds, and 95% intervals over held-out images. Times are relative to the lean "
+    "quality": "FID and likelihood of every cache against its memory and time; adapted models "
+    "against a full cache that had as many steps. Bars: standard deviation over seeds, and 95% "
+    "intervals over held-out images. Times are relative to the lean "
     "full cache in the same interleaved run.",
     "samples": "The same classes and the same noise under each cache.",
     "memory": "Resident memory above the loaded weights while one batch is decoded, every "
     "configuration in a process of its own.",
-    "lines": "How far each cache's distribution is from that of the full cache, by line of the "
-    "image.",
+    "lines": "How far the base model's distribution under each cache is from that under the full "
+    "cache, by line of the image.",
     "budgets": "Likelihood lost against the size of the cache: the base model against its own full "
     "cache, adapted models against the full cache of a model trained for as many more steps. Bars: "
     "95% intervals over held-out images.",
