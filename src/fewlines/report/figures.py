@@ -59,9 +59,9 @@ def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
     joined = [_series(row) for row in table.to_dict("records")]
     table = table.assign(relative_time=1 / table["speedup_lean"], series=joined)
     table = table[table["series"] != ""]
-    for end in DELTAS:  # adapted models against a full cache that had as many steps
-        after = table.get(f"steps{end}", np.nan)
-        table[f"delta{end}"] = table[f"nll{end}"].where(table["model"] == BASE, after)
+    for delta in DELTAS:  # adapted models against a full cache that had as many steps
+        after = table.get(f"steps{delta}", np.nan)
+        table[delta.strip("_")] = table[f"nll{delta}"].where(table["model"] == BASE, after)
     figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex="col", layout="constrained")
     full = table[table["series"] == "full"].iloc[0]
     columns = (
@@ -69,30 +69,31 @@ def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
         ("relative_time", 1, "decode time ÷ that of full, lean"),
     )
     for column, (cost, scale, label) in enumerate(columns):
-        for axis, quality in zip(axes[:, column], ("fid_mean", "delta_delta"), strict=True):
+        for axis, quality in zip(axes[:, column], ("fid_mean", "delta"), strict=True):
             axis.set_prop_cycle(color=[*TWENTY[::2], *TWENTY[1::2]])
             for name, group in table.groupby("series", sort=False):
-                series, adapted = str(name), (group["model"] != BASE).all()
+                look: dict[str, Any] = {"marker": "o", "ms": 4, "lw": 1.2}
+                if name == "full":
+                    look = {"marker": "*", "ms": 11, "lw": 0}
+                elif (group["model"] != BASE).all():
+                    look |= {"marker": "s", "ls": ":"}
                 ends = [group["fid_sd"]] * 2
-                if quality != "fid_mean":
-                    low, high = (group[f"delta{end}"] for end in DELTAS[1:])
-                    ends = [group[quality] - low, high - group[quality]]
+                if quality == "delta":
+                    low, high = group["delta_low"], group["delta_high"]
+                    ends = [group["delta"] - low, high - group["delta"]]
                 axis.errorbar(
                     group[cost] * scale,
                     group[quality],
                     yerr=ends,
-                    marker="*" if series == "full" else "s" if adapted else "o",
-                    ms=11 if series == "full" else 4,
-                    lw=0 if series == "full" else 1.2,
-                    ls=":" if adapted else "-",
                     elinewidth=1,
                     capsize=2,
-                    label=series,
+                    label=str(name),
+                    **look,
                 )
         axes[1, column].set_xlabel(label)
         axes[0, column].set_yscale("log")
         axes[1, column].set_yscale("symlog", linthresh=2e-3)
-        axes[1, column].set_ylim(bottom=min(-1e-3, table["delta_delta_low"].min()))
+        axes[1, column].set_ylim(bottom=min(-1e-3, table["delta_low"].min()))
         for floor, style in (("reconstruction", "--"), ("real", ":")):
             level = floors.set_index("floor").loc[floor, "fid_mean"]
             axes[0, column].axhline(level, color="grey", ls=style, lw=1, label=f"{floor} images")
@@ -101,7 +102,7 @@ def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7.5)
     figure.suptitle("Quality against memory and time", size=10)
     shown = ["model", "policy", "budget", "series", "kv_bytes", "relative_time"]
-    shown += ["fid_mean", "fid_sd", *(f"delta{end}" for end in DELTAS)]
+    shown += ["fid_mean", "fid_sd", "delta", "delta_low", "delta_high"]
     save(figure, path, table[shown])
 
 
@@ -110,11 +111,12 @@ def _series(row: dict[Hashable, Any]) -> str:
     for a cache that a model was not adapted to."""
     if row["model"] == BASE:
         return str(row["policy"])
-    trained_for = {"this": "weights for the budget", "several": "one set of weights"}
-    name = trained_for.get(row["trained_for"])
-    if name is None:
+    if row["trained_for"] == "other":
         return ""
-    name = "more steps, full cache" if row["model"].startswith(STEPS) else f"adapted: {name}"
+    one = row["trained_for"] == "several"
+    name = "adapted: one set of weights" if one else "adapted: weights for the budget"
+    if row["model"].startswith(STEPS):
+        name = "more steps, full cache"
     return f"{name}, distilled" if row["distil"] else name
 
 
