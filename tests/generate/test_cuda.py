@@ -1,0 +1,117 @@
+"""A GPU decodes, measures and trains as the processor does. Skipped where there is none; the device
+runs of docs/engine.md ran it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import fewlines
+from conftest import CACHES, GRID, calibrated, tiny_transformer
+from fewlines.cache.buffer import BoundedCache
+from fewlines.cache.placement import Cache
+from fewlines.config import ModelSettings
+from fewlines.generate.decode import Decoder, decode
+from fewlines.generate.packed import prepare
+from fewlines.generate.sampler import Sampler, draw_noise
+from fewlines.measure import memory
+from fewlines.measure.likelihood import measure_likelihood
+from fewlines.training.loop import take_step
+from fewlines.training.transformer import TransformerTask, attend_in_training
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+N = GRID[0] * GRID[1]
+LABELS = torch.tensor([0, 1, 2, 3, 0])
+FULL = fewlines.cache("full")
+
+
+def name(value: object) -> str:
+    return value.slug if isinstance(value, Cache) else str(value)
+
+
+def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    codes = torch.randint(16, (count, N), generator=torch.Generator().manual_seed(1))
+    return torch.arange(count) % 4, codes
+
+
+@pytest.fixture(scope="module")
+def gpu64(model64):
+    return copy.deepcopy(model64).cuda()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("cache", [FULL, *CACHES], ids=name)
+def test_a_gpu_draws_the_tokens_of_the_processor(model64, gpu64, cache, guidance):
+    """In float64, by replayed CUDA graphs there and by torch's operators here."""
+    noise, sampler = draw_noise(3, range(len(LABELS)), N), Sampler(guidance=guidance)
+    expected = decode(model64, LABELS, noise, cache, sampler)
+    drawn = decode(gpu64, LABELS.cuda(), noise.cuda(), cache, sampler)
+    assert torch.equal(drawn.cpu(), expected)
+
+
+def test_steps_of_a_bounded_cache_are_replayed(gpu64):
+    decoder = Decoder(gpu64, 2, fewlines.cache("streaming", lines=1))
+    noise = draw_noise(0, range(2), N).cuda()
+    with torch.inference_mode():
+        codes = decoder.start(LABELS[:2].cuda(), noise[:, 0])
+        for step in range(N - 1):
+            codes = decoder.step(step, codes, noise[:, step + 1])
+    assert decoder.graphs is not None
+    assert 1 <= len(decoder.graphs.graphs) <= 4
+
+
+@pytest.mark.parametrize("cache", CACHES[:: len(CACHES) // 24], ids=name)
+def test_likelihood_is_that_of_the_processor(model64, gpu64, cache):
+    here, there = (
+        measure_likelihood(model, *images(5), cache, batch=3) for model in (model64, gpu64)
+    )
+    torch.testing.assert_close(there.nll, here.nll, atol=2e-5, rtol=0)
+    torch.testing.assert_close(there.kl, here.kl, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("cache", [FULL, fewlines.cache("random", lines=2, fold=True)], ids=name)
+def test_logits_of_16_bit_decoding_are_near_those_of_float32(model, cache, storage):
+    labels, codes = images(4)
+    placement = calibrated(cache, model.shape.geometry).place(model.shape.geometry)
+    logits = []
+    for dtype, device in ((torch.float32, "cpu"), (storage, "cuda")):
+        ready = prepare(copy.deepcopy(model).to(device), torch.float32, len(labels))
+        buffers = BoundedCache(placement, len(labels), model.shape.head_dim, dtype, device)
+        out = [ready(ready.embed_labels(labels.to(device)), 0, buffers)]
+        for step in range(N - 1):
+            buffers.turn(step)
+            row = ready.embed_codes(codes[:, step : step + 1].to(device))
+            out.append(ready(row, step + 1, buffers))
+        logits.append(torch.cat(out, 1).cpu())
+    scale = logits[0].std()
+    assert (logits[1] - logits[0]).abs().mean() < 0.02 * scale
+
+
+def test_the_peak_is_that_of_the_buffers(gpu64):
+    """A full cache of many rows: keys and values are nearly all that a decode allocates."""
+    rows = 4096
+    noise = draw_noise(0, range(rows), N).cuda()
+    labels, held = torch.zeros(rows, dtype=torch.long, device="cuda"), []
+    memory.reset_peak()
+    before = memory.resident_bytes()
+    decode(gpu64, labels, noise, FULL, watch=lambda step, buffers: held.append(buffers.bytes))
+    peak = memory.peak_bytes() - before
+    assert held[-1] < peak < 3 * held[-1]
+
+
+@pytest.mark.parametrize("policy", ["streaming", "linear"])
+def test_a_step_of_training_is_that_of_the_processor(policy):
+    losses = []
+    for device in ("cpu", "cuda"):
+        network = tiny_transformer().to(device).requires_grad_(True).train()
+        placement = fewlines.cache(policy, lines=2).place(network.shape.geometry)
+        attend = attend_in_training(placement, torch.device(device))
+        settings = ModelSettings(batch=4, steps=4)
+        task = TransformerTask(settings, network, *images(8), 0, attends=[attend])
+        losses.append([take_step(task, step).item() for step in range(4)])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert losses[1][-1] != losses[1][0]
