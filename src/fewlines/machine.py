@@ -49,7 +49,9 @@ def cores() -> int:
 
 
 def available_bytes() -> int:
-    """Memory that a new process can have."""
+    """Memory that a new process can have, on a GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
     return psutil.virtual_memory().available
 
 

@@ -35,8 +35,8 @@ class FrozenGraph:
     def replay(self) -> None:
         now = [{name: getattr(g.slots, name) for name in HOST} for g in self.groups]
         self._set(self.host)
-        _, logits = self.steps.graphs[self.steps.buffers.signature]
-        logits.copy_(self.steps._run())
+        _, drawn = self.steps.graphs[self.steps.buffers.signature]
+        drawn.copy_(self.steps._run())
         self._set(now)
 
     def _set(self, states) -> None:
@@ -67,17 +67,17 @@ def test_replayed_steps_draw_the_same_tokens(model64, cache, fake_cuda, monkeypa
         if graph is None:
             return run(steps)
         graph.capture(steps)  # a capture computes nothing
-        return torch.zeros(3, 1, model64.shape.codes, dtype=torch.float64)
+        return torch.zeros(3, dtype=torch.long)
 
     monkeypatch.setattr(GraphedSteps, "_run", run_or_capture)
     monkeypatch.setattr(FrozenGraph, "__init__", lambda graph: made.append(graph))
 
     decoder = Decoder(model64, 3, cache)
-    decoder.graphs = GraphedSteps(model64, decoder.buffers, 3)
+    decoder.graphs = GraphedSteps(decoder._advance, decoder.buffers, 3, labels.device)
     with torch.inference_mode():
         codes = [decoder.start(labels, noise[:, 0])]
         for step in range(N - 1):
-            codes.append(decoder.step(step, codes[-1], noise[:, step + 1]))
+            codes.append(decoder.step(step, codes[-1], noise[:, step + 1]).clone())
     assert torch.equal(torch.stack(codes, 1), expected)
     assert made
     assert len(decoder.graphs.warm) <= N / 2

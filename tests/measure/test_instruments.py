@@ -164,7 +164,7 @@ def test_the_classifier_must_be_given():
 def test_the_peak_is_seen_though_it_is_gone():
     memory.reset_peak()
     before = memory.resident_bytes()
-    block = torch.ones(16 * 2**20)  # 64 MiB
+    block = torch.ones(16 * 2**20, device=machine.device())  # 64 MiB
     del block
     peak = memory.peak_bytes()
     assert 60e6 < peak - before < 90e6
@@ -189,7 +189,8 @@ def test_costs_of_a_real_decode(model, tmp_path):
     entry = 2 * 16 * 2 * model.shape.head_dim * 4 * 2  # k and v, guided batch, heads, layers
     assert [row["kv_bytes"] for row in rows] == [21 * entry, 21 * entry, 6 * entry]
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows)
-    assert all(len(row["timeline"]) == N and row["process_bytes"] > 50e6 for row in rows)
+    assert all(len(row["timeline"]) == N for row in rows)
+    assert all(row["process_bytes"] > row["peak_bytes"] for row in rows)
 
 
 class Killed(Cache):

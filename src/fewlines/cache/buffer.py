@@ -19,7 +19,15 @@ from torch import Tensor
 
 from fewlines.cache.kernels import STORED, as_array, decode_step, follow_torch_threads
 from fewlines.cache.placement import Placement
-from fewlines.cache.slots import EVICTS, FOLDED, LENGTH, RankedSlots, Slots, TableSlots
+from fewlines.cache.slots import (
+    EVICTS,
+    FOLDED,
+    LENGTH,
+    RankedSlots,
+    Slots,
+    Tables,
+    TableSlots,
+)
 
 Engine = Literal["lean", "stock"]
 BLOCK = 64  # entries by which torch's attention grows: a CUDA graph for each size is too many
@@ -50,7 +58,7 @@ class HeadGroup:
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
         self.slots: Slots = (
-            TableSlots(placement, layer, heads, batch, device)
+            TableSlots(placement, layer, heads, batch)
             if placement.scoring is None
             else RankedSlots(placement, placement.scoring, layer, batch, heads, entries, device)
         )
@@ -129,30 +137,31 @@ def torch_step(group: HeadGroup) -> Step:
 
     def observe(weights: Tensor) -> None:
         assert slots.seen is not None
-        slots.seen[(*place, slots.slot)] = 0
+        slots.seen.scatter_(-1, slots.slot[..., None], 0)
         seen, new = slots.seen[..., : weights.shape[-1]], weights.mean(2).float()
         torch.maximum(seen, new, out=seen) if slots.peak else seen.add_(new)
 
     def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         write(k, v)
-        q = q.unflatten(1, (k.shape[1], -1))[:, heads]
-        B, G, r, D = q.shape
-        summaries, n = group.fold and slots.evicted, group.reads()
+        q, r = q.unflatten(1, (k.shape[1], -1))[:, heads], q.shape[1] // k.shape[1]
+        n = group.reads()
         # On the CPU 16 bits are storage only: arithmetic in them is slow, or not there.
         dtype = q.dtype if device.type == "cpu" else group.k.dtype
-        keys, values = (x[:, :, :n].to(dtype).flatten(0, 1) for x in (group.k, group.v))
-        scores = torch.bmm((q * D**-0.5).to(dtype).flatten(0, 1), keys.transpose(1, 2))
-        scores = scores.view(B, G, r, n)
+        keys, values = (x[:, :, :n].to(dtype) for x in (group.k, group.v))  # (B, G, n, D)
+        bias = None
         if slots.shortest < n:
             empty = entries[:n] >= slots.now[LENGTH, :, None]  # (G, n)
             bias = torch.zeros_like(empty, dtype=dtype).masked_fill(empty, -math.inf)
-            if summaries:
+            if group.fold and slots.evicted:
                 bias[:, -1] = slots.now[FOLDED].log()
-            scores += bias[:, None]
-        weights = scores.softmax(-1)
-        if slots.seen is not None:
+            bias = bias[:, None]
+        if slots.seen is None:
+            y = F.scaled_dot_product_attention(q.to(dtype), keys, values, attn_mask=bias)
+        else:
+            scores = (q * q.shape[-1] ** -0.5).to(dtype) @ keys.transpose(2, 3)  # (B, G, r, n)
+            weights = (scores if bias is None else scores + bias).softmax(-1)
             observe(weights)
-        y = torch.bmm(weights.view(B * G, r, n), values).view(B, G, r, D)
+            y = weights @ values
         out.unflatten(1, (-1, r))[:, heads] = y.to(out.dtype)
 
     return step
@@ -220,6 +229,8 @@ class BoundedCache:
                     for capacity in np.unique(capacities)
                 ]
             )
+        tables = [g.slots for g in self._groups() if isinstance(g.slots, TableSlots)]
+        self.tables = Tables(tables, device) if tables else None
         self.steps = [[make(group) for group in groups] for groups in self.layers]
 
     @property
@@ -255,6 +266,8 @@ class BoundedCache:
         self.position = self.placement.geometry.prefix + step
         for group in self._groups():
             group.slots.turn(step, group.k)
+        if self.tables:
+            self.tables.turn(step)
 
     @property
     def signature(self) -> tuple[object, ...]:

@@ -53,17 +53,15 @@ class Slots(ABC):
 
 
 class TableSlots(Slots):
-    """The slots of a placement whose victims are known: the same for every row."""
+    """The slots of a placement whose victims are known: the same for every row of the batch. Where
+    they are read from is for `Tables` to say."""
 
-    def __init__(
-        self, placement: Placement, layer: int, heads: list[int], batch: int, device: torch.device
-    ) -> None:
+    def __init__(self, placement: Placement, layer: int, heads: list[int], batch: int) -> None:
         slots = placement.slots[layer, heads].T + placement.geometry.prefix  # (N, G)
         evicts = placement.known_victims[layer, heads].T != NOBODY
         folded = evicts.cumsum(0)
         length = np.maximum.accumulate(slots, axis=0) + 1
-        table = np.stack([slots, evicts, folded, length], axis=1)  # (N, 4, G)
-        self.table = torch.tensor(table, device=device)
+        self.batch, self.table = batch, np.stack([slots, evicts, folded, length], axis=1)
         self.host = list(
             zip(
                 length.min(1).tolist(),
@@ -73,16 +71,33 @@ class TableSlots(Slots):
                 strict=True,
             )
         )
-        row = torch.zeros_like(self.table[0])
-        self.row, self.now = row, row[1:]
-        self.slot = row[0].expand(batch, -1)
+
+    def read(self, row: Tensor) -> None:
+        """Follow a row `(4, G)`, whatever it holds."""
+        self.slot, self.now = row[0].expand(self.batch, -1), row[1:]
 
     def turn(self, step: int, keys: Tensor) -> None:
-        self.row.copy_(self.table[step])
         self.shortest, self.longest, self.evicting, self.evicted = self.host[step]
 
     def jump(self, step: int) -> None:
         """The table has it all."""
+
+
+class Tables:
+    """The tables of all groups side by side, so that one copy turns them all: on a GPU a copy for
+    each would take longer than a layer's attention."""
+
+    def __init__(self, slots: list[TableSlots], device: torch.device) -> None:
+        widths = [each.table.shape[-1] for each in slots]
+        whole = np.concatenate([each.table for each in slots], axis=-1)
+        self.table = torch.tensor(whole, device=device)  # (N, 4, ΣG)
+        self.row = torch.zeros_like(self.table[0])
+        for each, part in zip(slots, self.row.split(widths, dim=-1), strict=True):
+            each.read(part)
+
+    def turn(self, step: int) -> None:
+        """To image token `step`."""
+        self.row.copy_(self.table[step])
 
 
 class RankedSlots(Slots):

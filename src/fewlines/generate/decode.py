@@ -51,9 +51,9 @@ class Decoder:
             weight.device,
             engine,
         )
-        graphed = weight.device.type == "cuda" and engine == "lean"
-        rows *= 1 + self.guided
-        self.graphs = GraphedSteps(model, self.buffers, rows) if graphed else None
+        self.graphs = None
+        if weight.device.type == "cuda" and engine == "lean":
+            self.graphs = GraphedSteps(self._advance, self.buffers, rows, weight.device)
 
     def start(self, labels: Tensor, noise: Tensor) -> Tensor:
         """Class numbers and noise `(B,)` → the first codes `(B,)`."""
@@ -62,13 +62,16 @@ class Decoder:
         return self._draw(self.model(self.model.embed_labels(labels), 0, self.buffers), noise)
 
     def step(self, step: int, codes: Tensor, noise: Tensor) -> Tensor:
-        """The codes `(B,)` of image token `step` → those of the next."""
-        codes = torch.cat([codes, codes]) if self.guided else codes
+        """The codes `(B,)` of image token `step` → those of the next, valid until the next call."""
         self.buffers.turn(step)
         if self.graphs:
-            return self._draw(self.graphs(codes[:, None]), noise)
+            return self.graphs(codes, noise)
+        return self._advance(codes, self.buffers.position, noise)
+
+    def _advance(self, codes: Tensor, position: int | Tensor, noise: Tensor) -> Tensor:
+        codes = torch.cat([codes, codes]) if self.guided else codes
         x = self.model.embed_codes(codes[:, None])
-        return self._draw(self.model(x, self.buffers.position, self.buffers), noise)
+        return self._draw(self.model(x, position, self.buffers), noise)
 
     def _draw(self, logits: Tensor, noise: Tensor) -> Tensor:
         logits = logits[:, -1].float()

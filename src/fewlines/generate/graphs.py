@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from fewlines.cache.buffer import BoundedCache
-from fewlines.models.transformer import Transformer
 
 
 class GraphedSteps:
-    """The model's step, captured once for every signature of the buffers and replayed from then on.
+    """A step, drawing included, captured once for every signature of the buffers and replayed from
+    then on.
 
     The first step of a signature runs as it is, which also warms it up; the second is captured.
     A bounded cache has a handful of signatures, a full one as many as it has blocks.
+
+    Args:
+        advance: codes `(B,)`, the position `(1,)` and noise `(B,)` → the next codes `(B,)`.
     """
 
-    def __init__(self, model: Transformer, buffers: BoundedCache, rows: int) -> None:
-        device = model.norm.weight.device
-        self.model, self.buffers = model, buffers
-        self.codes = torch.zeros(rows, 1, dtype=torch.long, device=device)
+    def __init__(
+        self,
+        advance: Callable[[Tensor, Tensor, Tensor], Tensor],
+        buffers: BoundedCache,
+        images: int,
+        device: torch.device,
+    ) -> None:
+        self.advance, self.buffers = advance, buffers
+        self.codes = torch.zeros(images, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.noise = torch.zeros(images, dtype=torch.float64, device=device)
         self.warm: set[tuple[object, ...]] = set()
         self.graphs: dict[tuple[object, ...], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, codes: Tensor) -> Tensor:
-        """Codes `(rows, 1)` at the buffers' position → logits `(rows, 1, V)`, valid until the next
-        call."""
+    def __call__(self, codes: Tensor, noise: Tensor) -> Tensor:
+        """Codes `(B,)` at the buffers' position → the next, valid until the next call."""
         self.codes.copy_(codes)
+        self.noise.copy_(noise)
         self.position.fill_(self.buffers.position)
         signature = self.buffers.signature
         if signature not in self.warm:
@@ -37,13 +48,11 @@ class GraphedSteps:
         if signature not in self.graphs:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.pool):
-                logits = self._run()
-            self.graphs[signature] = graph, logits
-        graph, logits = self.graphs[signature]
+                drawn = self._run()
+            self.graphs[signature] = graph, drawn
+        graph, drawn = self.graphs[signature]
         graph.replay()
-        return logits
+        return drawn
 
     def _run(self) -> Tensor:
-        x = self.model.embed_codes(self.codes)
-        logits: Tensor = self.model(x, self.position, self.buffers)
-        return logits
+        return self.advance(self.codes, self.position, self.noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +44,7 @@ def register_extractor(of: Features) -> str:
     class Extractor(torch_fidelity.FeatureExtractorBase):  # type: ignore[misc]
         def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
             super().__init__(name, features_list)
-            self.network = of.network
+            self.network = copy.deepcopy(of.network)  # torch-fidelity moves it to a GPU
 
         @staticmethod
         def get_provided_features_list() -> tuple[str, ...]:
