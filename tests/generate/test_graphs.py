@@ -73,7 +73,7 @@ def test_replayed_steps_draw_the_same_tokens(model64, cache, fake_cuda, monkeypa
     monkeypatch.setattr(FrozenGraph, "__init__", lambda graph: made.append(graph))
 
     decoder = Decoder(model64, 3, cache)
-    decoder.graphs = GraphedSteps(decoder._advance, decoder.buffers, 3, labels.device)
+    decoder.graphs = GraphedSteps(decoder.advance, decoder.buffers, 3, labels.device)
     with torch.inference_mode():
         codes = [decoder.start(labels, noise[:, 0])]
         for step in range(N - 1):

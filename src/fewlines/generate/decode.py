@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,31 +52,43 @@ class Decoder:
             weight.device,
             engine,
         )
+        # Not a bound method: a decoder in a cycle would be freed by the collector, at any moment.
+        self.advance = partial(_advance, model, self.buffers, self.sampler)
         self.graphs = None
         if weight.device.type == "cuda" and engine == "lean":
-            self.graphs = GraphedSteps(self._advance, self.buffers, rows, weight.device)
+            self.graphs = GraphedSteps(self.advance, self.buffers, rows, weight.device)
 
     def start(self, labels: Tensor, noise: Tensor) -> Tensor:
         """Class numbers and noise `(B,)` → the first codes `(B,)`."""
         if self.guided:
             labels = torch.cat([labels, torch.full_like(labels, self.model.null_class)])
-        return self._draw(self.model(self.model.embed_labels(labels), 0, self.buffers), noise)
+        logits = self.model(self.model.embed_labels(labels), 0, self.buffers)
+        return _draw(self.sampler, logits, noise)
 
     def step(self, step: int, codes: Tensor, noise: Tensor) -> Tensor:
         """The codes `(B,)` of image token `step` → those of the next, valid until the next call."""
         self.buffers.turn(step)
         if self.graphs:
             return self.graphs(codes, noise)
-        return self._advance(codes, self.buffers.position, noise)
+        return self.advance(codes, self.buffers.position, noise)
 
-    def _advance(self, codes: Tensor, position: int | Tensor, noise: Tensor) -> Tensor:
-        codes = torch.cat([codes, codes]) if self.guided else codes
-        x = self.model.embed_codes(codes[:, None])
-        return self._draw(self.model(x, position, self.buffers), noise)
 
-    def _draw(self, logits: Tensor, noise: Tensor) -> Tensor:
-        logits = logits[:, -1].float()
-        return self.sampler(self.sampler.guide(logits) if self.guided else logits, noise)
+def _advance(
+    model: Transformer,
+    buffers: BoundedCache,
+    sampler: Sampler,
+    codes: Tensor,
+    position: int | Tensor,
+    noise: Tensor,
+) -> Tensor:
+    codes = torch.cat([codes, codes]) if sampler.guidance != 1 else codes
+    x = model.embed_codes(codes[:, None])
+    return _draw(sampler, model(x, position, buffers), noise)
+
+
+def _draw(sampler: Sampler, logits: Tensor, noise: Tensor) -> Tensor:
+    logits = logits[:, -1].float()
+    return sampler(sampler.guide(logits) if sampler.guidance != 1 else logits, noise)
 
 
 @torch.inference_mode()

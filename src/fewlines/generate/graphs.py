@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from fewlines.cache.buffer import BoundedCache
+
+
+@contextlib.contextmanager
+def _nothing_freed() -> Iterator[None]:
+    """Keep the collector still: what it frees of CUDA in the middle of a capture breaks it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class GraphedSteps:
@@ -47,7 +61,7 @@ class GraphedSteps:
             return self._run()
         if signature not in self.graphs:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
+            with _nothing_freed(), torch.cuda.graph(graph, pool=self.pool):
                 drawn = self._run()
             self.graphs[signature] = graph, drawn
         graph, drawn = self.graphs[signature]
