@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernels are run by the processor, very slowly
+
 import fewlines
 from fewlines.cache.calibration import Calibration, Curves
 from fewlines.cache.geometry import Geometry

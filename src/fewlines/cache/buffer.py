@@ -7,6 +7,7 @@ prefix and the capacity, the token being decoded included.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -80,12 +81,13 @@ class HeadGroup:
             return entries
         return min(entries, -(-slots.longest // BLOCK) * BLOCK)
 
-    @property
-    def signature(self) -> tuple[object, ...]:
+    def signature(self, sized: bool) -> tuple[object, ...]:
         """What of a step the host decides: steps of equal signature are the same operations on the
-        same memory."""
+        same memory, of sizes that change with the step where `sized`."""
         slots, reads = self.slots, self.reads()
         seen = 0 if slots.seen is None else slots.seen.data_ptr()
+        if not sized:
+            return (seen,)
         folds = self.fold and (slots.evicting, slots.evicted)
         return reads, slots.shortest < reads, folds, seen
 
@@ -115,6 +117,20 @@ def compiled_step(group: HeadGroup) -> Step:
     return step
 
 
+def triton_step(group: HeadGroup) -> Step:
+    """By `triton_kernels.decode_step`: a GPU."""
+    from fewlines.cache.triton_kernels import decode_step  # where triton is
+
+    slots = group.slots
+    held = (group.k, group.v, group.fold, group.mean_k, group.mean_v)
+
+    def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        place = (slots.slot, slots.now, slots.seen, slots.peak)
+        decode_step(q, k, v, out, group.heads, *held, *place)
+
+    return step
+
+
 def torch_step(group: HeadGroup) -> Step:
     """By torch's operators: any device, any precision. Sizes change only with the host's numbers
     in `Slots`, so a CUDA graph can be kept of it."""
@@ -128,7 +144,8 @@ def torch_step(group: HeadGroup) -> Step:
     def write(k: Tensor, v: Tensor) -> None:
         where = (*place, slots.slot)
         if group.fold and slots.evicting:
-            share = (slots.now[EVICTS] / slots.now[FOLDED].clamp(min=1))[:, None]
+            now = slots.now.to(group.mean_k.dtype)  # exact: float32 at least
+            share = (now[EVICTS] / now[FOLDED].clamp(min=1))[:, None]
             for mean, buffer in ((group.mean_k, group.k), (group.mean_v, group.v)):
                 mean += (buffer[where] - mean) * share
                 buffer[:, :, -1] = mean  # itself, where storage is exact
@@ -153,7 +170,7 @@ def torch_step(group: HeadGroup) -> Step:
             empty = entries[:n] >= slots.now[LENGTH, :, None]  # (G, n)
             bias = torch.zeros_like(empty, dtype=dtype).masked_fill(empty, -math.inf)
             if group.fold and slots.evicted:
-                bias[:, -1] = slots.now[FOLDED].log()
+                bias[:, -1] = slots.now[FOLDED].to(group.mean_k.dtype).log()
             bias = bias[:, None]
         if slots.seen is None:
             y = F.scaled_dot_product_attention(q.to(dtype), keys, values, attn_mask=bias)
@@ -182,6 +199,16 @@ def stock_step(group: HeadGroup) -> Step:
     return step
 
 
+def fastest_step(device: torch.device, dtype: torch.dtype) -> Callable[[HeadGroup], Step]:
+    """What makes the step of a group where it is, as it is stored."""
+    if device.type == "cpu" and dtype in STORED:
+        follow_torch_threads()
+        return compiled_step
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        return triton_step
+    return torch_step
+
+
 class BoundedCache:
     """The buffers of all layers for one batch; call it as the model's attention.
 
@@ -208,10 +235,8 @@ class BoundedCache:
         geometry, device = placement.geometry, torch.device(device)
         self.placement = placement
         self.position = 0
-        compiled = device.type == "cpu" and dtype in STORED
-        if compiled:
-            follow_torch_threads()
-        make = stock_step if engine == "stock" else compiled_step if compiled else torch_step
+        make = stock_step if engine == "stock" else fastest_step(device, dtype)
+        self.sized = make is torch_step
         self.layers: list[list[HeadGroup]] = []
         for layer in range(geometry.layers):
             capacities = placement.capacity[layer]
@@ -229,8 +254,7 @@ class BoundedCache:
                     for capacity in np.unique(capacities)
                 ]
             )
-        tables = [g.slots for g in self._groups() if isinstance(g.slots, TableSlots)]
-        self.tables = Tables(tables, device) if tables else None
+        self.tables = Tables([group.slots for group in self._groups()], device)
         self.steps = [[make(group) for group in groups] for groups in self.layers]
 
     @property
@@ -266,13 +290,12 @@ class BoundedCache:
         self.position = self.placement.geometry.prefix + step
         for group in self._groups():
             group.slots.turn(step, group.k)
-        if self.tables:
-            self.tables.turn(step)
+        self.tables.turn(step)
 
     @property
     def signature(self) -> tuple[object, ...]:
         """Of all groups, see there."""
-        return tuple(group.signature for group in self._groups())
+        return tuple(group.signature(self.sized) for group in self._groups())
 
     def jump(self, step: int) -> None:
         """As if all image tokens before `step` had come: for instruments."""

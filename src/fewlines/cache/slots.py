@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,15 +31,21 @@ class Slots(ABC):
         seen: `(B, G, E)` float32, where the attention on each entry is added up; None if nobody
             asks.
         peak: whether `seen` keeps the largest instead of the sum.
+        table: `(N, 4, G)`, the slots where they are known before, and then `now`, of every step.
     """
 
     slot: Tensor
     now: Tensor
+    table: np.ndarray[Any, Any]
     shortest = longest = 0
     evicting = evicted = False
     seen: Tensor | None = None
     peak = False
     bytes = 0
+
+    @abstractmethod
+    def read(self, row: Tensor) -> None:
+        """Follow a row `(4, G)`, into which the table's will be copied step by step."""
 
     @abstractmethod
     def turn(self, step: int, keys: Tensor) -> None:
@@ -53,8 +60,7 @@ class Slots(ABC):
 
 
 class TableSlots(Slots):
-    """The slots of a placement whose victims are known: the same for every row of the batch. Where
-    they are read from is for `Tables` to say."""
+    """The slots of a placement whose victims are known: the same for every row of the batch."""
 
     def __init__(self, placement: Placement, layer: int, heads: list[int], batch: int) -> None:
         slots = placement.slots[layer, heads].T + placement.geometry.prefix  # (N, G)
@@ -73,7 +79,6 @@ class TableSlots(Slots):
         )
 
     def read(self, row: Tensor) -> None:
-        """Follow a row `(4, G)`, whatever it holds."""
         self.slot, self.now = row[0].expand(self.batch, -1), row[1:]
 
     def turn(self, step: int, keys: Tensor) -> None:
@@ -81,23 +86,6 @@ class TableSlots(Slots):
 
     def jump(self, step: int) -> None:
         """The table has it all."""
-
-
-class Tables:
-    """The tables of all groups side by side, so that one copy turns them all: on a GPU a copy for
-    each would take longer than a layer's attention."""
-
-    def __init__(self, slots: list[TableSlots], device: torch.device) -> None:
-        widths = [each.table.shape[-1] for each in slots]
-        whole = np.concatenate([each.table for each in slots], axis=-1)
-        self.table = torch.tensor(whole, device=device)  # (N, 4, ΣG)
-        self.row = torch.zeros_like(self.table[0])
-        for each, part in zip(slots, self.row.split(widths, dim=-1), strict=True):
-            each.read(part)
-
-    def turn(self, step: int) -> None:
-        """To image token `step`."""
-        self.row.copy_(self.table[step])
 
 
 class RankedSlots(Slots):
@@ -118,13 +106,15 @@ class RankedSlots(Slots):
         self.prefix = self.geometry.prefix
         self.room = entries - self.prefix - placement.fold
         self.every = policy.interval(self.geometry, self.room)
-        self.positions = torch.full((batch, len(heads), self.room), NOBODY, device=device)
-        self.victims = self.positions[..., :0]  # (B, G, ·), slots in the order they go
-        self.next = 0
+        self.noted = torch.full((batch, len(heads), self.room), NOBODY, device=device)
+        self.victims = self.noted[..., :0]  # (B, G, ·), slots in the order they go
+        self.come = self.gone = 0  # tokens so far, and victims since the ranking
         self.slot = torch.zeros(batch, len(heads), dtype=torch.long, device=device)
-        self.now = torch.zeros(3, len(heads), dtype=torch.long, device=device)
-        self.rows = torch.arange(batch, device=device)[:, None]
-        self.columns = torch.arange(len(heads), device=device)
+        steps = np.arange(self.geometry.n_tokens)
+        length = self.prefix + np.minimum(steps + 1, self.room)
+        folded = np.maximum(steps - self.room + 1, 0)
+        known = np.stack([self.prefix + steps, steps >= self.room, folded, length], axis=1)
+        self.table = np.repeat(known[..., None], len(heads), axis=-1)
         self.heads = torch.tensor(heads, device=device)
         needs = policy.needs
         self.peak = needs == "line_max"
@@ -139,24 +129,35 @@ class RankedSlots(Slots):
     @property
     def bytes(self) -> int:  # type: ignore[override]
         """Bytes of the policy's own bookkeeping."""
-        kept = [self.positions, self.seen, self.query, getattr(self, "history", None)]
+        kept = [self.noted, self.seen, self.query, getattr(self, "history", None)]
         return sum(tensor.nbytes for tensor in kept if tensor is not None)
+
+    def read(self, row: Tensor) -> None:
+        self.now = row[1:]
+
+    @property
+    def positions(self) -> Tensor:
+        """`(B, G, R)`, the image position of the token in each slot; NOBODY where none has come."""
+        if self.gone:
+            taken = self.victims[..., : self.gone]
+            tokens = torch.arange(self.come - self.gone, self.come, device=taken.device)
+            # A line's own tokens may go as well: then the last that came to a slot is there.
+            self.noted.scatter_reduce_(-1, taken, tokens.expand_as(taken), "amax")
+            self.victims, self.gone = self.victims[..., self.gone :], 0
+        return self.noted
 
     def turn(self, step: int, keys: Tensor) -> None:
         if step % self.every == 0:
             self._rank(step, keys)
         self.evicting = self.evicted = step >= self.room
-        self.now[EVICTS] = self.evicting
-        self.now[FOLDED] = max(0, step - self.room + 1)
-        self.now[LENGTH] = self.shortest = self.longest = self.prefix + min(step + 1, self.room)
+        self.shortest = self.longest = self.prefix + min(step + 1, self.room)
         if self.evicting:
-            taken = self.victims[..., self.next]  # (B, G)
-            self.next += 1
-            self.positions[self.rows, self.columns, taken] = step
-            torch.add(taken, self.prefix, out=self.slot)
+            torch.add(self.victims[..., self.gone], self.prefix, out=self.slot)
+            self.gone += 1
         else:
-            self.positions[..., step] = step
+            self.noted[..., step] = step
             self.slot.fill_(self.prefix + step)
+        self.come = step + 1
         if self.policy.needs == "attention":
             self.seen = self.history[step % self.window].zero_()
 
@@ -171,9 +172,9 @@ class RankedSlots(Slots):
         """Fix the order in which tokens go until the next ranking."""
         steps = range(step, min(step + self.every, self.geometry.n_tokens))
         going = max(0, steps.stop - max(step, self.room))
-        self.next = 0
+        positions = self.positions
         if going:
-            in_raster_order = self.positions[..., : min(step, self.room)].argsort(-1)
+            in_raster_order = positions[..., : min(step, self.room)].argsort(-1)
             view = RankedView(self, step, in_raster_order, keys)
             self.victims = self._slots_of(self.policy.leaving(view, steps, going), in_raster_order)
         if self.query is not None:
@@ -185,19 +186,38 @@ class RankedSlots(Slots):
         """The slots of the tokens that go, `(B, G, going)`: a line's own tokens fill what is free
         and then take their victims' places, in which they may be overwritten in turn."""
         resident, going = residents.shape[-1], leaving.shape[-1]
-        slots = residents.new_empty(*residents.shape[:2], self.room + going)
-        slots[..., :resident] = residents
-        slots[..., resident : self.room] = torch.arange(resident, self.room, device=slots.device)
-        for nth in range(going):
-            slots[..., self.room + nth] = slots.gather(-1, leaving[..., nth, None])[..., 0]
-        return slots[..., self.room :]
+        free = torch.arange(resident, self.room, device=residents.device)
+        first = torch.cat([residents, free.expand(*residents.shape[:2], -1)], dim=-1)
+        # Whose place each takes, those of the first slots their own; doubled until nobody is left.
+        own = torch.arange(self.room, device=residents.device).expand_as(first)
+        place = torch.cat([own, leaving], dim=-1)
+        for _ in range(going.bit_length()):
+            place = place.gather(-1, place)
+        return first.gather(-1, place[..., self.room :])
 
     def jump(self, step: int) -> None:
         newest = min(step, self.room)
-        self.positions[..., :newest] = torch.arange(step - newest, step)
+        self.noted[..., :newest] = torch.arange(step - newest, step)
+        self.come, self.gone = step, 0
         if step % self.every and step > self.room:
-            self.victims = self.positions.argsort(-1)
-            self.next = 0
+            self.victims = self.noted.argsort(-1)
+
+
+class Tables:
+    """The tables of all groups side by side, so that one copy turns them all: on a GPU a copy for
+    each would take longer than a layer's attention."""
+
+    def __init__(self, slots: list[Slots], device: torch.device) -> None:
+        widths = [each.table.shape[-1] for each in slots]
+        whole = np.ascontiguousarray(np.concatenate([each.table for each in slots], axis=-1))
+        self.table = torch.tensor(whole, device=device)  # (N, 4, ΣG)
+        self.row = torch.zeros_like(self.table[0])
+        for each, part in zip(slots, self.row.split(widths, dim=-1), strict=True):
+            each.read(part)
+
+    def turn(self, step: int) -> None:
+        """To image token `step`."""
+        self.row.copy_(self.table[step])
 
 
 @dataclass(frozen=True)

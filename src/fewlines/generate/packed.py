@@ -75,7 +75,7 @@ class CompiledAttention(nn.Module):
         return out
 
 
-class CompiledFeedForward(nn.Module):
+class PackedFeedForward(nn.Module):
     """`FeedForward`, its two input matrices as one."""
 
     def __init__(self, feed_forward: FeedForward, pack: Callable[[Tensor], PackedLinear]) -> None:
@@ -84,25 +84,33 @@ class CompiledFeedForward(nn.Module):
         self.w13, self.w2 = pack(both), pack(feed_forward.w2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        both = self.w13(x)
-        hidden = torch.empty(*both.shape[:-1], both.shape[-1] // 2)
-        kernels.swiglu(both.flatten(0, 1).numpy(), hidden.flatten(0, 1).numpy())
-        out: Tensor = self.w2(hidden)
+        out: Tensor = self.w2(_swiglu(self.w13(x)))
         return out
+
+
+def _swiglu(both: Tensor) -> Tensor:
+    if both.device.type != "cpu" or both.dtype != torch.float32:
+        a, b = both.chunk(2, dim=-1)
+        return F.silu(a) * b
+    hidden = torch.empty(*both.shape[:-1], both.shape[-1] // 2)
+    kernels.swiglu(both.flatten(0, 1).numpy(), hidden.flatten(0, 1).numpy())
+    return hidden
 
 
 def prepare(
     model: Transformer, dtype: torch.dtype, rows: int, *, consume: bool = False
 ) -> Transformer:
     """The same model for decoding `rows` rows at once, with linear layers that multiply in
-    `dtype`; between them stays what is there, float32 as a rule.
+    `dtype`; between them stays what is there, float32 as a rule. On a GPU all of it is in `dtype`,
+    as public code has it: casting to and fro takes longer there than the products.
 
     Args:
         consume: take the weights out of `model` as they are packed, so that there is never more
             than one copy of them; the given model is then of no more use.
     """
     weight = model.norm.weight
-    compiled = weight.device.type == "cpu" and weight.dtype == torch.float32
+    on_cpu = weight.device.type == "cpu"
+    compiled = on_cpu and weight.dtype == torch.float32
 
     def pack(weight: Tensor) -> PackedLinear:
         return PackedLinear(weight, dtype, rows)
@@ -114,11 +122,14 @@ def prepare(
             made = CompiledNorm(module)
         elif compiled and isinstance(module, Attention):
             made = CompiledAttention(module, pack)
-        elif compiled and isinstance(module, FeedForward):
-            made = CompiledFeedForward(module, pack)
+        elif isinstance(module, FeedForward):
+            made = PackedFeedForward(module, pack)
         else:
             made = copy.copy(module)
             made._modules = {name: ready(child) for name, child in module.named_children()}
+            if not on_cpu:
+                held = dict(module.named_parameters(recurse=False))
+                made._parameters = {name: _frozen(held[name].to(dtype)) for name in held}
             return made
         if consume:
             for linear in module.modules():
@@ -129,3 +140,7 @@ def prepare(
     twin = ready(model)
     assert isinstance(twin, Transformer)
     return twin
+
+
+def _frozen(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach(), requires_grad=False)
