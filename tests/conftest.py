@@ -42,6 +42,22 @@ def tiny_transformer(dtype: torch.dtype = torch.float32, kv_heads: int = 2) -> T
     return model.to(dtype).eval().requires_grad_(False)
 
 
+def images(model: Transformer, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels and random codes."""
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(model.shape.codes, (batch, GRID[0] * GRID[1]), generator=generator)
+    return torch.arange(batch) % (model.shape.classes + 1), codes
+
+
+def step_by_step(model: Transformer, labels, codes, attend) -> torch.Tensor:
+    """Logits `(B, N, V)`, as decoding has them when it draws these codes."""
+    logits = [model(model.embed_labels(labels), 0, attend)]
+    for step in range(codes.shape[1] - 1):
+        attend.turn(step)
+        logits.append(model(model.embed_codes(codes[:, step : step + 1]), step + 1, attend))
+    return torch.cat(logits, 1)
+
+
 @pytest.fixture(scope="session")
 def model() -> Transformer:
     return tiny_transformer()

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import fewlines
-from conftest import CACHES, DECODED, GRID, calibrated, tiny_transformer
-from fewlines.cache.buffer import BoundedCache, compiled_step, torch_step, triton_step
+from conftest import CACHES, DECODED, GRID, calibrated, images, step_by_step, tiny_transformer
+from fewlines.cache.buffer import BoundedCache, torch_step
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.line_parallel import attention_under
 from fewlines.cache.placement import Cache, Placement
@@ -24,7 +24,6 @@ from fewlines.errors import FewlinesError
 from fewlines.generate.sampler import Sampler
 from fewlines.measure.attention import attention_of
 from fewlines.measure.likelihood import in_hindsight
-from fewlines.models.transformer import Transformer
 
 N = GRID[0] * GRID[1]
 
@@ -116,20 +115,6 @@ class SlowAttention:
             for row, now in enumerate(steps)
             for column, token in enumerate([*resident, *steps])
         }
-
-
-def images(model: Transformer, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    codes = torch.randint(model.shape.codes, (batch, N), generator=generator)
-    return torch.arange(batch) % (model.shape.classes + 1), codes
-
-
-def step_by_step(model: Transformer, labels, codes, attend) -> torch.Tensor:
-    logits = [model(model.embed_labels(labels), 0, attend)]
-    for step in range(N - 1):
-        attend.turn(step)
-        logits.append(model(model.embed_codes(codes[:, step : step + 1]), step + 1, attend))
-    return torch.cat(logits, 1)
 
 
 def name(value: object) -> str:
@@ -240,40 +225,6 @@ def test_the_oracle_evicts_what_the_rest_of_the_image_looks_at_least(budget, kv_
         known = Placement(placement.geometry, placement.capacity, victims, fold)
         slow = model.teacher_forced(*alone, SlowAttention(known))
         torch.testing.assert_close(fast[row : row + 1], slow, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("cache", [fewlines.cache("full"), *CACHES[1::19]], ids=name)
-def test_the_kernel_of_a_gpu_agrees_with_torchs_operators(cache, kv_heads):
-    """Interpreted, where there is no GPU: the same logits, and the same entries afterwards."""
-    pytest.importorskip("triton")
-    model = tiny_transformer(torch.float64, kv_heads)
-    labels, codes = images(model, batch=2)
-    placement = calibrated(cache, model.shape.geometry).place(model.shape.geometry)
-    logits, entries = [], []
-    for make in (torch_step, triton_step):
-        buffers = BoundedCache(placement, 2, model.shape.head_dim, torch.float64)
-        groups = list(itertools.chain.from_iterable(buffers.layers))
-        buffers.steps = [[make(group) for group in layer] for layer in buffers.layers]
-        logits.append(step_by_step(model, labels, codes, buffers))
-        entries.append([torch.stack([group.k, group.v]) for group in groups])
-    torch.testing.assert_close(*logits, atol=1e-9, rtol=0)
-    torch.testing.assert_close(*entries, atol=1e-9, rtol=0)
-
-
-@pytest.mark.parametrize("storage", [torch.float16, torch.float32])
-def test_the_kernel_of_a_gpu_stores_in_16_bits_what_the_compiled_one_does(storage):
-    """bfloat16 is for `test_cuda`: triton's interpreter truncates where a GPU rounds."""
-    pytest.importorskip("triton")
-    model = tiny_transformer()
-    labels, codes = images(model, batch=2)
-    placement = fewlines.cache("h2o", lines=2, fold=True).place(model.shape.geometry)
-    logits = []
-    for make in (compiled_step, triton_step):
-        buffers = BoundedCache(placement, 2, model.shape.head_dim, storage)
-        buffers.steps = [[make(group) for group in layer] for layer in buffers.layers]
-        logits.append(step_by_step(model, labels, codes, buffers))
-    torch.testing.assert_close(*logits, atol=1e-3, rtol=1e-4)
 
 
 def test_nothing_can_be_drawn_with_the_oracle(model):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fewlines
-from conftest import CACHES, GRID, calibrated, tiny_transformer
+from conftest import CACHES, GRID, calibrated, images, step_by_step, tiny_transformer
 from fewlines.cache.buffer import BoundedCache
 from fewlines.cache.placement import Cache
 from fewlines.config import ModelSettings
@@ -30,11 +30,6 @@ FULL = fewlines.cache("full")
 
 def name(value: object) -> str:
     return value.slug if isinstance(value, Cache) else str(value)
-
-
-def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    codes = torch.randint(16, (count, N), generator=torch.Generator().manual_seed(1))
-    return torch.arange(count) % 4, codes
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +61,7 @@ def test_steps_of_a_bounded_cache_are_replayed(gpu64):
 @pytest.mark.parametrize("cache", CACHES[:: len(CACHES) // 24], ids=name)
 def test_likelihood_is_that_of_the_processor(model64, gpu64, cache):
     here, there = (
-        measure_likelihood(model, *images(5), cache, batch=3) for model in (model64, gpu64)
+        measure_likelihood(model, *images(model64, 5), cache, batch=3) for model in (model64, gpu64)
     )
     torch.testing.assert_close(there.nll, here.nll, atol=2e-5, rtol=0)
     torch.testing.assert_close(there.kl, here.kl, atol=2e-5, rtol=0)
@@ -75,18 +70,14 @@ def test_likelihood_is_that_of_the_processor(model64, gpu64, cache):
 @pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("cache", [FULL, fewlines.cache("random", lines=2, fold=True)], ids=name)
 def test_logits_of_16_bit_decoding_are_near_those_of_float32(model, cache, storage):
-    labels, codes = images(4)
+    labels, codes = images(model, 4)
     placement = calibrated(cache, model.shape.geometry).place(model.shape.geometry)
     logits = []
     for dtype, device in ((torch.float32, "cpu"), (storage, "cuda")):
-        ready = prepare(copy.deepcopy(model).to(device), torch.float32, len(labels))
+        ready = prepare(copy.deepcopy(model).to(device), dtype, len(labels))
         buffers = BoundedCache(placement, len(labels), model.shape.head_dim, dtype, device)
-        out = [ready(ready.embed_labels(labels.to(device)), 0, buffers)]
-        for step in range(N - 1):
-            buffers.turn(step)
-            row = ready.embed_codes(codes[:, step : step + 1].to(device))
-            out.append(ready(row, step + 1, buffers))
-        logits.append(torch.cat(out, 1).cpu())
+        given = (labels.to(device), codes.to(device))
+        logits.append(step_by_step(ready, *given, buffers).float().cpu())
     scale = logits[0].std()
     assert (logits[1] - logits[0]).abs().mean() < 0.02 * scale
 
@@ -111,7 +102,7 @@ def test_a_step_of_training_is_that_of_the_processor(policy):
         placement = fewlines.cache(policy, lines=2).place(network.shape.geometry)
         attend = attend_in_training(placement, torch.device(device))
         settings = ModelSettings(batch=4, steps=4)
-        task = TransformerTask(settings, network, *images(8), 0, attends=[attend])
+        task = TransformerTask(settings, network, *images(network, 8), 0, attends=[attend])
         losses.append([take_step(task, step).item() for step in range(4)])
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
     assert losses[1][-1] != losses[1][0]

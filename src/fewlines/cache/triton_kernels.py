@@ -7,21 +7,22 @@ written is read from `Slots.now` on the device, so one CUDA graph serves every l
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 64  # entries at once
+
+def block(r: int) -> int:
+    """Entries at once, for `r` query heads to a key-value head: more would not fit registers."""
+    return max(64 // int(triton.next_power_of_2(r)), 16)
 
 
 @triton.jit
 def _write(
-    new: Any, buffer: Any, mean: Any, d: Any, real: Any, D: Any, row: Any, E: Any, to: Any,
-    evicts: Any, folded: Any, FOLD: tl.constexpr, EXACT: tl.constexpr,
-) -> Any:  # fmt: skip
+    new, buffer, mean, d, real, D: tl.constexpr, row, E, to, evicts, folded,
+    FOLD: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
     """Put `new` `(D,)` into the entry `to` and its victim into the summary; returns both as stored,
     in the precision of the arithmetic."""
     first = buffer + row * E * D
@@ -81,13 +82,11 @@ def _step(
     total = tl.full((R2,), 1, ACC)
     y = tl.zeros((R2, D2), ACC) + new_v[None, :]
     if FOLD:
-        count = tl.maximum(folded, 1).to(ACC)
-        score = tl.sum(query * sum_k[None, :], 1) + tl.log(count)
-        score = tl.where(folded > 0, score, float("-inf"))
-        highest = tl.maximum(top, score)
-        old, share = tl.exp(top - highest), tl.exp(score - highest)
-        y = y * old[:, None] + share[:, None] * sum_v[None, :]
-        total, top = total * old + share, highest
+        of_sum = tl.sum(query * sum_k[None, :], 1) + tl.log(tl.maximum(folded, 1).to(ACC))
+        of_sum = tl.where(folded > 0, of_sum, float("-inf"))
+        highest = tl.maximum(top, of_sum)
+        y = y * tl.exp(top - highest)[:, None] + tl.exp(of_sum - highest)[:, None] * sum_v[None, :]
+        total, top = tl.exp(top - highest) + tl.exp(of_sum - highest), highest
 
     first = row * E * D
     for start in range(0, n, BLOCK):
@@ -152,6 +151,6 @@ def decode_step(
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2],
         *slot.stride(), now.stride(0), E, r, D=D, SCALE=D**-0.5,
         ACC=tl.float64 if keys.dtype == torch.float64 else tl.float32,
-        D2=triton.next_power_of_2(D), R2=triton.next_power_of_2(r), BLOCK=BLOCK,
+        D2=triton.next_power_of_2(D), R2=triton.next_power_of_2(r), BLOCK=block(r),
         FOLD=fold, EXACT=exact, OBSERVE=seen is not None, PEAK=peak,
     )  # fmt: skip

@@ -1,0 +1,96 @@
+"""The GPU's kernel without a GPU: interpreted, and compiled for one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fewlines
+from conftest import CACHES, calibrated, images, step_by_step, tiny_transformer
+from fewlines.cache.buffer import BoundedCache, compiled_step, torch_step, triton_step
+
+pytest.importorskip("triton")
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize(
+    "cache", [fewlines.cache("full"), *CACHES[1::29]], ids=lambda cache: cache.slug
+)
+def test_the_kernel_of_a_gpu_agrees_with_torchs_operators(cache, kv_heads):
+    """Interpreted, where there is no GPU: the same logits, and the same entries afterwards."""
+    model = tiny_transformer(torch.float64, kv_heads)
+    labels, codes = images(model, batch=2)
+    placement = calibrated(cache, model.shape.geometry).place(model.shape.geometry)
+    logits, entries = [], []
+    for make in (torch_step, triton_step):
+        buffers = BoundedCache(placement, 2, model.shape.head_dim, torch.float64)
+        groups = list(itertools.chain.from_iterable(buffers.layers))
+        buffers.steps = [[make(group) for group in layer] for layer in buffers.layers]
+        logits.append(step_by_step(model, labels, codes, buffers))
+        entries.append([torch.stack([group.k, group.v]) for group in groups])
+    torch.testing.assert_close(*logits, atol=1e-9, rtol=0)
+    torch.testing.assert_close(*entries, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("storage", [torch.float16, torch.float32])
+def test_the_kernel_of_a_gpu_stores_in_16_bits_what_the_compiled_one_does(storage):
+    """bfloat16 is for `test_cuda`: triton's interpreter truncates where a GPU rounds."""
+    model = tiny_transformer()
+    labels, codes = images(model, batch=2)
+    placement = fewlines.cache("h2o", lines=2, fold=True).place(model.shape.geometry)
+    logits = []
+    for make in (compiled_step, triton_step):
+        buffers = BoundedCache(placement, 2, model.shape.head_dim, storage)
+        buffers.steps = [[make(group) for group in layer] for layer in buffers.layers]
+        logits.append(step_by_step(model, labels, codes, buffers))
+    torch.testing.assert_close(*logits, atol=1e-3, rtol=1e-4)
+
+
+COMPILES = """
+import sys
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from fewlines.cache.triton_kernels import _step, block
+
+FLOATS = {"q": 0, "k": 0, "v": 0, "out": 0, "keys": 1, "values": 1, "mean_k": 2, "mean_v": 2}
+INTEGERS = ("heads", "slot", "now")
+
+def kinds(model, stored, mean, constants):
+    of = {name: f"*{(model, stored, mean)[which]}" for name, which in FLOATS.items()}
+    of |= dict.fromkeys(INTEGERS, "*i64") | {"seen": "*fp32"}
+    of |= dict.fromkeys(constants, "constexpr")
+    return {name: of.get(name, "i32") for name in _step.arg_names}
+
+for major in (80, 90):
+    for model, stored, mean, D, R in (
+        ("bf16", "bf16", "fp32", 64, 1),
+        ("fp32", "fp16", "fp32", 48, 4),
+        ("fp64", "fp64", "fp64", 8, 2),
+    ):
+        for given in (False, True):
+            constants = {
+                "D": D, "SCALE": D**-0.5, "D2": triton.next_power_of_2(D),
+                "R2": R, "BLOCK": block(R),
+                "ACC": tl.float64 if stored == "fp64" else tl.float32, "EXACT": mean != stored,
+                "FOLD": given, "OBSERVE": given, "PEAK": given,
+            }
+            source = ASTSource(_step, kinds(model, stored, mean, constants), constants)
+            made = triton.compile(source, target=GPUTarget("cuda", major, 32))
+            print(major, stored, len(made.asm["cubin"]))
+"""
+
+
+def test_the_kernel_compiles_for_gpus_that_are_not_here():
+    """Triton brings its own assembler; what an interpreter lets pass, a compiler may not."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 12
