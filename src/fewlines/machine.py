@@ -75,6 +75,11 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def gpu() -> str | None:
+    """The GPU's name, where there is one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def describe() -> dict[str, Any]:
     """What a reader needs to place a number: processor, cores, versions."""
     packages = ("torch", "torchmetrics", "torch-fidelity", "snakemake", "pandas", "numpy")
@@ -82,7 +87,7 @@ def describe() -> dict[str, Any]:
         "processor": processor(),
         "cores": cores(),
         "bf16_instructions": has_bf16(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": gpu(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},

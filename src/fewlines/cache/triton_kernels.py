@@ -12,10 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+ENTRIES, WARPS = 64, 4
+
 
 def block(r: int) -> int:
     """Entries at once, for `r` query heads to a key-value head: more would not fit registers."""
-    return max(64 // int(triton.next_power_of_2(r)), 16)
+    return max(ENTRIES // int(triton.next_power_of_2(r)), 16)
 
 
 @triton.jit
@@ -152,5 +154,5 @@ def decode_step(
         *slot.stride(), now.stride(0), E, r, D=D, SCALE=D**-0.5,
         ACC=tl.float64 if keys.dtype == torch.float64 else tl.float32,
         D2=triton.next_power_of_2(D), R2=triton.next_power_of_2(r), BLOCK=block(r),
-        FOLD=fold, EXACT=exact, OBSERVE=seen is not None, PEAK=peak,
+        FOLD=fold, EXACT=exact, OBSERVE=seen is not None, PEAK=peak, num_warps=WARPS,
     )  # fmt: skip

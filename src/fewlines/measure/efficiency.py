@@ -120,6 +120,7 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
         "n_tokens": setting.shape.geometry.n_tokens,
         "dtype": machine.dtype_name(setting.precision),
         "memory_cap": setting.cap,
+        "gpu": machine.gpu(),
         "processor": machine.processor(),
         "instructions": machine.instructions(),
         "cores": machine.cores(),

@@ -59,6 +59,7 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         if row["seconds"]:
             made |= _measured(result, row) | _against(result, row, lean, stock)
         made |= {key: result[key] for key in ("processor", "instructions", "cores", "torch")}
+        made["gpu"] = result.get("gpu")
         rows.append(made)
     return rows
 
