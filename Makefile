@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick bench policies ablations variants longer finer clipart test coverage lint clean
+.PHONY: reproduce quick bench gpu policies ablations variants longer finer clipart test coverage lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -24,6 +24,10 @@ bench: $(READY)  ## what decoding costs at published shapes, into docs/engine.md
 	$(BIN)/snakemake training_cost --configfile experiments/training-cost.yaml
 	$(BIN)/fewlines publish-table --table results/training-cost/tables/training-cost.csv --name training-cost --reference results/reference --documents docs
 	$(BIN)/fewlines publish-efficiency --run results/efficiency --reference results/reference --document docs/engine.md --readme README.md
+
+gpu: $(READY)  ## the same on a GPU; three minutes
+	$(BIN)/fewlines bench --config experiments/gpu.yaml --run results/gpu
+	$(BIN)/fewlines publish-table --table results/gpu/tables/efficiency.csv --name gpu --reference results/reference --documents docs
 
 policies: $(READY)  ## every policy and every adapted model; becomes what README and docs quote; 3 hours from nothing
 	$(BIN)/snakemake --configfile experiments/policies.yaml

@@ -16,7 +16,7 @@ from fewlines.config import ModelSettings
 from fewlines.generate.decode import Decoder, decode
 from fewlines.generate.packed import prepare
 from fewlines.generate.sampler import Sampler, draw_noise
-from fewlines.measure import memory
+from fewlines.measure import memory, roofline
 from fewlines.measure.likelihood import measure_likelihood
 from fewlines.training.loop import take_step
 from fewlines.training.transformer import TransformerTask, attend_in_training
@@ -106,3 +106,10 @@ def test_a_step_of_training_is_that_of_the_processor(policy):
         losses.append([take_step(task, step).item() for step in range(4)])
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
     assert losses[1][-1] != losses[1][0]
+
+
+def test_what_a_gpu_can_do_is_probed(model):
+    probe = roofline.probe(model.shape, 4)
+    assert probe["bandwidth"] > 1e11
+    assert probe["operator_seconds"] < 1e-4
+    assert min(min(rates.values()) for rates in probe["linear_rates"].values()) > 0

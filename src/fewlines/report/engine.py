@@ -50,8 +50,39 @@ def engine_numbers(reference: Path) -> str:
             _caps(table),
             "### Other devices, by the cost model (bf16, 85% of the bandwidth, 60% of the rate)",
             _planned(),
+            *_on_gpu(reference / "gpu.csv"),
         ]
     )
+
+
+def _on_gpu(path: Path) -> list[str]:
+    """What `make gpu` measured, where it has."""
+    if not path.exists():
+        return []
+    table = pd.read_csv(path)
+    facts, whole = table.iloc[0], table["integration_error"].abs()
+    shown = readable_table(table.assign(memory_saving=table["memory_saving_lean"]))
+    shown["ms/image"] = (1e3 * table["seconds_per_image"]).map("{:.2f}".format)
+    shown["decode peak GB"] = (1e-9 * table["peak_bytes"]).map("{:.2f}".format)
+    shown["reading"] = (table["read_seconds"] / table["seconds_per_image"]).map("{:.0%}".format)
+    names = [
+        "shape", "grid", "batch", "engine", "policy", "budget", "ms/image", "decode peak GB",
+        "reading", "× time vs lean", "× time vs stock", "× memory",
+    ]  # fmt: skip
+    few = table[table["policy"] != "full"]
+    most = few.sort_values("speedup_lean").iloc[-1]
+    return [
+        f"### On a GPU: {facts['gpu']}, {facts['dtype']}",
+        f"torch {facts['torch']}; one run, each row a process of its own. `reading` is the share "
+        "of the time that the cache alone would take at the bandwidth measured in the same run, "
+        f"{1e-12 * table['bandwidth'].median():.1f} TB/s; whole images took what their steps add "
+        f"up to within {whole.max():.0%}.",
+        shown[names].to_markdown(index=False),
+        f"The most is gained at {most['grid']} tokens and batch {most['batch']}: "
+        f"{most['policy']} at {most['budget']} draws an image in 1/{most['speedup_lean']:.1f} of "
+        f"the time of lean full, 1/{most['speedup_stock']:.1f} of stock, in "
+        f"1/{most['memory_saving_lean']:.0f} of the memory.",
+    ]
 
 
 def _rates(choices: pd.DataFrame, what: str, index: list[str], scale: float) -> str:

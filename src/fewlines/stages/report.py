@@ -154,6 +154,7 @@ def publish_table(table: Path, name: str, reference: Path, documents: Path) -> N
         draw_ablations(pd.read_csv(table), reference / "ablations.png")
     put_block(documents / "policies.md", policy_numbers(reference))
     put_block(documents / "adapting.md", adapting_numbers(reference))
+    put_block(documents / "engine.md", engine_numbers(reference))
 
 
 def document_config(document: Path) -> None:
