@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernels are run by the processor, very slowly
@@ -25,6 +26,7 @@ from fewlines.cache.policy import HindsightPolicy, registry
 from fewlines.files import write_tensors
 from fewlines.models.checkpoint import save_network
 from fewlines.models.transformer import Transformer, TransformerShape
+from toy_chain import run_to_the_end
 
 GRID = (4, 5)
 torch.set_num_threads(1)  # tensors this small are slower on more
@@ -179,9 +181,27 @@ def planned(output: str) -> dict[str, int]:
     }
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """The toy experiment, finished: made once, by whichever worker asks first."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with FileLock(shared / "toy.lock"):
+        if not (shared / "toy" / "killed").exists():
+            run_to_the_end(shared / "toy")
+    return shared / "toy"
+
+
+@pytest.fixture
+def run(folder) -> Path:
+    return folder / "results" / "toy"
+
+
 def pytest_collection_modifyitems(items):
-    """The whole chain first: it takes as long as all else together, on the other worker."""
-    items.sort(key=lambda item: "test_workflow" not in item.nodeid)
+    """The whole chain first, as it takes longest; last what waits for it on the other worker."""
+    order = {"test_workflow.py": 0, "test_killed_stages.py": 2}
+    items.sort(key=lambda item: order.get(item.path.name, 1))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import torch
 import yaml
 
 from conftest import planned
-from fewlines.files import read_json, read_tensors
+from fewlines.files import read_json
 from fewlines.stages.report import publish, publish_table
-
-REPOSITORY = Path(__file__).parent.parent
-TOY = Path(__file__).parent / "toy.yaml"
-BIN = Path(sys.executable).parent
-SNAKEMAKE = [str(BIN / "snakemake"), "--max-threads", "1"]  # toys are no faster on more
+from toy_chain import BIN, REPOSITORY, SNAKEMAKE, TOY, snakemake
 
 CACHE_COLUMNS = [
     "model", "policy", "budget", "capacity", "n_tokens", "samples", "seeds",
@@ -32,71 +23,6 @@ CACHE_COLUMNS = [
     "fid_mean", "fid_sd", "kid_mean", "is_mean", "precision", "recall",
     "kv_bytes", "peak_bytes", "seconds_per_image", "speedup_lean", "speedup_stock", "memory_saving",
 ]  # fmt: skip
-
-
-def snakemake(folder: Path, *arguments: str, config: Path = TOY) -> str:
-    """Run Snakemake in a folder that sees the repository's workflow; returns what it printed."""
-    command = [*SNAKEMAKE, *arguments, "--configfile", str(config)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400)
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output
-    return output
-
-
-KILLS, OF_ALL = 20, (4, 13)  # which of them take Snakemake with everything below it
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """The toy experiment, run from images to report while its processes are killed at random."""
-    folder = tmp_path_factory.mktemp("run")
-    for name in ("Snakefile", "workflow", "profiles", "config.yaml"):
-        (folder / name).symlink_to(REPOSITORY / name)
-    random = np.random.default_rng(0)
-    killed: list[str] = []
-    while len(killed) < KILLS:
-        run_under_fire(folder, random, killed)
-        if killed[-1] == "snakemake":
-            snakemake(folder, "--unlock")
-    (folder / "killed").write_text("\n".join(killed))
-    return folder
-
-
-def run_under_fire(folder: Path, random: np.random.Generator, killed: list[str]) -> None:
-    """Run Snakemake until it ends or is killed; `killed` grows by the commands of the victims. No
-    stage is killed twice: it is tried again once."""
-    command, nowhere = [*SNAKEMAKE, "--configfile", str(TOY)], subprocess.DEVNULL
-    process = psutil.Popen(command, cwd=folder, stdout=nowhere, stderr=nowhere)
-    deadline = time.monotonic() + 400
-    while process.poll() is None:
-        assert time.monotonic() < deadline, "Snakemake did not end"
-        time.sleep(random.uniform(0, 2))
-        below = process.children(recursive=True) if len(killed) < KILLS else []
-        stages = {" ".join(command_of(child)[1:]): child for child in below}
-        stages = {text: child for text, child in stages.items() if "bin/fewlines" in text}
-        fresh = sorted(set(stages) - set(killed))
-        if not fresh:
-            continue
-        whole = len(killed) in OF_ALL
-        chosen = fresh[random.integers(len(fresh))]
-        killed.append("snakemake" if whole else chosen)
-        for victim in [process, *below] if whole else [stages[chosen]]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
-    if killed[-1] != "snakemake":
-        assert process.wait() == 0, "a stage that was killed was not tried again"
-        assert len(killed) == KILLS
-
-
-def command_of(process: psutil.Process) -> list[str]:
-    with contextlib.suppress(psutil.Error):
-        return process.cmdline()
-    return []
-
-
-@pytest.fixture
-def run(folder) -> Path:
-    return folder / "results" / "toy"
 
 
 def test_every_table_figure_and_report_is_there(run):
@@ -141,14 +67,6 @@ def test_every_table_figure_and_report_is_there(run):
     assert "streaming" in page
     assert "http" not in page
     assert read_json(run / "provenance.json")["precision"] == "float32"
-
-
-def test_it_was_under_fire(folder, record_property):
-    killed = (folder / "killed").read_text().splitlines()
-    assert len(killed) == KILLS
-    assert killed.count("snakemake") == len(OF_ALL)
-    assert len({command.split()[1] for command in killed if command != "snakemake"}) > 5
-    record_property("kills", len(killed))
 
 
 def test_a_second_run_does_nothing(folder):
@@ -259,70 +177,6 @@ def test_publishing_a_run_that_is_not_finished_is_refused(run, tmp_path):
     assert "provenance.json is missing; finish the run" in done.stderr
 
 
-STAGES = {
-    "train-tokenizer": (
-        "--images {data} --output {out}/tokenizer.safetensors --metrics {out}/tokenizer.json"
-    ),
-    "train-model": (
-        "--tokens {run}/tokens.safetensors --output {out}/base/model.safetensors "
-        "--metrics {out}/base/model.json"
-    ),
-    "calibrate": (
-        "--model {run}/base/model.safetensors --tokens {run}/tokens.safetensors "
-        "--output {out}/base/calibration.safetensors"
-    ),
-    "adapt": (
-        "--model {run}/base/model.safetensors --tokens {run}/tokens.safetensors "
-        "--calibration {run}/base/calibration.safetensors --name adapted:2lines "
-        "--output {out}/adapted:2lines/model.safetensors "
-        "--metrics {out}/adapted:2lines/model.json"
-    ),
-    "generate": (
-        "--model {run}/base/model.safetensors --calibration {run}/base/calibration.safetensors "
-        "--cache scheduled+fold-2lines --shard 0 --output {out}/shard.safetensors"
-    ),
-    "measure-quality": (
-        "--samples {run}/base/samples/scheduled+fold-2lines.safetensors --images {data} "
-        "--tokenizer {run}/tokenizer.safetensors --classifier {run}/classifier.safetensors "
-        "--output {out}/base/quality/scheduled+fold-2lines.json"
-    ),
-    "measure-likelihood": (
-        "--model {run}/base/model.safetensors --tokens {run}/tokens.safetensors "
-        "--cache streaming-3lines --output {out}/base/likelihood/streaming-3lines.json"
-    ),
-}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_what_was_killed_ends_with_the_bytes_of_an_undisturbed_stage(folder, run, stage, tmp_path):
-    places = {"data": folder / "results/data/shapes.safetensors", "run": run, "out": tmp_path}
-    options = STAGES[stage].format(**places).split()
-    config = ["--config", str(run / "experiment.yaml")]
-    # As many threads as in the whole run: sums of floats depend on how they are split.
-    command = [str(BIN / "fewlines"), stage, *config, "--threads", "1", *options]
-    subprocess.run(command, check=True, capture_output=True)
-    for path in (Path(word) for word in options if word.startswith(str(tmp_path))):
-        compare(path, run, tmp_path)
-
-
-RATES = ("training_flops_per_second", "gemm_flops_per_second", "gemm_share")
-
-
-def compare(path: Path, run: Path, out: Path) -> None:
-    """A stage's output is that of the uninterrupted run."""
-    if path.name == "shard.safetensors":
-        tensors, _ = read_tensors(path)
-        whole, _ = read_tensors(run / "base/samples/scheduled+fold-2lines.safetensors")
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, whole[name][: len(tensor)])
-    elif path.suffix == ".json" and path.with_suffix(".safetensors").exists():  # of a training
-        one, other = read_json(path), read_json(run / path.relative_to(out))
-        for key in one.keys() - {"seconds_per_step", *RATES}:
-            assert one[key] == other[key], key
-    else:
-        assert path.read_bytes() == (run / path.relative_to(out)).read_bytes()
-
-
 def test_the_snakemake_report_is_described(folder):
     """Every table and figure has a caption and a place in `snakemake --report`."""
     captions = {path.stem for path in (REPOSITORY / "workflow/report").glob("*.rst")}
@@ -330,9 +184,3 @@ def test_the_snakemake_report_is_described(folder):
         "cache", "ranks", "paper", "floors", "storage",
         "quality", "samples", "memory", "lines", "budgets", "heads", "efficiency", "watch",
     }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _tidy(folder):
-    yield
-    shutil.rmtree(folder / "results", ignore_errors=True)

@@ -69,6 +69,26 @@ rule likelihood_table:
         "fewlines likelihood-table --config {input.config} --run {params.run} 2>&1 | tee {log}"
 
 
+# Samples without times: `snakemake quality_table --configfile experiments/ten-thousand.yaml`.
+rule quality_table:
+    input:
+        of(DRAWN, "{model}/likelihood/{cache}.json"),
+        of(DRAWN, "{model}/quality/{cache}.json"),
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+    output:
+        expand(f"{RUN}/tables/quality.{{form}}", form=("csv", "md", "tex")),
+    log:
+        f"{RUN}/logs/quality-table.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        settings=settings("name", "caches", "adaptation", "tasks"),
+        run=run_folder,
+    shell:
+        "fewlines quality-table --config {input.config} --run {params.run} 2>&1 | tee {log}"
+
+
 rule figures:
     input:
         MEASURED,

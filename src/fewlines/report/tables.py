@@ -43,6 +43,16 @@ def likelihood_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def quality_table(results: Results) -> pd.DataFrame:
+    """Likelihood and the measures of samples, of the rows that have samples: no times."""
+    rows = [
+        {**_quality_row(results, *row), **_versus(results, *row)}
+        for row in results.experiment.rows
+        if results.experiment.drawn(row[1], row[0])
+    ]
+    return pd.DataFrame(rows)
+
+
 def rank_table(results: Results) -> pd.DataFrame:
     """The base model's caches of each budget, the best first, and how far each is behind the one
     before it: paired over images, so that ranks are told apart that intervals against the full
@@ -124,7 +134,18 @@ def _trained_for(adapted: AdaptedModel, slug: str) -> str:
 
 
 def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
-    drawn, timed = results.experiment.drawn(slug, model), results.experiment.shown(slug)
+    timed = results.experiment.shown(slug)
+    return {
+        **_quality_row(results, model, slug),
+        "kv_bytes": _kv_bytes(results, model, slug),
+        **(_cost(results.cost(slug), slug) if timed else {}),
+        **_versus(results, model, slug),
+    }
+
+
+def _quality_row(results: Results, model: str, slug: str) -> dict[str, Any]:
+    """Likelihood, and the measures of samples where there are any."""
+    drawn = results.experiment.drawn(slug, model)
     quality = results.quality(slug, model) if drawn else {}
     sets = pd.DataFrame(quality.get("sets", []), columns=MEASURES)
     return {
@@ -133,9 +154,6 @@ def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
         "seeds": len(sets) or np.nan,
         **_likelihood(results, model, slug),
         **_over_seeds(sets),
-        "kv_bytes": _kv_bytes(results, model, slug),
-        **(_cost(results.cost(slug), slug) if timed else {}),
-        **_versus(results, model, slug),
         "extractor": quality.get("extractor", ""),
     }
 

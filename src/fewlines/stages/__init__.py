@@ -42,6 +42,7 @@ MODULES = {
     "watch": "watch",
     "tables": "report",
     "likelihood-table": "report",
+    "quality-table": "report",
     "figures": "report",
     "report": "report",
     "publish": "report",

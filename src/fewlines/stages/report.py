@@ -46,6 +46,7 @@ from fewlines.report.tables import (
     storage_table,
 )
 from fewlines.report.tables import likelihood_table as likelihoods
+from fewlines.report.tables import quality_table as qualities
 
 CURVE = "tables/calibration.csv"  # how few images a schedule needs; `make policies` asks
 PAPER_SHAPE, PAPER_GRIDS, PAPER_BATCH = "llamagen-b", ("64x64", "96x96"), 32
@@ -65,6 +66,11 @@ def likelihood_table(config: Experiment, run: Path) -> None:
     """Write the table of likelihoods alone, of all caches of the experiment."""
     results = Results(config, run)
     write_table(likelihoods(results), run / "tables", "likelihood")
+
+
+def quality_table(config: Experiment, run: Path) -> None:
+    """Write the table of all rows that have samples, without times."""
+    write_table(qualities(Results(config, run)), run / "tables", "quality")
 
 
 def figures(config: Experiment, run: Path) -> None:

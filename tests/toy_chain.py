@@ -1,0 +1,74 @@
+"""The toy experiment, run from images to report while its processes are killed at random."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+REPOSITORY = Path(__file__).parent.parent
+TOY = Path(__file__).parent / "toy.yaml"
+BIN = Path(sys.executable).parent
+SNAKEMAKE = [str(BIN / "snakemake"), "--max-threads", "1"]  # toys are no faster on more
+KILLS, OF_ALL = 20, (4, 13)  # which of them take Snakemake with everything below it
+
+
+def snakemake(folder: Path, *arguments: str, config: Path = TOY) -> str:
+    """Run Snakemake in a folder that sees the repository's workflow; returns what it printed."""
+    command = [*SNAKEMAKE, *arguments, "--configfile", str(config)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    return output
+
+
+def run_to_the_end(folder: Path) -> None:
+    """Make the folder, and everything in it; `killed` lists the commands of the victims."""
+    folder.mkdir()
+    for name in ("Snakefile", "workflow", "profiles", "config.yaml"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    random = np.random.default_rng(0)
+    killed: list[str] = []
+    while len(killed) < KILLS:
+        run_under_fire(folder, random, killed)
+        if killed[-1] == "snakemake":
+            snakemake(folder, "--unlock")
+    (folder / "killed").write_text("\n".join(killed))
+
+
+def run_under_fire(folder: Path, random: np.random.Generator, killed: list[str]) -> None:
+    """Run Snakemake until it ends or is killed; `killed` grows by the commands of the victims. No
+    stage is killed twice: it is tried again once."""
+    command, nowhere = [*SNAKEMAKE, "--configfile", str(TOY)], subprocess.DEVNULL
+    process = psutil.Popen(command, cwd=folder, stdout=nowhere, stderr=nowhere)
+    deadline = time.monotonic() + 400
+    while process.poll() is None:
+        assert time.monotonic() < deadline, "Snakemake did not end"
+        time.sleep(random.uniform(0, 2))
+        below = process.children(recursive=True) if len(killed) < KILLS else []
+        stages = {" ".join(command_of(child)[1:]): child for child in below}
+        stages = {text: child for text, child in stages.items() if "bin/fewlines" in text}
+        fresh = sorted(set(stages) - set(killed))
+        if not fresh:
+            continue
+        whole = len(killed) in OF_ALL
+        chosen = fresh[random.integers(len(fresh))]
+        killed.append("snakemake" if whole else chosen)
+        for victim in [process, *below] if whole else [stages[chosen]]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+    if killed[-1] != "snakemake":
+        assert process.wait() == 0, "a stage that was killed was not tried again"
+        assert len(killed) == KILLS
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Empty where it has ended."""
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
