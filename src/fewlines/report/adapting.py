@@ -33,6 +33,9 @@ def adapting_numbers(reference: Path) -> str:
     if (reference / VARIANTS).exists():
         variants = pd.read_csv(reference / VARIANTS)
         parts += ["### Steps, parameters, loss, start, sinks", *_section(variants)]
+    many = reference / "ten-thousand.csv"
+    if many.exists():
+        parts += ["### FID with ten thousand images of a seed", *_many_images(pd.read_csv(many))]
     cost = reference / "training-cost.csv"
     if cost.exists():
         parts += ["### What a step of training costs", *_training_cost(pd.read_csv(cost))]
@@ -77,6 +80,37 @@ def _section(table: pd.DataFrame) -> list[str]:
         "interval.",
         readable.to_markdown(index=False, disable_numparse=True),
     ]
+
+
+def _many_images(table: pd.DataFrame) -> list[str]:
+    """Each row beside the full cache of the model that was trained as long by the same loss."""
+    rows = table.to_dict("records")
+    full = {_loss(row): row for row in rows if row["policy"] == "full"}
+    readable = pd.DataFrame(
+        {
+            "model": row["model"],
+            "cache": row["policy"],
+            "budget": row["budget"],
+            "NLL": f"{row['nll']:.4f}",
+            "FID": _fid(row),
+            "× full": f"{row['fid_mean'] / full[_loss(row)]['fid_mean']:.3f}",
+            "KID · 10³": f"{1e3 * row['kid_mean']:.2f}",
+            "precision": f"{row['precision']:.3f}",
+            "recall": f"{row['recall']:.3f}",
+        }
+        for row in rows
+    )
+    return [
+        f"{int(rows[0]['samples'])} images of each of {int(rows[0]['seeds'])} seeds, ± their "
+        "standard deviation. *× full* is against the full cache of the model trained as long by "
+        "the same loss.",
+        readable.to_markdown(index=False, disable_numparse=True),
+    ]
+
+
+def _loss(row: dict[Hashable, Any]) -> float | None:
+    """Of the extra steps; None where there are none."""
+    return None if row["model"] == BASE else row["distil"]
 
 
 def _training_cost(table: pd.DataFrame) -> list[str]:

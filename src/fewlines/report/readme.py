@@ -8,6 +8,7 @@ import pandas as pd
 
 from fewlines.errors import FewlinesError
 from fewlines.files import read_json, write_text
+from fewlines.report.engine import gpu_gain
 from fewlines.report.provenance import origin
 from fewlines.report.readable import readable_table
 from fewlines.report.tables import whole_images
@@ -44,6 +45,7 @@ def numbers(reference: Path) -> str:
             "lines ÷ full; the paper's rows are its own; published shapes have random weights, so "
             "no FID, and keep keys and values in 16 bits where they are lean):",
             _markdown(paper, PAPER_COLUMNS),
+            *_on_gpu(reference / "gpu.csv"),
             "**The full cache against a few lines** "
             f"({seeds} seeds of {samples:,} images; ΔNLL in nats/token against `full`, paired, on "
             f"{int(cache['likelihood_images'].iloc[0])} held-out images; times at batch "
@@ -60,6 +62,15 @@ def numbers(reference: Path) -> str:
             f"were measured by `make bench` on {engine['processor']} ({engine['instructions']}) "
             f"with {engine['cores']} cores, torch {engine['torch']}.",
         ]
+    )
+
+
+def _on_gpu(path: Path) -> list[str]:
+    """Nothing where `make gpu` has not run."""
+    return (
+        [f"{gpu_gain(pd.read_csv(path))} ([docs/engine.md](docs/engine.md))"]
+        if path.exists()
+        else []
     )
 
 
