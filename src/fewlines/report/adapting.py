@@ -94,7 +94,7 @@ def _many_images(table: pd.DataFrame) -> list[str]:
             "NLL": f"{row['nll']:.4f}",
             "FID": _fid(row),
             "× full": f"{row['fid_mean'] / full[_loss(row)]['fid_mean']:.3f}",
-            "KID · 10³": f"{1e3 * row['kid_mean']:.2f}",
+            "KID": f"{row['kid_mean']:.2f}",
             "precision": f"{row['precision']:.3f}",
             "recall": f"{row['recall']:.3f}",
         }
