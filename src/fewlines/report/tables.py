@@ -46,7 +46,7 @@ def likelihood_table(results: Results) -> pd.DataFrame:
 def quality_table(results: Results) -> pd.DataFrame:
     """Likelihood and the measures of samples, of the rows that have samples: no times."""
     rows = [
-        {**_quality_row(results, *row), **_versus(results, *row)}
+        {**_quality_row(results, *row), **_versus(results, *row), **_extractor(results, *row)}
         for row in results.experiment.rows
         if results.experiment.drawn(row[1], row[0])
     ]
@@ -140,6 +140,7 @@ def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
         "kv_bytes": _kv_bytes(results, model, slug),
         **(_cost(results.cost(slug), slug) if timed else {}),
         **_versus(results, model, slug),
+        **_extractor(results, model, slug),
     }
 
 
@@ -154,8 +155,13 @@ def _quality_row(results: Results, model: str, slug: str) -> dict[str, Any]:
         "seeds": len(sets) or np.nan,
         **_likelihood(results, model, slug),
         **_over_seeds(sets),
-        "extractor": quality.get("extractor", ""),
     }
+
+
+def _extractor(results: Results, model: str, slug: str) -> dict[str, str]:
+    """The network that the row's images are compared by; empty where there are none."""
+    drawn = results.experiment.drawn(slug, model)
+    return {"extractor": results.quality(slug, model)["extractor"] if drawn else ""}
 
 
 def _kv_bytes(results: Results, model: str, slug: str) -> float:
