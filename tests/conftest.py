@@ -7,6 +7,7 @@ import os
 os.environ["NUMBA_NUM_THREADS"] = "1"  # idle threads of a larger pool spin: two workers, two cores
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -202,6 +203,13 @@ def pytest_collection_modifyitems(items):
     """The whole chain first, as it takes longest; last what waits for it on the other worker."""
     order = {"test_workflow.py": 0, "test_killed_stages.py": 2}
     items.sort(key=lambda item: order.get(item.path.name, 1))
+
+
+def pytest_sessionfinish(session):
+    """When all workers are done, the toy's results go: they are large."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shared = session.config._tmp_path_factory.getbasetemp()
+        shutil.rmtree(shared / "toy" / "results", ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -11,7 +11,6 @@ import torch
 import fewlines
 from conftest import CACHES, GRID, calibrated, images, step_by_step, tiny_transformer
 from fewlines.cache.buffer import BoundedCache
-from fewlines.cache.placement import Cache
 from fewlines.config import ModelSettings
 from fewlines.generate.decode import Decoder, decode
 from fewlines.generate.packed import prepare
@@ -28,17 +27,13 @@ LABELS = torch.tensor([0, 1, 2, 3, 0])
 FULL = fewlines.cache("full")
 
 
-def name(value: object) -> str:
-    return value.slug if isinstance(value, Cache) else str(value)
-
-
 @pytest.fixture(scope="module")
 def gpu64(model64):
     return copy.deepcopy(model64).cuda()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-@pytest.mark.parametrize("cache", [FULL, *CACHES], ids=name)
+@pytest.mark.parametrize("cache", [FULL, *CACHES], ids=lambda cache: cache.slug)
 def test_a_gpu_draws_the_tokens_of_the_processor(model64, gpu64, cache, guidance):
     """In float64, by replayed CUDA graphs there and by torch's operators here."""
     noise, sampler = draw_noise(3, range(len(LABELS)), N), Sampler(guidance=guidance)
@@ -58,7 +53,7 @@ def test_steps_of_a_bounded_cache_are_replayed(gpu64):
     assert 1 <= len(decoder.graphs.graphs) <= 4
 
 
-@pytest.mark.parametrize("cache", CACHES[:: len(CACHES) // 24], ids=name)
+@pytest.mark.parametrize("cache", CACHES[:: len(CACHES) // 24], ids=lambda cache: cache.slug)
 def test_likelihood_is_that_of_the_processor(model64, gpu64, cache):
     here, there = (
         measure_likelihood(model, *images(model64, 5), cache, batch=3) for model in (model64, gpu64)
@@ -68,7 +63,9 @@ def test_likelihood_is_that_of_the_processor(model64, gpu64, cache):
 
 
 @pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("cache", [FULL, fewlines.cache("random", lines=2, fold=True)], ids=name)
+@pytest.mark.parametrize(
+    "cache", [FULL, fewlines.cache("random", lines=2, fold=True)], ids=lambda cache: cache.slug
+)
 def test_logits_of_16_bit_decoding_are_near_those_of_float32(model, cache, storage):
     labels, codes = images(model, 4)
     placement = calibrated(cache, model.shape.geometry).place(model.shape.geometry)

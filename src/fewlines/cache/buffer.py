@@ -84,10 +84,11 @@ class HeadGroup:
     def signature(self, sized: bool) -> tuple[object, ...]:
         """What of a step the host decides: steps of equal signature are the same operations on the
         same memory, of sizes that change with the step where `sized`."""
-        slots, reads = self.slots, self.reads()
+        slots = self.slots
         seen = 0 if slots.seen is None else slots.seen.data_ptr()
         if not sized:
             return (seen,)
+        reads = self.reads()
         folds = self.fold and (slots.evicting, slots.evicted)
         return reads, slots.shortest < reads, folds, seen
 
@@ -202,7 +203,6 @@ def stock_step(group: HeadGroup) -> Step:
 def fastest_step(device: torch.device, dtype: torch.dtype) -> Callable[[HeadGroup], Step]:
     """What makes the step of a group where it is, as it is stored."""
     if device.type == "cpu" and dtype in STORED:
-        follow_torch_threads()
         return compiled_step
     if device.type == "cuda" and importlib.util.find_spec("triton"):
         return triton_step
@@ -235,6 +235,8 @@ class BoundedCache:
         geometry, device = placement.geometry, torch.device(device)
         self.placement = placement
         self.position = 0
+        if device.type == "cpu":  # the model's own compiled kernels run beside a stock cache too
+            follow_torch_threads()
         make = stock_step if engine == "stock" else fastest_step(device, dtype)
         self.sized = make is torch_step
         self.layers: list[list[HeadGroup]] = []

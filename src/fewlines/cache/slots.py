@@ -172,9 +172,8 @@ class RankedSlots(Slots):
         """Fix the order in which tokens go until the next ranking."""
         steps = range(step, min(step + self.every, self.geometry.n_tokens))
         going = max(0, steps.stop - max(step, self.room))
-        positions = self.positions
         if going:
-            in_raster_order = positions[..., : min(step, self.room)].argsort(-1)
+            in_raster_order = self.positions[..., : min(step, self.room)].argsort(-1)
             view = RankedView(self, step, in_raster_order, keys)
             self.victims = self._slots_of(self.policy.leaving(view, steps, going), in_raster_order)
         if self.query is not None:

@@ -42,11 +42,10 @@ class Decoder:
         storage: torch.dtype | None = None,
     ) -> None:
         self.model, self.sampler = model, sampler or Sampler()
-        self.guided = self.sampler.guidance != 1
         shape, weight = model.shape, model.norm.weight
         self.buffers = BoundedCache(
             cache.place(shape.geometry),
-            rows * (1 + self.guided),
+            rows * (1 + self.sampler.guided),
             shape.head_dim,
             storage or weight.dtype,
             weight.device,
@@ -60,7 +59,7 @@ class Decoder:
 
     def start(self, labels: Tensor, noise: Tensor) -> Tensor:
         """Class numbers and noise `(B,)` → the first codes `(B,)`."""
-        if self.guided:
+        if self.sampler.guided:
             labels = torch.cat([labels, torch.full_like(labels, self.model.null_class)])
         logits = self.model(self.model.embed_labels(labels), 0, self.buffers)
         return _draw(self.sampler, logits, noise)
@@ -81,14 +80,14 @@ def _advance(
     position: int | Tensor,
     noise: Tensor,
 ) -> Tensor:
-    codes = torch.cat([codes, codes]) if sampler.guidance != 1 else codes
+    codes = torch.cat([codes, codes]) if sampler.guided else codes
     x = model.embed_codes(codes[:, None])
     return _draw(sampler, model(x, position, buffers), noise)
 
 
 def _draw(sampler: Sampler, logits: Tensor, noise: Tensor) -> Tensor:
     logits = logits[:, -1].float()
-    return sampler(sampler.guide(logits) if sampler.guidance != 1 else logits, noise)
+    return sampler(sampler.guide(logits) if sampler.guided else logits, noise)
 
 
 @torch.inference_mode()
@@ -175,7 +174,7 @@ def generate(
             file=sys.stderr,
         )
     weight = model.norm.weight
-    guided = sampler is not None and sampler.guidance != 1
+    guided = sampler is not None and sampler.guided
     ready = prepare(model, precision or weight.dtype, min(batch, len(labels)) * (1 + guided))
     parts = []
     labels = torch.as_tensor(labels, device=weight.device)

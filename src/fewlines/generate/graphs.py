@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fewlines.cache.buffer import BoundedCache
 
+Made = TypeVar("Made")
 
-@contextlib.contextmanager
-def _nothing_freed() -> Iterator[None]:
-    """Keep the collector still: what it frees of CUDA in the middle of a capture breaks it."""
-    collects = gc.isenabled()
+
+def capture(run: Callable[[], Made], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Made]:
+    """The graph of what has run before, and what it makes. The collector is kept still meanwhile:
+    what it frees of CUDA in the middle of a capture breaks it."""
+    graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
     gc.disable()
     try:
-        yield
+        with torch.cuda.graph(graph, pool=pool):
+            made = run()
     finally:
         if collects:
             gc.enable()
+    return graph, made
 
 
 class GraphedSteps:
@@ -29,7 +33,8 @@ class GraphedSteps:
     then on.
 
     The first step of a signature runs as it is, which also warms it up; the second is captured.
-    A bounded cache has a handful of signatures, a full one as many as it has blocks.
+    By the Triton kernel there are one or a handful of signatures; by torch's operators a full cache
+    has as many as it has blocks.
 
     Args:
         advance: codes `(B,)`, the position `(1,)` and noise `(B,)` → the next codes `(B,)`.
@@ -60,10 +65,7 @@ class GraphedSteps:
             self.warm.add(signature)
             return self._run()
         if signature not in self.graphs:
-            graph = torch.cuda.CUDAGraph()
-            with _nothing_freed(), torch.cuda.graph(graph, pool=self.pool):
-                drawn = self._run()
-            self.graphs[signature] = graph, drawn
+            self.graphs[signature] = capture(self._run, self.pool)
         graph, drawn = self.graphs[signature]
         graph.replay()
         return drawn

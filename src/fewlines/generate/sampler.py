@@ -24,6 +24,11 @@ class Sampler:
     top_p: float = 1.0
     guidance: float = 1.0
 
+    @property
+    def guided(self) -> bool:
+        """Whether every image takes a second row, without its class."""
+        return self.guidance != 1
+
     def guide(self, logits: Tensor) -> Tensor:
         """Logits of conditional and then unconditional rows `(2B, V)` → `(B, V)`."""
         conditional, unconditional = logits.chunk(2)

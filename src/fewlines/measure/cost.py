@@ -129,7 +129,7 @@ def _work(pipe: Connection, configuration: Configuration, workload: Workload) ->
     first_to_go()
     torch.set_num_threads(workload.threads)
     model = load_network(workload.model_path, Transformer).to(machine.device())
-    rows = workload.batch * (1 + (workload.sampler.guidance != 1))
+    rows = workload.batch * (1 + workload.sampler.guided)
     model = prepare(model, workload.precision, rows, consume=True)
     _decode(configuration, workload, model, batch=1)  # libraries make their pools and caches
     while True:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fewlines import machine
 from fewlines.cache.kernels import as_array, decode_step
 from fewlines.cache.slots import LENGTH
+from fewlines.generate.graphs import capture
 from fewlines.generate.packed import PackedLinear
 from fewlines.measure.operators import linear_flops, linears
 from fewlines.models.transformer import TransformerShape
@@ -106,10 +107,7 @@ def _replayed(operation: Callable[[], Any]) -> Callable[[], Any]:
     if machine.device().type != "cuda":
         return operation
     operation()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        operation()
-    return graph.replay
+    return capture(operation)[0].replay
 
 
 def probe(shape: TransformerShape, rows: int) -> dict[str, Any]:

@@ -45,10 +45,15 @@ def likelihood_table(results: Results) -> pd.DataFrame:
 
 def quality_table(results: Results) -> pd.DataFrame:
     """Likelihood and the measures of samples, of the rows that have samples: no times."""
+    measured = [(row, _quality(results, *row)) for row in results.experiment.rows]
     rows = [
-        {**_quality_row(results, *row), **_versus(results, *row), **_extractor(results, *row)}
-        for row in results.experiment.rows
-        if results.experiment.drawn(row[1], row[0])
+        {
+            **_quality_row(results, *row, quality),
+            **_versus(results, *row),
+            "extractor": quality["extractor"],
+        }
+        for row, quality in measured
+        if quality
     ]
     return pd.DataFrame(rows)
 
@@ -134,20 +139,25 @@ def _trained_for(adapted: AdaptedModel, slug: str) -> str:
 
 
 def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
-    timed = results.experiment.shown(slug)
+    timed, quality = results.experiment.shown(slug), _quality(results, model, slug)
     return {
-        **_quality_row(results, model, slug),
+        **_quality_row(results, model, slug, quality),
         "kv_bytes": _kv_bytes(results, model, slug),
         **(_cost(results.cost(slug), slug) if timed else {}),
         **_versus(results, model, slug),
-        **_extractor(results, model, slug),
+        "extractor": quality.get("extractor", ""),
     }
 
 
-def _quality_row(results: Results, model: str, slug: str) -> dict[str, Any]:
+def _quality(results: Results, model: str, slug: str) -> dict[str, Any]:
+    """What was measured of a row's samples; empty where there are none."""
+    return results.quality(slug, model) if results.experiment.drawn(slug, model) else {}
+
+
+def _quality_row(
+    results: Results, model: str, slug: str, quality: dict[str, Any]
+) -> dict[str, Any]:
     """Likelihood, and the measures of samples where there are any."""
-    drawn = results.experiment.drawn(slug, model)
-    quality = results.quality(slug, model) if drawn else {}
     sets = pd.DataFrame(quality.get("sets", []), columns=MEASURES)
     return {
         **_identity(results, model, slug),
@@ -156,12 +166,6 @@ def _quality_row(results: Results, model: str, slug: str) -> dict[str, Any]:
         **_likelihood(results, model, slug),
         **_over_seeds(sets),
     }
-
-
-def _extractor(results: Results, model: str, slug: str) -> dict[str, str]:
-    """The network that the row's images are compared by; empty where there are none."""
-    drawn = results.experiment.drawn(slug, model)
-    return {"extractor": results.quality(slug, model)["extractor"] if drawn else ""}
 
 
 def _kv_bytes(results: Results, model: str, slug: str) -> float:
