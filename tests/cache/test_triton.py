@@ -14,7 +14,7 @@ import fewlines
 from conftest import calibrated, images, step_by_step, tiny_transformer
 from fewlines.cache.buffer import BoundedCache, compiled_step, torch_step, triton_step
 
-pytest.importorskip("triton")
+triton_kernels = pytest.importorskip("fewlines.cache.triton_kernels")
 
 
 WATCHED = {"lines": 2, "fold": True}
@@ -27,9 +27,13 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("segments", [1, 2])
 @pytest.mark.parametrize(("cache", "kv_heads"), CASES, ids=lambda each: getattr(each, "slug", each))
-def test_the_kernel_of_a_gpu_agrees_with_torchs_operators(cache, kv_heads):
-    """Interpreted, where there is no GPU: the same logits, and the same entries afterwards."""
+def test_the_kernel_of_a_gpu_agrees_with_torchs_operators(cache, kv_heads, segments, monkeypatch):
+    """Interpreted, where there is no GPU: the same logits, and the same entries afterwards, also
+    where programs share the entries of a head."""
+    monkeypatch.setattr(triton_kernels, "segments", lambda *_: segments)
+    monkeypatch.setattr(triton_kernels, "block", lambda r: 16 // segments)
     model = tiny_transformer(torch.float64, kv_heads)
     labels, codes = images(model, batch=1)
     placement = calibrated(cache, model.shape.geometry).place(model.shape.geometry)
@@ -62,31 +66,34 @@ COMPILES = """
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from fewlines.cache.triton_kernels import _step, block
+from fewlines.cache.triton_kernels import _observe_segment, _read_segment, _step, block
 
 FLOATS = {"q": 0, "k": 0, "v": 0, "out": 0, "keys": 1, "values": 1, "mean_k": 2, "mean_v": 2}
 INTEGERS = ("heads", "slot", "now")
 
-def kinds(model, stored, mean, constants):
+def kinds(kernel, model, stored, mean, constants):
     of = {name: f"*{(model, stored, mean)[which]}" for name, which in FLOATS.items()}
     of |= dict.fromkeys(INTEGERS, "*i64") | {"seen": "*fp32"}
+    of |= dict.fromkeys(("sums", "ends"), "*fp64" if stored == "fp64" else "*fp32")
     of |= dict.fromkeys(constants, "constexpr")
-    return {name: of.get(name, "i32") for name in _step.arg_names}
+    return {name: of.get(name, "i32") for name in kernel.arg_names}
 
 for model, stored, mean, D, R in (
     ("bf16", "bf16", "fp32", 64, 1),
     ("fp32", "fp16", "fp32", 48, 4),
     ("fp64", "fp64", "fp64", 8, 2),
 ):
-    for given in (False, True):
+    for given, segments in ((False, 1), (True, 1), (True, 4)):
         constants = {
             "D": D, "SCALE": D**-0.5, "D2": triton.next_power_of_2(D), "R2": R, "BLOCK": block(R),
             "ACC": tl.float64 if stored == "fp64" else tl.float32, "EXACT": mean != stored,
-            "FOLD": given, "OBSERVE": given, "PEAK": given,
+            "FOLD": given, "OBSERVE": given, "PEAK": given, "SEGMENTS": segments,
         }
-        source = ASTSource(_step, kinds(model, stored, mean, constants), constants)
-        made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-        print(stored, len(made.asm["cubin"]))
+        for kernel in (_step, _read_segment, _observe_segment)[: segments]:
+            used = {name: value for name, value in constants.items() if name in kernel.arg_names}
+            source = ASTSource(kernel, kinds(kernel, model, stored, mean, used), used)
+            made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+            print(stored, len(made.asm["cubin"]))
 """
 
 
@@ -97,4 +104,4 @@ def test_the_kernel_compiles_for_a_gpu_that_is_not_here():
         [sys.executable, "-c", COMPILES], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 6
+    assert len(done.stdout.splitlines()) == 15
