@@ -20,6 +20,7 @@ from fewlines.measure.likelihood import measure_likelihood
 from fewlines.training.loop import take_step
 from fewlines.training.transformer import TransformerTask, attend_in_training
 
+triton_kernels = pytest.importorskip("fewlines.cache.triton_kernels")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
 N = GRID[0] * GRID[1]
@@ -40,6 +41,17 @@ def test_a_gpu_draws_the_tokens_of_the_processor(model64, gpu64, cache, guidance
     expected = decode(model64, LABELS, noise, cache, sampler)
     drawn = decode(gpu64, LABELS.cuda(), noise.cuda(), cache, sampler)
     assert torch.equal(drawn.cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    "cache", [FULL, *CACHES[:: len(CACHES) // 12]], ids=lambda cache: cache.slug
+)
+def test_programs_that_share_a_head_draw_the_same(model64, gpu64, cache, monkeypatch):
+    monkeypatch.setattr(triton_kernels, "segments", lambda *_: 4)
+    monkeypatch.setattr(triton_kernels, "block", lambda r: 4)
+    noise = draw_noise(3, range(len(LABELS)), N)
+    expected = decode(model64, LABELS, noise, cache)
+    assert torch.equal(decode(gpu64, LABELS.cuda(), noise.cuda(), cache).cpu(), expected)
 
 
 def test_steps_of_a_bounded_cache_are_replayed(gpu64):
