@@ -15,7 +15,7 @@ from conftest import calibrated, images, step_by_step, tiny_transformer
 from fewlines.cache.buffer import BoundedCache, compiled_step, torch_step, triton_step
 
 triton_kernels = pytest.importorskip("fewlines.cache.triton_kernels")
-
+interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="test_cuda runs it on the GPU")
 
 WATCHED = {"lines": 2, "fold": True}
 CASES = [
@@ -27,6 +27,7 @@ CASES = [
 ]
 
 
+@interpreted
 @pytest.mark.parametrize("segments", [1, 2])
 @pytest.mark.parametrize(("cache", "kv_heads"), CASES, ids=lambda each: getattr(each, "slug", each))
 def test_the_kernel_of_a_gpu_agrees_with_torchs_operators(cache, kv_heads, segments, monkeypatch):
@@ -48,6 +49,7 @@ def test_the_kernel_of_a_gpu_agrees_with_torchs_operators(cache, kv_heads, segme
     torch.testing.assert_close(*entries, atol=1e-9, rtol=0)
 
 
+@interpreted
 @pytest.mark.parametrize("storage", [torch.float16, torch.float32])
 def test_the_kernel_of_a_gpu_stores_in_16_bits_what_the_compiled_one_does(storage):
     """bfloat16 is for `test_cuda`: triton's interpreter truncates where a GPU rounds."""
