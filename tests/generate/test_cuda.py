@@ -16,7 +16,7 @@ from fewlines.generate.decode import Decoder, decode
 from fewlines.generate.packed import prepare
 from fewlines.generate.sampler import Sampler, draw_noise
 from fewlines.measure import memory, roofline
-from fewlines.measure.likelihood import measure_likelihood
+from fewlines.measure.likelihood import measure_likelihood, storage_agreement
 from fewlines.training.loop import take_step
 from fewlines.training.transformer import TransformerTask, attend_in_training
 
@@ -72,6 +72,13 @@ def test_likelihood_is_that_of_the_processor(model64, gpu64, cache):
     )
     torch.testing.assert_close(there.nll, here.nll, atol=2e-5, rtol=0)
     torch.testing.assert_close(there.kl, here.kl, atol=2e-5, rtol=0)
+
+
+def test_what_16_bits_change_is_little(model):
+    network = copy.deepcopy(model).cuda()
+    found = storage_agreement(network, *images(model, 4), torch.float16)
+    assert found.equal_tokens > 0.9
+    assert found.nll_delta.abs().max() < 0.01
 
 
 @pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16])

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# The fastest of nine on an H100 and an H200, for few rows and many: more warps wait for each other's
-# sums. From so many programs to a multiprocessor on, more segments are no faster.
+# The fastest of nine on an H100, for few rows and many: more warps wait for each other's sums. With
+# more programs than FULL to a multiprocessor, shorter segments are no faster.
 ENTRIES, WARPS, FULL = 32, 1, 12
 
 

@@ -106,7 +106,7 @@ def step_by_step(
     """Teacher-forced logits `(B, N, V)` by the decode loop itself, a token a step: for policies
     whose victims depend on the image."""
     model = prepare(model, model.norm.weight.dtype, len(labels))
-    buffers = BoundedCache(placement, len(labels), model.shape.head_dim, storage)
+    buffers = BoundedCache(placement, len(labels), model.shape.head_dim, storage, labels.device)
     x = model.embed_labels(labels)
     logits = [model(x, 0, buffers)[:, -1:]]
     for step, code in enumerate(codes[:, :-1].split(1, dim=1)):
@@ -136,9 +136,10 @@ def storage_agreement(
 ) -> Agreement:
     """Teacher-forced on codes `(n, N)`, and drawing an image of each label greedily."""
     full = make_cache("full")
-    placement, truth = full.place(model.shape.geometry), codes.long()
+    placement, device = full.place(model.shape.geometry), model.norm.weight.device
+    labels, truth = labels.to(device), codes.long().to(device)
     ready = prepare(model, torch.float32, len(labels))
-    middle = torch.full(truth.shape, 0.5, dtype=torch.float64)
+    middle = torch.full(truth.shape, 0.5, dtype=torch.float64, device=device)
     nll, drawn = [], []
     for kept in (torch.float32, storage):
         logits = step_by_step(model, labels, truth, placement, kept)
