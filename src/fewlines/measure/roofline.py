@@ -24,7 +24,7 @@ PROBE_BYTES = 2**30  # far beyond any cache
 def read_bandwidth() -> float:
     """Best measured rate of reading memory once, bytes/s: a sum, and the attention kernels."""
     floats = torch.ones(PROBE_BYTES // 4, device=machine.device())
-    rates = [floats.nbytes / machine.best_seconds(floats.sum)]
+    rates = [floats.nbytes / machine.best_seconds(floats.sum, repeats=20)]
     if machine.device().type == "cpu":
         del floats
         rates += [_kernel_bandwidth(dtype) for dtype in (torch.float32, torch.float16)]

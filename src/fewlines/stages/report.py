@@ -148,9 +148,11 @@ def publish_efficiency(run: Path, reference: Path, document: Path, readme: Path)
     put_block(readme, numbers(reference))
 
 
-def publish_table(table: Path, name: str, reference: Path, documents: Path) -> None:
+def publish_table(
+    table: Path, name: str, reference: Path, documents: Path, readme: Path | None = None
+) -> None:
     """Track a table of another experiment under a name, of a whole run its samples and its origin
-    too, and write the numbers of the pages in `documents` anew."""
+    too, and write the numbers of the pages in `documents`, and of the README, anew."""
     _copy([table], reference, f"{name}.csv")
     if table.name == "cache.csv":
         run = table.parent.parent
@@ -161,6 +163,8 @@ def publish_table(table: Path, name: str, reference: Path, documents: Path) -> N
     put_block(documents / "policies.md", policy_numbers(reference))
     put_block(documents / "adapting.md", adapting_numbers(reference))
     put_block(documents / "engine.md", engine_numbers(reference))
+    if readme:
+        put_block(readme, numbers(reference))
 
 
 def document_config(document: Path) -> None:
