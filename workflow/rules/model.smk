@@ -24,6 +24,7 @@ else:
         input:
             config=ancient(RESOLVED),
             tokens=TOKENS,
+            start=EXPERIMENT.model.start or [],
         output:
             weights=f"{RUN}/{BASE}/model.safetensors",
             metrics=f"{RUN}/{BASE}/model.json",
@@ -112,6 +113,7 @@ rule calibration_curve:
         model=rules.model.output.weights,
         adapted=expand(rules.adapt.output.weights, adapted=ADAPTED),
         tokens=TOKENS,
+        carried=EXPERIMENT.calibration.carried or [],
     output:
         f"{RUN}/tables/calibration.csv",
     log:

@@ -2,6 +2,7 @@ rule tokenizer:
     input:
         config=ancient(RESOLVED),
         images=DATA,
+        weights=EXPERIMENT.tokenizer.weights or [],
     output:
         weights=f"{RUN}/tokenizer.safetensors",
         metrics=f"{RUN}/tokenizer.json",

@@ -15,6 +15,13 @@ from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors, write_tensors
 
 Attention = npt.NDArray[np.float32]
+Offset = npt.NDArray[np.int64]
+
+
+def _apart(grid: tuple[int, int]) -> tuple[Offset, Offset]:
+    """How many lines a token lies above each query, and columns to its left, `(N, N)`."""
+    line, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    return line[:, None] - line, column[:, None] - column
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +58,34 @@ class Calibration:
     def by_offset(self) -> Calibration:
         """The same with every query and token that are as far apart, in lines and columns, given
         their mean: what is left when the place of the query is forgotten."""
+        return self._spread(self.grid, *_apart(self.grid))
+
+    def carried(self, grid: tuple[int, int], stretched: bool = False) -> Calibration:
+        """For the model on another grid, by offsets alone: as many lines and columns apart, and
+        nothing where this grid does not reach; or as far apart in the picture, `stretched`."""
+        up, left = _apart(grid)
+        if stretched:
+            (height, width), (tall, wide) = self.grid, grid
+            up = np.minimum(-(-up * height // tall), height - 1)
+            left = np.sign(left) * np.minimum(-(-abs(left) * width // wide), width - 1)
+        return self._spread(grid, up, left)
+
+    def _spread(self, grid: tuple[int, int], up: Offset, left: Offset) -> Calibration:
+        """Each query and token of a grid given the mean at `up`, `left` `(N, N)` of this one."""
         height, width = self.grid
-        line, column = np.divmod(np.arange(height * width), width)
-        up = line[:, None] - line  # (q, k)
-        left = column[:, None] - column + width - 1
-        offset = np.where(np.tri(len(line), dtype=bool), up * (2 * width - 1) + left, 0)
-        count = np.bincount(offset.ravel())
+        here = np.tri(height * width, dtype=bool)
+        lines, columns = _apart(self.grid)
+        cell = np.where(here, lines * (2 * width - 1) + columns + width - 1, 0)
+        count = np.bincount(cell.ravel(), minlength=height * (2 * width - 1))
         means = [
-            np.bincount(offset.ravel(), head.ravel()) / count.clip(1)
-            for head in np.tril(self.attention).reshape(-1, *offset.shape)
+            np.bincount(cell.ravel(), head.ravel(), len(count)) / count.clip(1)
+            for head in np.tril(self.attention).reshape(-1, *cell.shape)
         ]
-        spread = np.stack(means)[:, offset].reshape(self.attention.shape)
-        return Calibration(np.tril(spread).astype(np.float32), self.grid, self.images)
+        reached = (up >= 0) & (up < height) & (abs(left) < width) & np.tri(len(up), dtype=bool)
+        wanted = np.where(reached, up * (2 * width - 1) + left + width - 1, 0)
+        spread = np.where(reached, np.stack(means)[:, wanted], 0)
+        attention = spread.reshape(*self.attention.shape[:2], *up.shape).astype(np.float32)
+        return Calibration(attention, grid, self.images)
 
     def save(self, path: Path) -> None:
         header = {"grid": self.grid, "images": self.images}

@@ -64,15 +64,16 @@ class DataSettings(Section):
 
     @property
     def slug(self) -> str:
-        """For file names: the source; of a folder, its name and the side too."""
+        """For file names: the source, and the side that was asked for; of a folder its name too."""
         if self.source != "folder":
-            return self.source
+            return f"{self.source}-{self.side}" if self.side else self.source
         return f"folder-{self.path.resolve().name if self.path else 'none'}-{self.side or 64}"
 
 
 class TokenizerSettings(Section):
     """The VQ model between images and codes."""
 
+    weights: Path | None = Field(None, description="of a trained one, in place of training")
     widths: tuple[Positive, ...] = Field(
         (24, 48), description="channels of each level; every level after the first halves the side"
     )
@@ -104,6 +105,9 @@ class ModelSettings(Section):
         None, description="of the checkpoint, which then says what is below"
     )
     side: Positive | None = Field(None, description="tokens of a side of its images")
+    start: Path | None = Field(
+        None, description="weights that training goes on from, of the same shape on any grid"
+    )
     dim: Positive = Field(192, description="width; a multiple of 4 × heads")
     layers: Positive = 6
     heads: Positive = 3
@@ -183,8 +187,11 @@ class AdaptationSettings(Section):
     warmup: int = Field(20, ge=0, description="steps of linear warm-up; then linear decay to 0")
     muon_rate: Rate = Field(0.01, description="peak learning rate of the blocks' matrices")
     adamw_rate: Rate = Field(2e-3, description="peak learning rate of everything else")
-    models: dict[AdaptedName, AdaptedModel] = Field(
-        default_factory=dict, description="by name: base+steps, adapted, adapted:2lines …"
+    models: Annotated[
+        dict[AdaptedName, AdaptedModel], BeforeValidator(lambda given: given or {})
+    ] = Field(
+        default_factory=dict,
+        description="by name: base+steps, adapted, adapted:2lines …; null: none",
     )
 
 
@@ -241,6 +248,9 @@ class CalibrationSettings(Section):
         32, description="the next ones: what each head loses when it is limited"
     )
     batch: Positive = Field(50, description="images of a forward")
+    carried: Path | None = Field(
+        None, description="calibration of another grid: what it is worth here, calibration_curve"
+    )
 
 
 class CostSettings(Section):

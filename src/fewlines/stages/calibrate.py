@@ -87,6 +87,14 @@ def calibration_curve(
     }
     schedules |= {f"first {most}": usual, f"{most} of class 0": look(base, class_0)}
     schedules |= {f"first {most}, without their class": blind}
+    if config.calibration.carried:
+        small = Calibration.load(config.calibration.carried)
+        grid = base.shape.grid
+        source = f"{small.grid[0]}×{small.grid[1]} tokens, carried"
+        schedules |= {
+            f"{source} by tokens": small.carried(grid),
+            f"{source} by place": small.carried(grid, stretched=True),
+        }
     by_others = {f"{name}'s own": look(network, everything) for name, network in others.items()}
     bases = {"base's": usual}
     # Splits by what each head loses need more than expected attention.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from fewlines.errors import FewlinesError
 from fewlines.files import write_json, write_tensors
 from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.tokenizer import Tokenizer
-from fewlines.models.transformer import Transformer
+from fewlines.models.transformer import Transformer, TransformerShape
 from fewlines.progress import progress
 from fewlines.stages.tokens import read_tokens
 from fewlines.training.classifier import ClassifierTask, accuracy
@@ -43,13 +44,17 @@ def fetch_data(
 
 
 def train_tokenizer(config: Experiment, images: Path, output: Path, metrics: Path) -> None:
-    """Train the VQ tokenizer; its test error goes to `metrics`."""
+    """Train the VQ tokenizer, or take one that is trained; its test error goes to `metrics`."""
     data = ImageData.load(images)
-    task = TokenizerTask(config.tokenizer, data.train.images, config.seed)
-    seconds = train(task, "tokenizer", _checkpoints(output), config.checkpoint_seconds)
-    found = evaluate_tokenizer(task.network, data.test.images, EVALUATION_BATCH)
+    if config.tokenizer.weights:
+        network, seconds = load_network(config.tokenizer.weights, Tokenizer), 0.0
+    else:
+        task = TokenizerTask(config.tokenizer, data.train.images, config.seed)
+        seconds = train(task, "tokenizer", _checkpoints(output), config.checkpoint_seconds)
+        network = task.network
+    found = evaluate_tokenizer(network, data.test.images, EVALUATION_BATCH)
     write_json(metrics, {**found, "seconds_per_step": seconds})
-    save_network(output, task.network)
+    save_network(output, network)
 
 
 def train_classifier(config: Experiment, images: Path, output: Path, metrics: Path) -> None:
@@ -88,12 +93,31 @@ def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -
     tensors, header = read_tokens(tokens)
     settings = config.model
     shape = settings.on(tuple(header["grid"]), header["codes"], header["classes"])
-    network = new_transformer(shape, config.seed).to(machine.device())
+    network = (
+        _begun(settings.start, shape) if settings.start else new_transformer(shape, config.seed)
+    )
+    network.to(machine.device())
     dtype = machine.resolve_precision(config.precision)
     task = TransformerTask(
         settings, network, tensors["train_labels"], tensors["train_codes"], config.seed, dtype
     )
     _train_transformer(task, "model", config, output, metrics)
+
+
+def _begun(start: Path, shape: TransformerShape) -> Transformer:
+    """Weights of another grid on this one: positions are rotations, so all of them serve."""
+    trained = load_network(start, Transformer)
+    ours, theirs = asdict(shape), asdict(trained.shape)
+    other = [name for name in ours if name != "grid" and ours[name] != theirs[name]]
+    if other:
+        raise FewlinesError(
+            f"model.start: {start} has {', '.join(f'{name} {theirs[name]}' for name in other)}, "
+            f"this experiment {', '.join(f'{name} {ours[name]}' for name in other)}; only the grid "
+            "may differ"
+        )
+    network = Transformer(shape)
+    network.load_state_dict(trained.state_dict())
+    return network
 
 
 def adapt(
