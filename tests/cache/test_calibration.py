@@ -82,6 +82,22 @@ def test_a_calibration_survives_its_file_and_fits_one_model_only(tmp_path):
         Calibration.load(path)
 
 
+@pytest.mark.parametrize(("stretched", "up"), [(False, 2), (True, 4)])
+def test_what_is_carried_to_another_grid_lies_as_far_away(stretched, up):
+    """By tokens, or by place in the picture, which has twice as many tokens to a side there."""
+    small, large = (4, 5), (8, 10)
+    line, column = np.divmod(np.arange(20), 5)
+    looks = (line[:, None] - line == 2) & (column[:, None] == column)  # two lines up
+    calibration = Calibration(looks[None, None].astype(np.float32), small, images=1)
+    np.testing.assert_array_equal(calibration.carried(small, stretched).attention[0, 0], looks)
+    found = calibration.carried(large, stretched)
+    assert found.grid == large
+    step = 7 * 10 + 4
+    assert found.attention[0, 0, step, step - up * 10] == 1
+    assert not found.attention[0, 0, step, step - 6 * 10]
+    assert not np.triu(found.attention[0, 0], 1).any()
+
+
 def test_budgets_by_mass_keep_the_total_and_give_where_it_counts():
     """One head looks at everything before it, one only at the token just before: the second needs
     two entries, all others are the first one's."""
@@ -161,7 +177,12 @@ def test_the_hull_is_convex_and_below(curve):
 
 def test_the_curve_tells_whom_a_schedule_serves(tiny_files):
     """A schedule calibrated on a model's own images loses what the table of likelihoods says; one
-    of another model is another schedule."""
+    of another model is another schedule, and so is one that was carried from another grid."""
+    attention = np.tril(np.ones((2, 2, 6, 6), np.float32))
+    Calibration(attention, (2, 3), images=1).save(tiny_files / "small")
+    text = (tiny_files / "config").read_text()
+    carried = f"calibration: {{carried: {tiny_files / 'small'}, "
+    (tiny_files / "config").write_text(text.replace("calibration: {", carried))
     other = tiny_transformer()
     other.layers[0].attention.wqkv.weight.mul_(3)  # looks elsewhere
     (tiny_files / "adapted").mkdir()
@@ -175,4 +196,5 @@ def test_the_curve_tells_whom_a_schedule_serves(tiny_files):
     own, bases = (table.loc[("adapted", name), "nll_delta"] for name in ("adapted's own", "base's"))
     assert own != bases
     assert ("base, without class", "first 6, without their class") in table.index
+    assert ("base", "2×3 tokens, carried by place") in table.index
     assert (table["policy"] == "scheduled").all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import fewlines
 from fewlines.cache.line_parallel import attention_under
 from fewlines.config import ModelSettings, validate_experiment
+from fewlines.errors import FewlinesError
 from fewlines.files import write_tensors
 from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.transformer import Transformer, TransformerShape, causal
@@ -63,6 +65,14 @@ def test_adaptation_helps_under_the_cache_more_than_as_many_steps_without(base, 
     assert loss(adapted, attend) < loss(base, attend) - 0.02
 
 
+def write_tokens(folder: Path, grid: tuple[int, int]) -> Path:
+    tensors = {"train_codes": CODES, "train_labels": LABELS}
+    tensors |= {"test_codes": CODES.flip(0), "test_labels": LABELS.flip(0)}
+    path = folder / f"tokens-{grid[0]}x{grid[1]}.safetensors"
+    write_tensors(path, tensors, {"grid": grid, "codes": 7, "classes": 4})
+    return path
+
+
 def test_from_scratch_means_as_the_base_model_was_trained(tmp_path):
     """With a full cache, the same weights, bit for bit; with a small one, others."""
     models = {
@@ -77,12 +87,7 @@ def test_from_scratch_means_as_the_base_model_was_trained(tmp_path):
             "caches": [{"policy": "full"}, {"policy": "lines", "budget": {"lines": 2}}],
         }
     )
-    tokens = tmp_path / "tokens.safetensors"
-    codes = {"train_codes": CODES, "train_labels": LABELS}
-    header = {"grid": [3, 4], "codes": 7, "classes": 4}
-    write_tensors(
-        tokens, {**codes, "test_codes": CODES.flip(0), "test_labels": LABELS.flip(0)}, header
-    )
+    tokens = write_tokens(tmp_path, (3, 4))
     base, metrics = tmp_path / "base.safetensors", tmp_path / "metrics.json"
     train_model(experiment, tokens, base, metrics)
     for name in models:
@@ -91,6 +96,25 @@ def test_from_scratch_means_as_the_base_model_was_trained(tmp_path):
     assert full == base.read_bytes()
     assert few != base.read_bytes()
     assert experiment.baseline("scratch:2lines") == "base"
+
+
+def test_training_goes_on_from_weights_of_another_grid_and_no_other_shape(tmp_path):
+    settings = {"dim": 16, "layers": 2, "heads": 2, "steps": 4, "batch": 8}
+    first, second, metrics = (tmp_path / name for name in ("first", "second", "metrics"))
+    train_model(
+        validate_experiment({"model": settings}), write_tokens(tmp_path, (3, 4)), first, metrics
+    )
+    wide = write_tokens(tmp_path, (2, 6))
+    slow = {"start": first, "steps": 1, "muon_rate": 1e-12, "adamw_rate": 1e-12}
+    train_model(validate_experiment({"model": settings | slow}), wide, second, metrics)
+    begun, went_on = (load_network(path, Transformer) for path in (first, second))
+    assert went_on.shape.grid == (2, 6)
+    torch.testing.assert_close(went_on.state_dict(), begun.state_dict(), atol=1e-6, rtol=0)
+    deeper = validate_experiment({"model": settings | {"start": first, "layers": 3}})
+    with pytest.raises(
+        FewlinesError, match="has layers 2, this experiment layers 3; only the grid"
+    ):
+        train_model(deeper, wide, second, metrics)
 
 
 def test_a_model_is_compared_with_as_many_steps_by_the_same_loss():
