@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick bench gpu policies ablations variants longer finer ten-thousand clipart test coverage lint clean
+.PHONY: reproduce quick bench gpu policies ablations variants longer finer carried ten-thousand clipart test coverage lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -49,6 +49,14 @@ longer: $(READY)  ## the same from a base trained four times as long; an hour an
 finer: $(READY)  ## the same images on a 28×28 grid; the better part of an hour
 	$(BIN)/snakemake likelihood_table --configfile experiments/finer.yaml
 	$(BIN)/fewlines publish-table --table results/fashion-mnist-28x28/tables/likelihood.csv --name finer --reference results/reference --documents docs
+
+carried: $(READY)  ## is a schedule carried to a larger grid? after `make finer` and `make clipart`; 45 minutes
+	$(BIN)/snakemake calibration_curve likelihood_table --configfile experiments/carried.yaml
+	$(BIN)/snakemake calibration_curve likelihood_table --configfile experiments/larger.yaml
+	for table in calibration likelihood; do \
+	  $(BIN)/fewlines publish-table --table results/fashion-mnist-carried/tables/$$table.csv --name carried-$$table --reference results/reference --documents docs && \
+	  $(BIN)/fewlines publish-table --table results/clipart-128/tables/$$table.csv --name larger-$$table --reference results/reference --documents docs || exit 1; \
+	done
 
 ten-thousand: $(READY)  ## FID with ten thousand images of a seed; an hour and three quarters from nothing
 	$(BIN)/snakemake quality_table --configfile experiments/ten-thousand.yaml

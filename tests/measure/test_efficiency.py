@@ -39,6 +39,7 @@ def measured():
     engines = ["lean", "stock", "hf-dynamic"]
     ((name, setting),) = settings(engines=engines, caches=[FEW, LINEAR], full_run=True).items()
     assert name == "llamagen-b-6x6-batch2-float32-float16"
+    setting = replace(setting, shape=replace(setting.shape, layers=2))  # of twelve: seconds
     hopeless = replace(setting.rows[0], batch=10**9)
     setting = replace(setting, rows=(*setting.rows, hopeless))
     result = measure_setting(replace(setting, rows=setting.rows[:5]), repeats=1)
@@ -53,7 +54,7 @@ def test_a_setting_is_measured_row_by_row(measured):
     assert list(table["outcome"]) == ["ok"] * 5
     assert list(table["engine"]) == ["lean", "stock", "hf-dynamic", "lean", "lean"]
     lean, stock, peer, few, scored = table.to_dict("records")
-    entry = 12 * 768 * 2 * 2 * 2  # layers, heads and dimensions, k and v, float16, batch
+    entry = 2 * 768 * 2 * 2 * 2  # layers, heads and dimensions, k and v, float16, batch
     assert lean["kv_bytes"] == 37 * entry
     assert few["kv_bytes"] == scored["kv_bytes"] == 13 * entry
     assert stock["kv_bytes"] == peer["kv_bytes"] == 2 * 37 * entry  # float32

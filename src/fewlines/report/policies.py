@@ -22,6 +22,10 @@ RIVAL = "linear"
 OTHERS = (RIVAL, f"{RIVAL}+fold", "oracle")
 OURS = ("scheduled+fold", "scheduled+fold+budgets", "corrected+fold", "corrected+fold+budgets")
 ABLATIONS = "ablations.csv"
+LARGER = {
+    "carried": "A schedule carried from 14×14 to 28×28 tokens of another tokenizer",
+    "larger": "A schedule carried from pictures of 64×64 pixels to 128×128, the tokenizer the same",
+}
 NEARLY = 1.2  # × the FID of the full cache: names of so many points would lie upon each other
 
 
@@ -40,6 +44,7 @@ def policy_numbers(reference: Path) -> str:
         *_fid(table),
         *_tasks(whole),
         *_curve(reference / "calibration.csv"),
+        *[part for name, title in LARGER.items() for part in _carried(reference, name, title)],
         *_times(reference / "policy-times.csv"),
     ]
     for name, title in ELSEWHERE.items():
@@ -190,27 +195,47 @@ def _curve(path: Path) -> list[str]:
     if not path.exists():
         return []
     table = pd.read_csv(path)
-    half = (table["nll_delta_high"] - table["nll_delta_low"]) / 2
-    text = [f"{d:+.4f} ± {r:.4f}" for d, r in zip(table["nll_delta"], half, strict=True)]
-    named = table.assign(text=text, cache=table["policy"] + ", " + table["budget"])
-    keys = ["model", "calibrated_on"]
-    wide = named.pivot(index=keys, columns="cache", values="text")
-    order = pd.MultiIndex.from_frame(table[keys].drop_duplicates())
-    ordered = wide.loc[order, named["cache"].unique()].reset_index()
+    named = table.assign(cache=table["policy"] + ", " + table["budget"])
     return [
         "### How few images a schedule needs, and whom it serves",
         "ΔNLL of a model under a schedule that was calibrated on some training images, against its "
         "own full cache. *Without class* is the unconditional half of classifier-free guidance.",
-        ordered.to_markdown(index=False),
+        _by(named, ["model", "calibrated_on"], "cache"),
     ]
+
+
+def _carried(reference: Path, name: str, title: str) -> list[str]:
+    """The same of a model that went on on a larger grid, and what needs no calibration there."""
+    files = [reference / f"{name}-{part}.csv" for part in ("likelihood", "calibration")]
+    if not all(file.exists() for file in files):
+        return []
+    rows, curve = map(pd.read_csv, files)
+    full = rows[rows["policy"] == "full"].iloc[0]
+    others = rows[~rows["policy"].isin(["full", *curve["policy"]])]
+    both = pd.concat([others.assign(calibrated_on="nothing"), curve[curve["model"] == BASE]])
+    return [
+        f"### {title}",
+        f"ΔNLL by the schedule's calibration, on {int(full['likelihood_images'])} images; with a "
+        f"full cache {full['nll']:.4f} nats/token.",
+        _by(both, ["policy", "calibrated_on"], "budget"),
+    ]
+
+
+def _by(table: pd.DataFrame, keys: list[str], across: str) -> str:
+    """ΔNLL ± half its interval, a row for every value of `keys`, in the table's order."""
+    wide = table.assign(text=_deltas(table)).pivot(index=keys, columns=across, values="text")
+    order = pd.MultiIndex.from_frame(table[keys].drop_duplicates())
+    ordered = wide.loc[order, table[across].unique()].reset_index()
+    return ordered.to_markdown(index=False)
+
+
+def _deltas(table: pd.DataFrame) -> list[str]:
+    half = (table["nll_delta_high"] - table["nll_delta_low"]) / 2
+    return [f"{d:+.4f} ± {r:.4f}" for d, r in zip(table["nll_delta"], half, strict=True)]
 
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:
-    half = (table["nll_delta_high"] - table["nll_delta_low"]) / 2
-    text = [
-        f"{delta:+.4f} ± {reach:.4f}" for delta, reach in zip(table["nll_delta"], half, strict=True)
-    ]
-    wide = table.assign(text=text).pivot(index="policy", columns="budget", values="text")
+    wide = table.assign(text=_deltas(table)).pivot(index="policy", columns="budget", values="text")
     values = table.pivot(index="policy", columns="budget", values="nll_delta")
     # By the budgets that most have; a policy that lacks one is ranked by its others.
     common = values.columns[values.notna().sum() > len(values) / 2]
