@@ -19,17 +19,20 @@ interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="test_cuda ru
 
 WATCHED = {"lines": 2, "fold": True}
 CASES = [
-    (fewlines.cache("full"), 4),
-    (fewlines.cache("streaming", lines=1, fold=True), 2),
-    (fewlines.cache("linear", **WATCHED, pool="max"), 2),
-    (fewlines.cache("h2o", **WATCHED), 2),
-    (fewlines.cache("snapkv", lines=2, split="ada"), 2),
+    (fewlines.cache("full"), 4, 1),
+    (fewlines.cache("full"), 2, 2),
+    (fewlines.cache("streaming", lines=1, fold=True), 2, 1),
+    (fewlines.cache("linear", **WATCHED, pool="max"), 2, 1),
+    (fewlines.cache("linear", **WATCHED, pool="max"), 2, 2),
+    (fewlines.cache("h2o", **WATCHED), 2, 1),
+    (fewlines.cache("snapkv", lines=2, split="ada"), 2, 1),
 ]
 
 
 @interpreted
-@pytest.mark.parametrize("segments", [1, 2])
-@pytest.mark.parametrize(("cache", "kv_heads"), CASES, ids=lambda each: getattr(each, "slug", each))
+@pytest.mark.parametrize(
+    ("cache", "kv_heads", "segments"), CASES, ids=lambda each: getattr(each, "slug", each)
+)
 def test_the_kernel_of_a_gpu_agrees_with_torchs_operators(cache, kv_heads, segments, monkeypatch):
     """Interpreted, where there is no GPU: the same logits, and the same entries afterwards, also
     where programs share the entries of a head."""
