@@ -113,10 +113,22 @@ def _observe(
 
 
 @triton.jit
-def _bounds(n, segment, SEGMENTS: tl.constexpr, BLOCK: tl.constexpr):
-    """The first entry of a segment, and the first after it."""
+def _segment(
+    q, heads, slot, now, q_row, q_head, slot_row, slot_head, now_row, r,
+    D: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr,
+    BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
+):  # fmt: skip
+    """What this program reads: its row of the buffer, the entries `start … end−1` but `to`, and
+    the query that asks them."""
+    b, g, s = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    n = tl.load(now + 2 * now_row + g)
     long = tl.cdiv(tl.cdiv(n, SEGMENTS), BLOCK) * BLOCK
-    return segment * long, tl.minimum(n, (segment + 1) * long)
+    query = _query(
+        q + b * q_row, tl.load(heads + g), r, tl.arange(0, D2), tl.arange(0, R2),
+        D, SCALE, q_head, ACC,
+    )  # fmt: skip
+    to = tl.load(slot + b * slot_row + g * slot_head)
+    return b * tl.num_programs(1) + g, s * long, tl.minimum(n, (s + 1) * long), to, query
 
 
 @triton.jit
@@ -127,12 +139,11 @@ def _read_segment(
     BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
 ):  # fmt: skip
     """The softmax over a segment of a head's old entries, for `_step` to go on with."""
-    b, g, s = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    row = b * tl.num_programs(1) + g
-    to = tl.load(slot + b * slot_row + g * slot_head)
-    start, end = _bounds(tl.load(now + 2 * now_row + g), s, SEGMENTS, BLOCK)
-    d, a = tl.arange(0, D2), tl.arange(0, R2)
-    query = _query(q + b * q_row, tl.load(heads + g), r, d, a, D, SCALE, q_head, ACC)
+    row, start, end, to, query = _segment(
+        q, heads, slot, now, q_row, q_head, slot_row, slot_head, now_row, r,
+        D, SCALE, ACC, D2, R2, BLOCK, SEGMENTS,
+    )  # fmt: skip
+    s, d, a = tl.program_id(2), tl.arange(0, D2), tl.arange(0, R2)
     y, total, top = _attend(
         query, keys + row * E * D, values + row * E * D, start, end, to,
         tl.zeros((R2, D2), ACC), tl.zeros((R2,), ACC), tl.full((R2,), -1e30, ACC),
@@ -232,12 +243,11 @@ def _observe_segment(
     BLOCK: tl.constexpr, SEGMENTS: tl.constexpr, PEAK: tl.constexpr,
 ):  # fmt: skip
     """What the old entries of a segment were given, when `_step` knows the whole softmax."""
-    b, g, s = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    row = b * tl.num_programs(1) + g
-    to = tl.load(slot + b * slot_row + g * slot_head)
-    start, end = _bounds(tl.load(now + 2 * now_row + g), s, SEGMENTS, BLOCK)
-    d, a = tl.arange(0, D2), tl.arange(0, R2)
-    query = _query(q + b * q_row, tl.load(heads + g), r, d, a, D, SCALE, q_head, ACC)
+    row, start, end, to, query = _segment(
+        q, heads, slot, now, q_row, q_head, slot_row, slot_head, now_row, r,
+        D, SCALE, ACC, D2, R2, BLOCK, SEGMENTS,
+    )  # fmt: skip
+    a = tl.arange(0, R2)
     end_of = ends + ((row * (SEGMENTS + 1) + SEGMENTS) * r + a) * 2
     total = tl.load(end_of, mask=a < r, other=1.0)
     top = tl.load(end_of + 1, mask=a < r, other=0.0)
