@@ -13,7 +13,9 @@ import torch
 import yaml
 
 from conftest import planned
+from fewlines.config import validate_experiment
 from fewlines.files import read_json
+from fewlines.stages.networks import train_tokenizer
 from fewlines.stages.report import publish, publish_table
 from toy_chain import BIN, REPOSITORY, SNAKEMAKE, TOY, snakemake
 
@@ -132,13 +134,30 @@ def test_likelihoods_alone_need_no_samples(folder, run, tmp_path):
     assert (table["nll_delta_low"] <= table["nll_delta"]).all()
 
 
-def test_a_wrong_configuration_stops_before_any_work(folder, tmp_path):
+def test_a_trained_tokenizer_is_taken_as_it_is(folder, run, tmp_path):
+    """And judged on these images, as after training."""
+    experiment = validate_experiment({"tokenizer": {"weights": run / "tokenizer.safetensors"}})
+    output, metrics = tmp_path / "tokenizer.safetensors", tmp_path / "tokenizer.json"
+    train_tokenizer(experiment, folder / "results/data/shapes.safetensors", output, metrics)
+    assert output.read_bytes() == (run / "tokenizer.safetensors").read_bytes()
+    then, now = (read_json(path) for path in (run / "tokenizer.json", metrics))
+    assert now == then | {"seconds_per_step": 0}
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("batch: 8, warmup", "bach: 8, warmup", "model.bach: unknown key; did you mean 'batch'?"),
+        ("model: {", "model: {start: gone, ", "model.start: gone does not exist; this experiment"),
+    ],
+)
+def test_a_wrong_configuration_stops_before_any_work(folder, tmp_path, right, wrong, message):
     config = tmp_path / "wrong.yaml"
-    config.write_text(TOY.read_text().replace("batch: 8, warmup", "bach: 8, warmup"))
+    config.write_text(TOY.read_text().replace(right, wrong, 1))
     command = [*SNAKEMAKE, "--configfile", str(config)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
-    assert "model.bach: unknown key; did you mean 'batch'?" in done.stdout + done.stderr
+    assert message in done.stdout + done.stderr
 
 
 def test_the_readmes_five_lines_run(folder, monkeypatch):

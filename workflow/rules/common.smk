@@ -15,6 +15,12 @@ try:
 except FewlinesError as error:
     sys.exit(f"fewlines: {error}")
 
+for key, path in EXPERIMENT.given_files.items():
+    if not path.exists():
+        sys.exit(
+            f"fewlines: {key}: {path} does not exist; this experiment begins with it"
+        )
+
 RUN = f"results/{EXPERIMENT.name}"
 DATA = f"results/data/{EXPERIMENT.data.slug}.safetensors"
 TOKENS = EXPERIMENT.data.tokens or f"{RUN}/tokens.safetensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import Field, model_validator
@@ -226,6 +227,18 @@ class Experiment(Section):
             for slug in dict.fromkeys(self.tasks[name].caches)
         ]
         return [(BASE, slug) for slug in self.cache_by_slug] + adapted + tasks
+
+    @property
+    def given_files(self) -> dict[str, Path]:
+        """Files that the experiment begins with and does not make, by the keys that name them."""
+        named = {
+            "data.tokens": self.data.tokens,
+            "tokenizer.weights": self.tokenizer.weights,
+            "model.checkpoint": self.model.checkpoint,
+            "model.start": self.model.start,
+            "calibration.carried": self.calibration.carried,
+        }
+        return {key: path for key, path in named.items() if path}
 
     @cached_property
     def cache_by_slug(self) -> dict[str, Cache]:
