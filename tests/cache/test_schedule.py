@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import fewlines
-from conftest import CACHES, calibrated, tiny_transformer
+from conftest import CACHES, calibrated, images, tiny_transformer
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.schedule import Schedule
 from fewlines.cli import main
 from fewlines.errors import FewlinesError
+from fewlines.measure.attention import expected_attention, expected_by_layer
 
 MODEL = tiny_transformer()
 KNOWN = [cache for cache in CACHES if cache.place(MODEL.shape.geometry).victims is not None]
@@ -28,6 +31,20 @@ def test_the_same_slots_and_images_come_from_the_file(cache, tmp_path):
         np.testing.assert_array_equal(one, other)
     drawn = [fewlines.generate(MODEL, [0, 1], limit, seed=3) for limit in (cache, loaded)]
     assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("policy", ["scheduled", "diagonal"])
+@pytest.mark.parametrize("lines", [1, 4])
+def test_a_layer_at_a_time_is_the_same_schedule(policy, lines):
+    geometry, given = MODEL.shape.geometry, images(MODEL, 7)
+    cache = fewlines.cache(policy, lines=lines, fold=True)
+    whole = replace(cache, calibration=expected_attention(MODEL, *given, batch=3))
+    layers = expected_by_layer(MODEL, *given, batch=3)
+    found = Schedule.by_layer(cache, geometry, layers).placement
+    expected = whole.place(geometry)
+    np.testing.assert_array_equal(found.victims, expected.victims)
+    np.testing.assert_array_equal(found.capacity, expected.capacity)
+    assert found.fold == expected.fold
 
 
 def test_it_takes_a_few_kilobytes_at_the_default_model(tmp_path):
@@ -58,3 +75,9 @@ def test_the_command_writes_what_load_schedule_reads(tiny_files, capsys):
     assert schedule.place(MODEL.shape.geometry).capacity.tolist() == [[5, 5], [5, 5]]
     with pytest.raises(FewlinesError, match="is not a schedule"):
         fewlines.load_schedule(calibration)
+    assert main([*export, "--tokens", files["tokens"]]) == 0  # measured there and then
+    found = fewlines.load_schedule(output)
+    assert (found.placement.victims == schedule.placement.victims).mean() > 0.9  # 16 bits apart
+    split = fewlines.cache("scheduled", lines=2, fold=True, split="mass")
+    with pytest.raises(FewlinesError, match="among layers and needs the calibration of all of"):
+        Schedule.by_layer(split, MODEL.shape.geometry, [])

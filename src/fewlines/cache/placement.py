@@ -109,7 +109,7 @@ class Cache:
         return name if self.budget is None else f"{name}-{self.budget.slug}"
 
     def place(self, geometry: Geometry) -> Placement:
-        """The slots of this cache for a model and an image size."""
+        """The slots of this cache for a model and an image size, remembered."""
         return _place(self, geometry)
 
     def victims(self, geometry: Geometry, room: Table) -> Table:
@@ -160,8 +160,8 @@ class Cache:
         return replace(self, calibration=Calibration.load(path))
 
 
-@lru_cache(maxsize=32)
-def _place(cache: Cache, geometry: Geometry) -> Placement:
+def make_placement(cache: Cache, geometry: Geometry) -> Placement:
+    """As `Cache.place`, made anew and not remembered, nor the calibration with it."""
     n = geometry.n_tokens
     shape = (geometry.layers, geometry.heads)
     capacity = np.full(shape, cache.tokens(geometry))
@@ -185,6 +185,9 @@ def _place(cache: Cache, geometry: Geometry) -> Placement:
     if isinstance(cache.policy, HindsightPolicy):
         return Placement(geometry, capacity, None, cache.fold, hindsight=cache.policy)
     return Placement(geometry, capacity, cache.victims(geometry, room), cache.fold)
+
+
+_place = lru_cache(maxsize=32)(make_placement)
 
 
 def cache(

@@ -3,14 +3,16 @@ kilobytes that lie beside the weights of a model that is served with it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fewlines.cache.calibration import Calibration
 from fewlines.cache.geometry import Geometry
-from fewlines.cache.placement import Cache, Placement
+from fewlines.cache.placement import Cache, Placement, make_placement
 from fewlines.cache.policy import NOBODY
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors, write_tensors
@@ -34,6 +36,23 @@ class Schedule:
         placement = cache.place(geometry)
         _ = placement.known_victims
         return cls(cache.slug, placement)
+
+    @classmethod
+    def by_layer(
+        cls, cache: Cache, geometry: Geometry, calibrations: Iterable[Calibration]
+    ) -> Schedule:
+        """The same by a calibration that comes one layer `(1, H, N, N)` after the other, since all
+        of it would not fit memory; raises if the budget is not the same in every layer."""
+        if cache.split != "uniform":
+            raise FewlinesError(
+                f"cache: {cache.slug} shares its budget among layers and needs the calibration of "
+                "all of them; write 'split: uniform', or --calibration"
+            )
+        one = replace(geometry, layers=1)
+        layers = [make_placement(replace(cache, calibration=each), one) for each in calibrations]
+        capacity = np.concatenate([layer.capacity for layer in layers])
+        victims = np.concatenate([layer.known_victims for layer in layers])
+        return cls(cache.slug, Placement(geometry, capacity, victims, layers[0].fold))
 
     def place(self, geometry: Geometry) -> Placement:
         """As `Cache.place`; raises for any other model or image size."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,7 +34,6 @@ class Recorder:
         return out
 
 
-@torch.inference_mode()
 def expected_attention(
     model: Transformer,
     labels: Tensor,
@@ -41,21 +41,39 @@ def expected_attention(
     batch: int,
     done: Callable[[int], object] = lambda images: None,
 ) -> Calibration:
-    """Mean attention over images `codes` `(n, N)`; the last token of an image never asks."""
-    geometry = model.shape.geometry
+    """Mean attention over images `codes` `(n, N)`; the last token of an image never asks. `done`
+    is told of every batch of every layer."""
+    layers = list(expected_by_layer(model, labels, codes, batch, done))
+    attention = np.concatenate([layer.attention for layer in layers])
+    return Calibration(attention, model.shape.grid, len(codes))
+
+
+def expected_by_layer(
+    model: Transformer,
+    labels: Tensor,
+    codes: Tensor,
+    batch: int,
+    done: Callable[[int], object] = lambda images: None,
+) -> Iterator[Calibration]:
+    """The same, one layer `(1, H, N, N)` after the other: on large grids all of them would not fit
+    memory. Of the images only what goes from layer to layer is held."""
+    geometry, device = model.shape.geometry, model.norm.weight.device
     n = geometry.n_tokens
-    sums = torch.zeros(geometry.layers, geometry.heads, n, n, dtype=torch.float64)
+    given = (part.to(device).split(batch) for part in (labels, codes.long()))
+    with torch.inference_mode():
+        states = [model.embed(rows, truth) for rows, truth in zip(*given, strict=True)]
+        rotation = model.rotations[: states[0].shape[1]]
+        for number, block in enumerate(model.layers):
+            sums = torch.zeros(1, geometry.heads, n, n, dtype=torch.float64)
 
-    def add(layer: int, weights: Tensor) -> None:
-        sums[layer, :, :-1, :-1] += weights.sum(0).cpu()
+            def add(layer: int, weights: Tensor, sums: Tensor = sums) -> None:
+                sums[0, :, :-1, :-1] += weights.sum(0).cpu()
 
-    device = model.norm.weight.device
-    parts = (x.to(device).split(batch) for x in (labels, codes.long()))
-    for rows, truth in zip(*parts, strict=True):
-        model.teacher_forced(rows, truth, Recorder(model, add))
-        done(len(rows))
-    mean = (sums / len(codes)).float().numpy()
-    return Calibration(mean, model.shape.grid, len(codes))
+            recorder = Recorder(model, add)
+            for index, x in enumerate(states):
+                states[index] = block(number, x, rotation, recorder)
+                done(len(x))
+            yield Calibration((sums / len(codes)).float().numpy(), model.shape.grid, len(codes))
 
 
 def attention_of(model: Transformer, labels: Tensor, codes: Tensor) -> list[Tensor]:

@@ -15,7 +15,7 @@ from fewlines.cache.calibration import Calibration
 from fewlines.cache.schedule import Schedule
 from fewlines.config import BASE, Experiment
 from fewlines.files import write_text
-from fewlines.measure.attention import expected_attention
+from fewlines.measure.attention import expected_attention, expected_by_layer
 from fewlines.measure.budgets import measure_curves, rooms_of
 from fewlines.measure.likelihood import measure_likelihood, named_interval
 from fewlines.models.checkpoint import load_network
@@ -33,12 +33,12 @@ def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> No
     tensors, _ = read_tokens(tokens, network.shape)
     count = config.calibration.images
     labels, codes = tensors["train_labels"][:count], tensors["train_codes"][:count]
-    bar = progress("calibrate", len(labels), "images")
+    geometry = network.shape.geometry
+    bar = progress("calibrate", len(labels) * geometry.layers, "layers of images")
     found = expected_attention(network, labels, codes, config.calibration.batch, bar.update)
     bar.close()
     after = slice(count, count + config.calibration.curve_images)
     labels, codes = tensors["train_labels"][after], tensors["train_codes"][after]
-    geometry = network.shape.geometry
     heads = (len(rooms_of(geometry)) - 1) * geometry.layers * geometry.heads
     bar = progress("what each head loses", heads, "rooms")
     curves = measure_curves(network, labels, codes, found, bar.update)
@@ -47,13 +47,32 @@ def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> No
 
 
 def export_schedule(
-    config: Experiment, model: Path, cache: str, output: Path, calibration: Path | None = None
+    config: Experiment,
+    model: Path,
+    cache: str,
+    output: Path,
+    calibration: Path | None = None,
+    tokens: Path | None = None,
 ) -> None:
     """What a cache decides for this model before the first token, in a few kilobytes: who serves
-    the model needs no calibration beside its weights, see `fewlines.load_schedule`."""
+    the model needs no calibration beside its weights, see `fewlines.load_schedule`. With `tokens`
+    in place of a calibration it is measured here, a layer at a time: for large grids, where all
+    layers would not fit memory."""
     network = load_network(model, Transformer)
-    limited = config.cache(cache).calibrated(calibration)
-    Schedule.of(limited, network.shape.geometry).save(output)
+    limited, geometry = config.cache(cache), network.shape.geometry
+    if tokens is None or not limited.needs_calibration:
+        schedule = Schedule.of(limited.calibrated(calibration), geometry)
+    else:
+        network.to(machine.device())
+        tensors, _ = read_tokens(tokens, network.shape)
+        first = slice(config.calibration.images)
+        labels, codes = tensors["train_labels"][first], tensors["train_codes"][first]
+        bar = progress("calibrate", len(labels) * geometry.layers, "layers of images")
+        batch = config.calibration.batch
+        layers = expected_by_layer(network, labels, codes, batch, bar.update)
+        schedule = Schedule.by_layer(limited, geometry, layers)
+        bar.close()
+    schedule.save(output)
 
 
 def calibration_curve(
