@@ -85,7 +85,8 @@ def _read(root: Path, side: int) -> ImageData:
     held, every, of = torch.tensor(test), torch.stack(images), torch.tensor(labels)
     train = every[~held]
     both = torch.cat([train, train.flip(-1)])
-    return ImageData(Split(both, of[~held].repeat(2)), Split(every[held], of[held]), classes)
+    mirrored = Split(both, of[~held].repeat(2))
+    return ImageData(mirrored.mixed(), Split(every[held], of[held]).mixed(), classes)
 
 
 def _usual(file: Path) -> bool:

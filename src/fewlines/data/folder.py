@@ -53,8 +53,8 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
     bar.close()
     held, labels = torch.tensor(test), torch.tensor([label for _, label in labelled])
     return ImageData(
-        Split(images[~held], labels[~held]),
-        Split(images[held], labels[held]),
+        Split(images[~held], labels[~held]).mixed(),
+        Split(images[held], labels[held]).mixed(),
         classes or ["image"],
     )
 

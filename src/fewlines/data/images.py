@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fewlines.errors import FewlinesError
@@ -25,6 +26,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def mixed(self) -> Split:
+        """In another order, always the same: of folders read class by class, as the first images
+        of a set stand for all of it wherever not all are needed."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        return Split(self.images[order], self.labels[order])
 
 
 def refuse_side(source: str, side: int | None) -> None:
