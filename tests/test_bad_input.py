@@ -92,6 +92,7 @@ CONFIGURATIONS = [
     ),
     ({"adaptation": {"step": 3, "models": ADAPTED}}, "adaptation.step: .*did you mean 'steps'"),
     ({"data": {"source": "mnist"}}, "data.source: unknown data source 'mnist'; there are"),
+    ({"adaptation": {"models": False}}, "adaptation.models: .*dictionary"),
     ({"precision": "fp16"}, "precision: .*'auto', 'float32' or 'bfloat16'"),
     ({"storage": "int8"}, "storage: .*'float32', 'float16' or 'bfloat16'"),
     ({"sampling": {"samples": 10}}, "kid_subset_size: must not exceed"),

@@ -18,7 +18,7 @@ Attention = npt.NDArray[np.float32]
 Offset = npt.NDArray[np.int64]
 
 
-def _apart(grid: tuple[int, int]) -> tuple[Offset, Offset]:
+def apart(grid: tuple[int, int]) -> tuple[Offset, Offset]:
     """How many lines a token lies above each query, and columns to its left, `(N, N)`."""
     line, column = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     return line[:, None] - line, column[:, None] - column
@@ -58,12 +58,12 @@ class Calibration:
     def by_offset(self) -> Calibration:
         """The same with every query and token that are as far apart, in lines and columns, given
         their mean: what is left when the place of the query is forgotten."""
-        return self._spread(self.grid, *_apart(self.grid))
+        return self._spread(self.grid, *apart(self.grid))
 
     def carried(self, grid: tuple[int, int], stretched: bool = False) -> Calibration:
         """For the model on another grid, by offsets alone: as many lines and columns apart, and
         nothing where this grid does not reach; or as far apart in the picture, `stretched`."""
-        up, left = _apart(grid)
+        up, left = apart(grid)
         if stretched:
             (height, width), (tall, wide) = self.grid, grid
             up = np.minimum(-(-up * height // tall), height - 1)
@@ -74,7 +74,7 @@ class Calibration:
         """Each query and token of a grid given the mean at `up`, `left` `(N, N)` of this one."""
         height, width = self.grid
         here = np.tri(height * width, dtype=bool)
-        lines, columns = _apart(self.grid)
+        lines, columns = apart(self.grid)
         cell = np.where(here, lines * (2 * width - 1) + columns + width - 1, 0)
         count = np.bincount(cell.ravel(), minlength=height * (2 * width - 1))
         means = [

@@ -49,7 +49,10 @@ class Schedule:
                 "all of them; write 'split: uniform', or --calibration"
             )
         one = replace(geometry, layers=1)
-        layers = [make_placement(replace(cache, calibration=each), one) for each in calibrations]
+        layers = []
+        for calibration in calibrations:
+            layers.append(make_placement(replace(cache, calibration=calibration), one))
+            _ = layers[-1].known_victims  # or it raises, before the other layers are measured
         capacity = np.concatenate([layer.capacity for layer in layers])
         victims = np.concatenate([layer.known_victims for layer in layers])
         return cls(cache.slug, Placement(geometry, capacity, victims, layers[0].fold))

@@ -188,7 +188,8 @@ class AdaptationSettings(Section):
     muon_rate: Rate = Field(0.01, description="peak learning rate of the blocks' matrices")
     adamw_rate: Rate = Field(2e-3, description="peak learning rate of everything else")
     models: Annotated[
-        dict[AdaptedName, AdaptedModel], BeforeValidator(lambda given: given or {})
+        dict[AdaptedName, AdaptedModel],
+        BeforeValidator(lambda given: {} if given is None else given),
     ] = Field(
         default_factory=dict,
         description="by name: base+steps, adapted, adapted:2lines …; null: none",

@@ -48,6 +48,7 @@ def expected_attention(
     return Calibration(attention, model.shape.grid, len(codes))
 
 
+@torch.inference_mode()  # while it runs, not while its caller has a layer in hand
 def expected_by_layer(
     model: Transformer,
     labels: Tensor,
@@ -60,20 +61,19 @@ def expected_by_layer(
     geometry, device = model.shape.geometry, model.norm.weight.device
     n = geometry.n_tokens
     given = (part.to(device).split(batch) for part in (labels, codes.long()))
-    with torch.inference_mode():
-        states = [model.embed(rows, truth) for rows, truth in zip(*given, strict=True)]
-        rotation = model.rotations[: states[0].shape[1]]
-        for number, block in enumerate(model.layers):
-            sums = torch.zeros(1, geometry.heads, n, n, dtype=torch.float64)
+    states = [model.embed(rows, truth) for rows, truth in zip(*given, strict=True)]
+    rotation = model.rotations[: states[0].shape[1]]
+    for number, block in enumerate(model.layers):
+        sums = torch.zeros(1, geometry.heads, n, n, dtype=torch.float64)
 
-            def add(layer: int, weights: Tensor, sums: Tensor = sums) -> None:
-                sums[0, :, :-1, :-1] += weights.sum(0).cpu()
+        def add(layer: int, weights: Tensor, sums: Tensor = sums) -> None:
+            sums[0, :, :-1, :-1] += weights.sum(0).cpu()
 
-            recorder = Recorder(model, add)
-            for index, x in enumerate(states):
-                states[index] = block(number, x, rotation, recorder)
-                done(len(x))
-            yield Calibration((sums / len(codes)).float().numpy(), model.shape.grid, len(codes))
+        recorder = Recorder(model, add)
+        for index, x in enumerate(states):
+            states[index] = block(number, x, rotation, recorder)
+            done(len(x))
+        yield Calibration((sums / len(codes)).float().numpy(), model.shape.grid, len(codes))
 
 
 def attention_of(model: Transformer, labels: Tensor, codes: Tensor) -> list[Tensor]:

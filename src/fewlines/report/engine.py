@@ -64,8 +64,8 @@ def _on_gpu(path: Path) -> list[str]:
     # A probe of a GPU may find its clock low: what reading takes is by the best of the run.
     best = table["bandwidth"].max()
     bound = table["linear_seconds"] + table["read_seconds"] * table["bandwidth"] / best
-    setting = table.groupby(["shape", "grid", "batch"], sort=False)
-    full = bound.groupby(setting.ngroup()).transform("first")
+    setting = [table[name] for name in ("shape", "grid", "batch")]
+    full = bound.groupby(setting).transform("first")  # lean full comes first
     shown = readable_table(table.assign(memory_saving=table["memory_saving_lean"]))
     shown["ms/image"] = (1e3 * table["seconds_per_image"]).map("{:.2f}".format)
     shown["decode peak GB"] = (1e-9 * table["peak_bytes"]).map("{:.2f}".format)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from fewlines.cache.calibration import Calibration
+from fewlines.cache.calibration import Calibration, apart
 from fewlines.cache.placement import Placement
 from fewlines.report.figures import STYLE, save
 
@@ -20,15 +20,13 @@ UP, LEFT = 5, 6  # lines and columns that are shown
 def attention_by_offset(calibration: Calibration) -> npt.NDArray[np.float64]:
     """Mean attention `(L, H, UP + 1, 2·LEFT + 1)` to a token so many lines up and columns to the
     left or right, over the queries that have such a token."""
-    height, width = calibration.grid
-    line, column = np.divmod(np.arange(height * width - 1), width)  # the last token never asks
-    up, right = line[:, None] - line, column - column[:, None]  # (q, k)
-    shown = (up >= 0) & (up <= UP) & (abs(right) <= LEFT) & np.tri(len(line), dtype=bool)
-    cell = (up * (2 * LEFT + 1) + right + LEFT)[shown]
+    up, left = (offset[:-1, :-1] for offset in apart(calibration.grid))  # the last never asks
+    shown = (up >= 0) & (up <= UP) & (abs(left) <= LEFT) & np.tri(len(up), dtype=bool)
+    cell = (up * (2 * LEFT + 1) - left + LEFT)[shown]
     cells = (UP + 1) * (2 * LEFT + 1)
     count = np.bincount(cell, minlength=cells).clip(1)
     layers, heads = calibration.attention.shape[:2]
-    asked = calibration.attention[:, :, : len(line), : len(line)][:, :, shown]
+    asked = calibration.attention[:, :, :-1, :-1][:, :, shown]
     sums = [np.bincount(cell, head, minlength=cells) for head in asked.reshape(-1, len(cell))]
     means: npt.NDArray[np.float64] = np.stack(sums) / count
     return means.reshape(layers, heads, UP + 1, 2 * LEFT + 1)
