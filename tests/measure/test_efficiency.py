@@ -31,7 +31,7 @@ LINEAR = {"policy": "linear", "budget": {"lines": 2}}
 
 def settings(**run):
     run = {"grids": [6], "batches": [2], "caches": [FEW], **run}
-    return settings_of(EfficiencySettings(repeats=1, limit_seconds=100, runs=[run]), threads=2)
+    return settings_of(EfficiencySettings(repeats=1, limit_seconds=100, runs=[run]), threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -68,12 +68,18 @@ def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     )
 
 
+def _embedding(rows: int, dim: int) -> nn.Embedding:
+    """To be filled by `initialise` or from a file: torch's own normal numbers are drawn in vain, and
+    on the meta device they cost every process seconds of imports."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, dim), freeze=False)
+
+
 class LabelEmbedder(nn.Module):
     """A row for each class, and one for none."""
 
     def __init__(self, classes: int, dim: int) -> None:
         super().__init__()
-        self.embedding_table = nn.Embedding(classes + 1, dim)
+        self.embedding_table = _embedding(classes + 1, dim)
 
 
 class Attention(nn.Module):
@@ -137,11 +143,12 @@ class Transformer(nn.Module):
         super().__init__()
         self.shape = shape
         self.cls_embedding = LabelEmbedder(shape.classes, shape.dim)
-        self.tok_embeddings = nn.Embedding(shape.codes, shape.dim)
+        self.tok_embeddings = _embedding(shape.codes, shape.dim)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
         self.output = nn.Linear(shape.dim, shape.codes, bias=False)
-        self.register_buffer("rotations", rope_2d(shape), persistent=False)
+        with torch.device("cpu"):  # also where the weights lie on meta, whose sines are slow to import
+            self.register_buffer("rotations", rope_2d(shape), persistent=False)
         if shape.registers:
             self.registers = nn.Parameter(torch.zeros(shape.registers, shape.dim))
 
