@@ -46,7 +46,7 @@ class SlowAttention:
 
     def one_head(self, layer, head, q, k, v):
         geometry, scoring = self.placement.geometry, self.placement.scoring
-        P, out = geometry.prefix, torch.empty_like(q)
+        P, out, kv = geometry.prefix, torch.empty_like(q), torch.stack([k, v])
         room = int(self.placement.capacity[layer, head]) - self.placement.fold
         resident: list[int] = []
         folded: list[int] = []
@@ -70,15 +70,13 @@ class SlowAttention:
                     resident.remove(victim)
                     folded.append(victim)
                 resident.append(step)
-            rows = [*range(min(position + 1, P)), *(P + token for token in resident)]
-            keys, values = k[rows], v[rows]
-            bias = torch.zeros(len(rows), dtype=q.dtype)
+            rows = torch.tensor([*range(min(position + 1, P)), *(P + token for token in resident)])
+            held, bias = kv[:, rows], torch.zeros(len(rows), dtype=q.dtype)  # (2, C, D)
             if folded and self.placement.fold:
-                gone = [P + token for token in folded]
-                keys, values = (
-                    torch.cat([kept, x[gone].mean(0, True)]) for kept, x in ((keys, k), (values, v))
-                )
+                gone = kv[:, torch.tensor(folded) + P]
+                held = torch.cat([held, gone.mean(1, keepdim=True)], 1)
                 bias = torch.cat([bias, torch.tensor([math.log(len(folded))], dtype=q.dtype)])
+            keys, values = held
             weights = (q[:, position] @ keys.T / q.shape[-1] ** 0.5 + bias).softmax(-1)
             out[:, position] = weights @ values
             probabilities[position, rows] = weights[:, : len(rows)].mean(0).float()
@@ -125,7 +123,7 @@ def name(value: object) -> str:
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_decoding_and_the_parallel_forward_agree_with_the_slow_model(cache, kv_heads):
     model = tiny_transformer(kv_heads=kv_heads)
-    labels, codes = images(model)
+    labels, codes = images(model, batch=2)
     geometry = model.shape.geometry
     placement = calibrated(cache, geometry).place(geometry)
     slow = model.teacher_forced(labels, codes, SlowAttention(placement))

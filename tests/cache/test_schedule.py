@@ -75,6 +75,8 @@ def test_the_command_writes_what_load_schedule_reads(tiny_files, capsys):
     assert schedule.place(MODEL.shape.geometry).capacity.tolist() == [[5, 5], [5, 5]]
     with pytest.raises(FewlinesError, match="is not a schedule"):
         fewlines.load_schedule(calibration)
+    assert main([*export, "--calibration", calibration, "--tokens", files["tokens"]]) == 2
+    assert "give one of the two" in capsys.readouterr().err
     assert main([*export, "--tokens", files["tokens"]]) == 0  # measured there and then
     found = fewlines.load_schedule(output)
     assert (found.placement.victims == schedule.placement.victims).mean() > 0.9  # 16 bits apart

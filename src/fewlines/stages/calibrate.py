@@ -14,6 +14,7 @@ from fewlines import machine
 from fewlines.cache.calibration import Calibration
 from fewlines.cache.schedule import Schedule
 from fewlines.config import BASE, Experiment
+from fewlines.errors import FewlinesError
 from fewlines.files import write_text
 from fewlines.measure.attention import expected_attention, expected_by_layer
 from fewlines.measure.budgets import measure_curves, rooms_of
@@ -58,6 +59,10 @@ def export_schedule(
     the model needs no calibration beside its weights, see `fewlines.load_schedule`. With `tokens`
     in place of a calibration it is measured here, a layer at a time: for large grids, where all
     layers would not fit memory."""
+    if calibration and tokens:
+        raise FewlinesError(
+            "--calibration is measured already, --tokens measures anew; give one of the two"
+        )
     network = load_network(model, Transformer)
     limited, geometry = config.cache(cache), network.shape.geometry
     if tokens is None or not limited.needs_calibration:
