@@ -66,11 +66,11 @@ clipart: $(READY)  ## the whole chain on colour clip art; the better part of an 
 	$(BIN)/snakemake --configfile experiments/clipart.yaml
 	$(BIN)/fewlines publish-table --table results/clipart/tables/cache.csv --name clipart --reference results/reference --documents docs
 
-test: lint  ## the whole suite, three files at a time
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test: lint  ## the whole suite, two files at a time
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 coverage: $(READY)  ## the same, and how much of the code it runs; a quarter slower
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report term
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term
 
 lint: $(READY)  ## style, types, layers, workflow
 	$(BIN)/ruff check .

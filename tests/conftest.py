@@ -16,8 +16,6 @@ import pytest
 import torch
 from filelock import FileLock
 
-if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
-    os.nice(10)  # the whole chain, which the first worker runs, takes longest: it goes first
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernels are run by the processor, very slowly
 
