@@ -30,7 +30,6 @@ from fewlines.models.transformer import Transformer, TransformerShape
 from toy_chain import run_to_the_end
 
 GRID = (4, 5)
-torch.set_num_threads(1)  # tensors this small are slower on more
 
 
 def tiny_transformer(dtype: torch.dtype = torch.float32, kv_heads: int = 2) -> Transformer:
@@ -59,6 +58,12 @@ def step_by_step(model: Transformer, labels, codes, attend) -> torch.Tensor:
         attend.turn(step)
         logits.append(model(model.embed_codes(codes[:, step : step + 1]), step + 1, attend))
     return torch.cat(logits, 1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tensors this small are slower on more, and a command that a test runs takes all cores."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

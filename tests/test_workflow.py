@@ -13,11 +13,12 @@ import torch
 import yaml
 
 from conftest import planned
+from fewlines.cli import main
 from fewlines.config import validate_experiment
 from fewlines.files import read_json
 from fewlines.stages.networks import train_tokenizer
 from fewlines.stages.report import publish, publish_table
-from toy_chain import BIN, REPOSITORY, SNAKEMAKE, TOY, snakemake
+from toy_chain import REPOSITORY, SNAKEMAKE, TOY, snakemake
 
 CACHE_COLUMNS = [
     "model", "policy", "budget", "capacity", "n_tokens", "samples", "seeds",
@@ -187,13 +188,11 @@ def test_a_finished_run_is_published_into_every_page(run, tmp_path):
     assert "From a base trained four times as long" in (tmp_path / "docs/adapting.md").read_text()
 
 
-def test_publishing_a_run_that_is_not_finished_is_refused(run, tmp_path):
-    command = [str(BIN / "fewlines"), "publish", "--run", str(tmp_path), "--reference"]
-    command += [str(tmp_path / "reference"), "--readme", str(REPOSITORY / "README.md")]
-    command += ["--documents", str(REPOSITORY / "docs")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "provenance.json is missing; finish the run" in done.stderr
+def test_publishing_a_run_that_is_not_finished_is_refused(tmp_path, capsys):
+    command = ["publish", "--run", str(tmp_path), "--reference", str(tmp_path / "reference")]
+    command += ["--readme", str(REPOSITORY / "README.md"), "--documents", str(REPOSITORY / "docs")]
+    assert main(command) == 2
+    assert "provenance.json is missing; finish the run" in capsys.readouterr().err
 
 
 def test_the_snakemake_report_is_described(folder):
