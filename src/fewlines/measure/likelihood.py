@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -132,25 +132,28 @@ class Agreement:
 
 @torch.inference_mode()
 def storage_agreement(
-    model: Transformer, labels: Tensor, codes: Tensor, storage: torch.dtype
-) -> Agreement:
-    """Teacher-forced on codes `(n, N)`, and drawing an image of each label greedily."""
+    model: Transformer, labels: Tensor, codes: Tensor, storages: Sequence[torch.dtype]
+) -> list[Agreement]:
+    """Of each storage with float32: teacher-forced on codes `(n, N)`, and drawing an image of each
+    label greedily."""
     full = make_cache("full")
     placement, device = full.place(model.shape.geometry), model.norm.weight.device
     labels, truth = labels.to(device), codes.long().to(device)
     ready = prepare(model, torch.float32, len(labels))
     middle = torch.full(truth.shape, 0.5, dtype=torch.float64, device=device)
-    nll, drawn = [], []
-    for kept in (torch.float32, storage):
-        logits = step_by_step(model, labels, truth, placement, kept)
-        nll.append(_nll(logits.float().log_softmax(-1), truth))
-        drawn.append(decode(ready, labels, middle, full, Sampler(top_k=1), storage=kept))
-    equal = drawn[0] == drawn[1]
-    return Agreement(
-        nll[1] - nll[0],
-        equal.float().mean().item(),
-        equal.cumprod(-1).float().mean().item(),
-    )
+
+    def run(storage: torch.dtype) -> tuple[Tensor, Tensor]:
+        logits = step_by_step(model, labels, truth, placement, storage)
+        drawn = decode(ready, labels, middle, full, Sampler(top_k=1), storage=storage)
+        return _nll(logits.float().log_softmax(-1), truth), drawn
+
+    nll, drawn = run(torch.float32)
+    found = []
+    for stored_nll, stored in map(run, storages):
+        equal = stored == drawn
+        agreeing = (equal.float().mean().item(), equal.cumprod(-1).float().mean().item())
+        found.append(Agreement(stored_nll - nll, *agreeing))
+    return found
 
 
 def _nll(log_probabilities: Tensor, codes: Tensor) -> Tensor:

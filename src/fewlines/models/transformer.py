@@ -69,9 +69,9 @@ def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _embedding(rows: int, dim: int) -> nn.Embedding:
-    """To be filled by `initialise` or from a file: torch's own normal numbers are drawn in vain, and
-    on the meta device they cost every process seconds of imports."""
-    return nn.Embedding.from_pretrained(torch.empty(rows, dim), freeze=False)
+    """To be filled by `initialise` or from a file: torch's own numbers would be drawn in vain, and
+    on the meta device they cost a process seconds of imports."""
+    return nn.Embedding(rows, dim, _weight=torch.empty(rows, dim))
 
 
 class LabelEmbedder(nn.Module):
@@ -147,7 +147,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
         self.output = nn.Linear(shape.dim, shape.codes, bias=False)
-        with torch.device("cpu"):  # also where the weights lie on meta, whose sines are slow to import
+        with torch.device("cpu"):  # meta's operators cost the same seconds
             self.register_buffer("rotations", rope_2d(shape), persistent=False)
         if shape.registers:
             self.registers = nn.Parameter(torch.zeros(shape.registers, shape.dim))
