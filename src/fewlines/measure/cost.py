@@ -76,9 +76,10 @@ def measure_cost(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # a worker starts in no time
     workers = []
+    rows: list[dict[str, Any]] = []
     bar = progress("cost", len(configurations) * (repeats + 1), "decodes")
     try:
-        for configuration in configurations:
+        for configuration in configurations:  # each warms up alone: their threads would spin
             ours, theirs = context.Pipe()
             process = context.Process(
                 target=_work, args=(theirs, configuration, workload), daemon=True
@@ -86,10 +87,8 @@ def measure_cost(
             process.start()
             theirs.close()
             workers.append((process, ours))
-        rows: list[dict[str, Any]] = []
-        for worker, configuration in zip(workers, configurations, strict=True):
             row: dict[str, Any] = {"name": configuration.name, "engine": configuration.engine}
-            answer = _ask(*worker, "memory", configuration)
+            answer = _ask(process, ours, "memory", configuration)
             row |= {"outcome": answer} if answer == OUT_OF_MEMORY else {"outcome": OK, **answer}
             rows.append({**row, "seconds": []})
             bar.update()
