@@ -69,9 +69,10 @@ def causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _embedding(rows: int, dim: int) -> nn.Embedding:
-    """To be filled by `initialise` or from a file: torch's own numbers would be drawn in vain, and
+    """Zeros, until `initialise` or a file fills it: torch's own numbers would be drawn in vain, and
     on the meta device they cost a process seconds of imports."""
-    return nn.Embedding(rows, dim, _weight=torch.empty(rows, dim))
+    table: nn.Embedding = nn.Embedding.from_pretrained(torch.zeros(rows, dim), freeze=False)
+    return table
 
 
 class LabelEmbedder(nn.Module):
