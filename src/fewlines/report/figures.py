@@ -137,12 +137,14 @@ def draw_budgets(table: pd.DataFrame, path: Path) -> None:
     for policy in ("lines", "streaming", "linear", "scheduled", "scheduled+fold"):
         _curve(axis, base[base["policy"] == policy], "nll_delta", label=policy)
     most = adapted[adapted["extra_steps"] == adapted["extra_steps"].max()]
-    for policy, trained_for, text, style in (
-        ("scheduled+fold", "several", "one set of weights", "--"),
-        ("scheduled+fold", "this", "weights for each budget", "-"),
-        ("scheduled+fold+budgets", "this", "and for each head's share", ":"),
+    taught = _adapted(table, taught=True)
+    for models, policy, trained_for, text, style in (
+        (most, "scheduled+fold", "several", "one set of weights", "--"),
+        (most, "scheduled+fold", "this", "weights for each budget", "-"),
+        (most, "scheduled+fold+budgets", "this", "and for each head's share", ":"),
+        (taught, "scheduled+fold+budgets", "this", "and taught by the base model", "-."),
     ):
-        rows = most[(most["trained_for"] == trained_for) & (most["policy"] == policy)]
+        rows = models[(models["trained_for"] == trained_for) & (models["policy"] == policy)]
         label = f"scheduled+fold, adapted: {text}"
         _curve(axis, rows, "steps_delta", label=label, color="black", lw=2, ls=style)
     tokens = int(table["n_tokens"].iloc[0])
@@ -153,7 +155,7 @@ def draw_budgets(table: pd.DataFrame, path: Path) -> None:
         _draw_stages(axes[0, 1], rows, base)
     names = ["model", "policy", "budget", "capacity", "extra_steps", "trained_for"]
     names += [f"{delta}{end}" for delta in ("nll", "steps") for end in DELTAS]
-    save(figure, path, pd.concat([base, adapted]).reindex(columns=names))
+    save(figure, path, pd.concat([base, adapted, taught]).reindex(columns=names))
 
 
 def _stages(rows: pd.DataFrame) -> int:
@@ -179,11 +181,13 @@ def _draw_stages(axis: plt.Axes, rows: pd.DataFrame, base: pd.DataFrame) -> None
     axis.legend(fontsize=8)
 
 
-def _adapted(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of models that go on from the base model, trained as a whole, by likelihood alone."""
+def _adapted(table: pd.DataFrame, taught: bool = False) -> pd.DataFrame:
+    """Rows of models that go on from the base model, trained as a whole, by likelihood alone or
+    else `taught`."""
     if "steps_delta" not in table:
         return table.iloc[:0].assign(trained_for="", steps_delta=0.0, extra_steps=0)
-    plain = (table["trained"] == "all") & (table["distil"] == 0) & (table["registers"] == 0)
+    plain = (table["trained"] == "all") & ((table["distil"] > 0) == taught)
+    plain &= table["registers"] == 0
     plain &= (table["lora_rank"] == 0) & (table["start"] == "base")
     adapted: pd.DataFrame = table[plain & ~table["model"].str.startswith(STEPS)]
     return adapted
