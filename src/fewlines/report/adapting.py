@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fewlines.config import BASE, STEPS
+from fewlines.report.readable import with_interval
 from fewlines.report.tables import whole_images
 
 ELSEWHERE = {  # other experiments of the same kind, and what they are
@@ -121,10 +122,7 @@ def _training_cost(table: pd.DataFrame) -> list[str]:
             "cache": table["policy"],
             "budget": table["budget"],
             "seconds of a step": table["seconds_per_step"].map("{:.3f}".format),
-            "speed-up": [
-                f"{row['speedup']:.2f} ({row['speedup_low']:.2f} … {row['speedup_high']:.2f})"
-                for row in table.to_dict("records")
-            ],
+            "speed-up": [with_interval(row, "speedup", ".2f") for row in table.to_dict("records")],
         }
     )
     first = table.iloc[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from fewlines.config import BASE
+from fewlines.report.readable import with_interval
 from fewlines.report.results import Results
 
 
@@ -22,17 +23,17 @@ def claim(results: Results, table: pd.DataFrame, paper: pd.DataFrame) -> str:
         f"{ours['peak_memory_ratio']:.1f} times less memory and {ours['time_ratio']:.2f} times "
         f"less time than the best full cache. FID is {row['fid_mean']:.2f} against "
         f"{full['fid_mean']:.2f} (± {full['fid_sd']:.2f} over seeds), and held-out images cost "
-        f"{row['nll_delta']:+.4f} nats/token ({row['nll_delta_low']:+.4f} … "
-        f"{row['nll_delta_high']:+.4f})."
+        f"{with_interval(row, 'nll_delta', '+.4f')} nats/token."
     )
     if "trained_for" not in table:
         return text
-    adapted = table[(table["trained_for"] == "this") & (table["policy"] != "full")]
+    shown = (table["trained_for"] == "this") & (table["policy"] != "full")
+    adapted = table[shown & table["fid_mean"].notna()]  # whose images were looked at
     if len(adapted) == 0:
         return text
     best = adapted.sort_values("steps_delta").iloc[0]
     return (
         f"{text} A model adapted to its cache, {best['policy']} at {best['budget']}, is "
-        f"{best['steps_delta']:+.4f} nats/token ({best['steps_delta_low']:+.4f} … "
-        f"{best['steps_delta_high']:+.4f}) from a full cache after as many steps of training."
+        f"{with_interval(best, 'steps_delta', '+.4f')} nats/token from a full cache after as many "
+        "steps of training."
     )

@@ -16,6 +16,7 @@ from fewlines.files import read_json
 from fewlines.report.adapting import ELSEWHERE
 from fewlines.report.figures import STYLE, save
 from fewlines.report.provenance import origin
+from fewlines.report.readable import with_interval
 from fewlines.report.tables import whole_images
 
 RIVAL = "linear"
@@ -107,10 +108,7 @@ def _times(path: Path) -> list[str]:
     readable = pd.DataFrame(
         {
             "policy": table["policy"],
-            f"× {plain}": [
-                f"{row['ratio']:.3f} ({row['ratio_low']:.3f} … {row['ratio_high']:.3f})"
-                for row in table.to_dict("records")
-            ],
+            f"× {plain}": [with_interval(row, "ratio", ".3f") for row in table.to_dict("records")],
         }
     )
     return [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -52,7 +54,9 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
         ("behind the one before (95%)", "behind"),
     ):
         if f"{source}_low" in table:
-            columns[title] = _with_interval(table, source, digits)
+            columns[title] = [
+                with_interval(row, source, f"+.{digits}f") for row in table.to_dict("records")
+            ]
     column("KL", "kl", "{:.4f}")
     if "fid_sd" in table:
         columns["FID"] = [
@@ -83,10 +87,7 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _with_interval(table: pd.DataFrame, column: str, digits: int) -> list[str]:
-    """A difference and the ends of its interval; nothing where it was not measured."""
-    ends = table[[column, f"{column}_low", f"{column}_high"]]
-    return [
-        "" if pd.isna(delta) else f"{delta:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
-        for delta, low, high in ends.itertuples(index=False)
-    ]
+def with_interval(row: Mapping[Any, Any] | pd.Series[Any], column: str, form: str) -> str:
+    """`value (low … high)` of a column; nothing where it was not measured."""
+    value, low, high = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
+    return "" if pd.isna(value) else f"{value:{form}} ({low:{form}} … {high:{form}})"
