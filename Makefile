@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick bench gpu policies ablations variants longer finer carried ten-thousand clipart test coverage lint clean
+.PHONY: reproduce quick bench gpu policies ablations variants longer finer carried ten-thousand clipart test lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -66,10 +66,7 @@ clipart: $(READY)  ## the whole chain on colour clip art; the better part of an 
 	$(BIN)/snakemake --configfile experiments/clipart.yaml
 	$(BIN)/fewlines publish-table --table results/clipart/tables/cache.csv --name clipart --reference results/reference --documents docs
 
-test: lint  ## the whole suite, two files at a time
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
-
-coverage: $(READY)  ## the same, and how much of the code it runs; a quarter slower
+test: lint  ## the whole suite, two files at a time, and how much of the code it runs
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term
 
 lint: $(READY)  ## style, types, layers, workflow
