@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick bench gpu policies ablations variants longer finer carried ten-thousand clipart test lint clean
+.PHONY: reproduce quick bench gpu policies ablations variants longer finer carried ten-thousand clipart test kills lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -68,6 +68,9 @@ clipart: $(READY)  ## the whole chain on colour clip art; the better part of an 
 
 test: lint  ## the whole suite, two files at a time, and how much of the code it runs
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term
+
+kills: $(READY)  ## `make quick` undisturbed and killed at random: the same tables; a quarter of an hour
+	$(BIN)/python tests/killed_quick.py
 
 lint: $(READY)  ## style, types, layers, workflow
 	$(BIN)/ruff check .

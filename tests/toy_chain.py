@@ -1,4 +1,4 @@
-"""The toy experiment, run from images to report while its processes are killed at random."""
+"""A whole experiment, run from images to report while its processes are killed at random."""
 
 from __future__ import annotations
 
@@ -18,38 +18,55 @@ SNAKEMAKE = [str(BIN / "snakemake"), "--max-threads", "1"]  # toys are no faster
 KILLS, OF_ALL = 20, (4, 13)  # which of them take Snakemake with everything below it
 
 
-def snakemake(folder: Path, *arguments: str, config: Path = TOY) -> str:
+def snakemake(folder: Path, *arguments: str, config: Path = TOY, limit: float = 400) -> str:
     """Run Snakemake in a folder that sees the repository's workflow; returns what it printed."""
     command = [*SNAKEMAKE, *arguments, "--configfile", str(config)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=limit)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     return output
 
 
-def run_to_the_end(folder: Path) -> None:
-    """Make the folder, and everything in it; `killed` lists the commands of the victims."""
+def make_folder(folder: Path) -> None:
+    """One that sees the repository's workflow and has results of its own."""
     folder.mkdir()
     for name in ("Snakefile", "workflow", "profiles", "config.yaml"):
         (folder / name).symlink_to(REPOSITORY / name)
+
+
+def run_to_the_end(folder: Path, config: Path = TOY, pause: float = 2, limit: float = 400) -> None:
+    """Make the folder, and everything in it; `killed` lists the commands of the victims.
+
+    Args:
+        pause: seconds between two kills, at most.
+        limit: seconds that Snakemake may take.
+    """
+    make_folder(folder)
     random = np.random.default_rng(0)
     killed: list[str] = []
     while len(killed) < KILLS:
-        run_under_fire(folder, random, killed)
+        run_under_fire(folder, random, killed, config, pause, limit)
         if killed[-1] == "snakemake":
-            snakemake(folder, "--unlock")
+            snakemake(folder, "--unlock", config=config)
     (folder / "killed").write_text("\n".join(killed))
 
 
-def run_under_fire(folder: Path, random: np.random.Generator, killed: list[str]) -> None:
+def run_under_fire(
+    folder: Path,
+    random: np.random.Generator,
+    killed: list[str],
+    config: Path,
+    pause: float,
+    limit: float,
+) -> None:
     """Run Snakemake until it ends or is killed; `killed` grows by the commands of the victims. No
     stage is killed twice: it is tried again once."""
-    command, nowhere = [*SNAKEMAKE, "--configfile", str(TOY)], subprocess.DEVNULL
+    command, nowhere = [*SNAKEMAKE, "--configfile", str(config)], subprocess.DEVNULL
     process = psutil.Popen(command, cwd=folder, stdout=nowhere, stderr=nowhere)
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + limit
     while process.poll() is None:
         assert time.monotonic() < deadline, "Snakemake did not end"
-        time.sleep(random.uniform(0, 2))
+        time.sleep(random.uniform(0, pause))
         below = process.children(recursive=True) if len(killed) < KILLS else []
         stages = {" ".join(command_of(child)[1:]): child for child in below}
         stages = {text: child for text, child in stages.items() if "bin/fewlines" in text}
