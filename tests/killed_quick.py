@@ -14,7 +14,8 @@ from toy_chain import KILLS, REPOSITORY, make_folder, run_to_the_end, snakemake
 QUICK = REPOSITORY / "experiments" / "quick.yaml"
 LIMIT = 1800  # seconds that the chain may take
 PAUSE = 15  # seconds between two kills, at most: stages take longer than those of toys
-MEASURED = "seconds|_bytes|speedup|time_ratio|memory_ratio|memory_saving"  # columns of times and memory, kv_bytes apart
+# Columns of times and memory, kv_bytes apart.
+MEASURED = "seconds|_bytes|speedup|time_ratio|memory_ratio|memory_saving"
 TABLES = ("cache", "ranks", "paper", "floors", "storage")
 
 
