@@ -124,7 +124,8 @@ def calibrated(cache: Cache, geometry: Geometry) -> Cache:
     random = np.random.default_rng(0)
     attention = np.tril(random.random((*heads, n, n), np.float32))
     loss = np.append(-np.sort(-random.random((*heads, 3))), np.zeros((*heads, 1)), axis=-1)
-    curves = Curves(np.array([2, 4, 9, n]), loss)
+    more = {count: loss * random.uniform(0, 1, (*heads, 1)) for count in (2, 4)}
+    curves = Curves(np.array([2, 4, 9, n]), loss, more)
     return replace(cache, calibration=Calibration(attention, geometry.grid, 1, curves))
 
 
@@ -145,6 +146,7 @@ CACHES = (
             ("scheduled", False, "mass"),
             ("scheduled", True, "mass"),
             ("scheduled", True, "calibrated"),
+            ("scheduled", True, "summaries"),
             ("corrected", True, "calibrated"),
         )
     ]

@@ -68,6 +68,10 @@ CONFIGURATIONS = [
     ),
     ({"caches": [FULL, {**LINES, "split": "mass"}]}, "lines has no schedule to weigh heads by"),
     ({"caches": [FULL, {**LINES, "split": "calibrated"}]}, "measured with the schedule's victims"),
+    (
+        {"caches": [FULL, {**LINES, "policy": "corrected", "fold": True, "split": "summaries"}]},
+        "corrected has one summary in each head; write 'split: calibrated'",
+    ),
     ({"caches": [FULL, {**LINES, "split": "even"}]}, "caches.1.split: .*'uniform', 'calibrated'"),
     (
         {"caches": [FULL, {**LINES, "measure": "fid"}]},

@@ -26,6 +26,31 @@ def test_a_stage_runs_by_hand(tiny_files):
     assert found["nll_delta_low"] <= found["nll_delta"] <= found["nll_delta_high"]
 
 
+def test_heads_with_several_summaries_are_calibrated_for_and_drawn_with(tiny_files, capsys):
+    text = (
+        (tiny_files / "config")
+        .read_text()
+        .replace(
+            "paper:",
+            "  - {policy: scheduled, budget: {lines: 2}, fold: true, split: summaries}\npaper:",
+        )
+    )
+    (tiny_files / "config").write_text(text)
+    common = [f"--config={tiny_files / 'config'}", f"--model={tiny_files / 'model'}"]
+    tokens = f"--tokens={tiny_files / 'tokens'}"
+    paths = [tiny_files / name for name in ("once", "more", "likelihood", "drawn")]
+    calibrations = [f"--calibration={path}" for path in paths[:2]]
+    outputs = [f"--output={path}" for path in paths]
+    cache = "--cache=scheduled+fold+summaries-2lines"
+    assert main(["calibrate", *common, tokens, outputs[0]]) == 0
+    assert main(["measure-likelihood", *common, tokens, calibrations[0], cache, outputs[2]]) == 2
+    assert "run 'fewlines calibrate-summaries'" in capsys.readouterr().err
+    assert main(["calibrate-summaries", *common, tokens, calibrations[0], outputs[1]]) == 0
+    assert main(["measure-likelihood", *common, tokens, calibrations[1], cache, outputs[2]]) == 0
+    assert read_json(paths[2])["nll_delta"] != 0
+    assert main(["generate", *common, calibrations[1], cache, "--shard=0", outputs[3]]) == 0
+
+
 def test_tasks_complete_images_and_draw_without_a_class(tiny_files):
     """What is given stays, what is not is drawn; nats of a completion are of the rest alone."""
     given = [f"--{name}={tiny_files / name}" for name in ("config", "model", "tokens")]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fewlines
-from conftest import GRID, tiny_transformer
+from conftest import GRID, images, tiny_transformer
 from fewlines.cache.calibration import Calibration, Curves
 from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Placement, make_policy
@@ -21,7 +21,7 @@ from fewlines.cli import main
 from fewlines.errors import FewlinesError
 from fewlines.files import write_tensors
 from fewlines.measure.attention import expected_attention
-from fewlines.measure.budgets import measure_curves, rooms_of
+from fewlines.measure.budgets import SUMMARIES, measure_curves, measure_summaries, rooms_of
 from fewlines.models.checkpoint import save_network
 
 N = GRID[0] * GRID[1]
@@ -130,6 +130,48 @@ def test_calibrated_budgets_go_to_the_heads_that_lose_most():
     assert placement.room.tolist() == [[3, 13]]  # at three it has lost almost all it can
     with pytest.raises(FewlinesError, match="with the schedule's victims folded"):
         fewlines.cache("scheduled", tokens=9, split="calibrated")
+
+
+def test_a_head_has_several_summaries_where_they_lose_less_than_as_many_tokens():
+    n = 20
+    attention = np.tril(np.ones((1, 2, n, n), np.float32))
+    alike = np.array([[[1.0, 0.5, 0.25, 0], [1.0, 0.5, 0.25, 0]]])
+    few = np.array([[[0.9, 0.001, 0.001, 0], [1.0, 0.6, 0.3, 0]]])  # with four summaries
+    curves = Curves(np.array([2, 4, 8, n]), alike, {4: few})
+    geometry = Geometry((2, n // 2), prefix=1, layers=1, heads=2)
+    calibration = Calibration(attention, geometry.grid, 1, curves)
+    cache = fewlines.cache("scheduled", tokens=9, fold=True, split="summaries")
+    plain = replace(cache, calibration=replace(calibration, curves=replace(curves, of_more={})))
+    with pytest.raises(FewlinesError, match="run 'fewlines calibrate-summaries'"):
+        plain.place(geometry)
+    placement = replace(cache, calibration=calibration).place(geometry)
+    assert placement.summaries.tolist() == [[4, 1]]
+    assert placement.capacity.sum() == 2 * 9  # summaries and all
+    assert placement.room[0, 0] >= 2
+
+
+@pytest.mark.parametrize("count", SUMMARIES)
+def test_curves_of_several_summaries_are_what_such_a_head_loses(model, count):
+    geometry = model.shape.geometry
+    shape, n = (geometry.layers, geometry.heads), geometry.n_tokens
+    labels, codes = images(model, 4)
+    found = expected_attention(model, labels, codes, batch=2)
+    with pytest.raises(FewlinesError, match="does not say what each head loses"):
+        measure_summaries(model, labels, codes, found)
+    plain = measure_curves(model, labels, codes, found)
+    curves = measure_summaries(model, labels, codes, replace(found, curves=plain))
+    room = int(curves.rooms[2])
+    schedule = make_policy("scheduled", {}).victims(geometry, np.full(shape, room), found)
+    victims = np.full_like(schedule, NOBODY)
+    capacity, several = np.full(shape, n + 1), np.ones(shape, int)
+    capacity[1, 0], victims[1, 0], several[1, 0] = room + count, schedule[1, 0], count
+    limits = TeacherForced(Placement(geometry, capacity, victims, True, several=several))
+    full, under = (
+        model.teacher_forced(labels, codes, *attend).log_softmax(-1) for attend in ((), (limits,))
+    )
+    loss = (full.exp() * (full - under)).sum(-1).mean().item()
+    assert curves.of_more[count][1, 0, 2] == pytest.approx(loss, rel=1e-3, abs=1e-6)
+    np.testing.assert_array_equal(curves.loss, plain.loss)
 
 
 def test_curves_fall_to_nothing_where_nothing_is_let_go(model):

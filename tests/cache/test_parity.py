@@ -47,9 +47,10 @@ class SlowAttention:
     def one_head(self, layer, head, q, k, v):
         geometry, scoring = self.placement.geometry, self.placement.scoring
         P, out, kv = geometry.prefix, torch.empty_like(q), torch.stack([k, v])
-        room = int(self.placement.capacity[layer, head]) - self.placement.fold
+        summaries = int(self.placement.summaries[layer, head])
+        room = int(self.placement.capacity[layer, head]) - summaries
         resident: list[int] = []
-        folded: list[int] = []
+        folded: list[list[int]] = [[] for _ in range(summaries)]
         worth: dict[tuple[int, int], float] = {}  # of a token at a step
         probabilities = torch.zeros(q.shape[1], k.shape[0])  # (query, key), mean over the group
         for position in range(q.shape[1]):
@@ -68,14 +69,15 @@ class SlowAttention:
                     victim = self.placement.victims[layer, head, step]
                 if victim != NOBODY:
                     resident.remove(victim)
-                    folded.append(victim)
+                    if summaries:
+                        folded[victim % geometry.width * summaries // geometry.width].append(victim)
                 resident.append(step)
             rows = torch.tensor([*range(min(position + 1, P)), *(P + token for token in resident)])
             held, bias = kv[:, rows], torch.zeros(len(rows), dtype=q.dtype)  # (2, C, D)
-            if folded and self.placement.fold:
-                gone = kv[:, torch.tensor(folded) + P]
+            for band in filter(None, folded):
+                gone = kv[:, torch.tensor(band) + P]
                 held = torch.cat([held, gone.mean(1, keepdim=True)], 1)
-                bias = torch.cat([bias, torch.tensor([math.log(len(folded))], dtype=q.dtype)])
+                bias = torch.cat([bias, torch.tensor([math.log(len(band))], dtype=q.dtype)])
             keys, values = held
             weights = (q[:, position] @ keys.T / q.shape[-1] ** 0.5 + bias).softmax(-1)
             out[:, position] = weights @ values
@@ -177,21 +179,24 @@ def test_a_prefix_longer_than_one_is_kept_whole(cache):
         torch.testing.assert_close(TeacherForced(placement, torch.float64)(0, q, k, v), slow)
 
 
-@pytest.mark.parametrize("fold", [False, True])
-def test_heads_of_different_capacity_and_victims(fold):
+@pytest.mark.parametrize(
+    ("fold", "several"), [(False, None), (True, None), (True, np.array([[2, 1, 1, 5]]))]
+)
+def test_heads_of_different_capacity_and_victims(fold, several):
     """What a calibrated schedule asks of the buffer: every head goes its own way."""
     geometry = Geometry(GRID, prefix=2, layers=1, heads=4)
     capacity = np.array([[5, 9, 5, N]])
+    summaries = np.full((1, 4), fold) if several is None else several
     random = np.random.default_rng(0)
     victims = np.full((1, 4, N), NOBODY)
     for head in range(4):
         resident: list[int] = []
         for step in range(N):
             early = head == 1 and step == 3  # a policy may evict before it is full
-            if len(resident) == capacity[0, head] - fold or early:
+            if len(resident) == capacity[0, head] - summaries[0, head] or early:
                 victims[0, head, step] = resident.pop(random.integers(len(resident)))
             resident.append(step)
-    placement = Placement(geometry, capacity, victims, fold)
+    placement = Placement(geometry, capacity, victims, fold, several=several)
     q, k, v = attention_inputs(geometry, query_heads=8)
     slow = SlowAttention(placement)(0, q, k, v)
     torch.testing.assert_close(decode_attention(placement, q, k, v), slow)
@@ -254,6 +259,7 @@ KERNEL_CACHES = [
     ("random", {"tokens": 7, "fold": True}),
     ("linear", {"lines": 1.6, "anchor": 1}),
     ("h2o", {"lines": 2, "fold": True}),
+    ("scheduled", {"lines": 2, "fold": True, "split": "summaries"}),
 ]
 
 
@@ -269,7 +275,8 @@ def test_the_compiled_kernel_and_torch_agree(
     """In whatever keys and values are stored: arithmetic is float32 on both sides."""
     model = tiny_transformer(kv_heads=kv_heads)
     labels, codes = images(model)
-    placement = fewlines.cache(policy, **options).place(model.shape.geometry)
+    geometry = model.shape.geometry
+    placement = calibrated(fewlines.cache(policy, **options), geometry).place(geometry)
 
     def logits():
         buffers = BoundedCache(placement, len(labels), model.shape.head_dim, storage)

@@ -26,7 +26,7 @@ def test_the_same_slots_and_images_come_from_the_file(cache, tmp_path):
     Schedule.of(cache, geometry).save(tmp_path / "schedule")
     loaded = fewlines.load_schedule(tmp_path / "schedule")
     assert loaded.slug == cache.slug
-    for name in ("capacity", "victims", "slots"):
+    for name in ("capacity", "victims", "slots", "summaries"):
         one, other = (getattr(x.place(geometry), name) for x in (loaded, cache))
         np.testing.assert_array_equal(one, other)
     drawn = [fewlines.generate(MODEL, [0, 1], limit, seed=3) for limit in (cache, loaded)]

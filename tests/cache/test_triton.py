@@ -26,6 +26,7 @@ CASES = [
     (fewlines.cache("linear", **WATCHED, pool="max"), 2, 2),
     (fewlines.cache("h2o", **WATCHED), 2, 1),
     (fewlines.cache("snapkv", lines=2, split="ada"), 2, 1),
+    (fewlines.cache("scheduled", lines=2, fold=True, split="summaries"), 2, 2),
 ]
 
 
@@ -88,11 +89,11 @@ for model, stored, mean, D, R in (
     ("fp32", "fp16", "fp32", 48, 4),
     ("fp64", "fp64", "fp64", 8, 2),
 ):
-    for given, segments in ((False, 1), (True, 1), (True, 4)):
+    for given, segments, summaries in ((False, 1, 0), (True, 1, 1), (True, 4, 3)):
         constants = {
             "D": D, "SCALE": D**-0.5, "D2": triton.next_power_of_2(D), "R2": R, "BLOCK": block(R),
             "ACC": tl.float64 if stored == "fp64" else tl.float32, "EXACT": mean != stored,
-            "FOLD": given, "OBSERVE": given, "PEAK": given, "SEGMENTS": segments,
+            "S": summaries, "OBSERVE": given, "PEAK": given, "SEGMENTS": segments,
         }
         for kernel in (_step, _read_segment, _observe_segment)[: segments]:
             used = {name: value for name, value in constants.items() if name in kernel.arg_names}

@@ -115,8 +115,15 @@ def task(wildcards):
 
 def calibration(wildcards):
     """The calibration, for caches that go by one."""
-    slug = getattr(wildcards, "cache", EXPERIMENT.paper.cache)
-    needed = EXPERIMENT.cache(slug).needs_calibration
+    return calibration_for([getattr(wildcards, "cache", EXPERIMENT.paper.cache)])
+
+
+def calibration_for(slugs):
+    """The file with all that these caches go by."""
+    caches = [EXPERIMENT.cache(slug) for slug in slugs]
+    if any(cache.split == "summaries" for cache in caches):
+        return [f"{RUN}/{BASE}/summaries.safetensors"]
+    needed = any(cache.needs_calibration for cache in caches)
     return [f"{RUN}/{BASE}/calibration.safetensors"] if needed else []
 
 

@@ -60,6 +60,28 @@ rule calibration:
         "--model {input.model} --tokens {input.tokens} --output {output} 2>&1 | tee {log}"
 
 
+# For caches with `split: summaries` alone.
+rule summaries:
+    input:
+        config=ancient(RESOLVED),
+        model=rules.model.output.weights,
+        tokens=TOKENS,
+        calibration=rules.calibration.output,
+    output:
+        f"{RUN}/{BASE}/summaries.safetensors",
+    log:
+        f"{RUN}/logs/summaries.log",
+    conda:
+        "../envs/fewlines.yaml"
+    threads: workflow.cores
+    params:
+        settings=settings("calibration"),
+    shell:
+        "fewlines calibrate-summaries --config {input.config} --threads {threads} "
+        "--model {input.model} --tokens {input.tokens} --calibration {input.calibration} "
+        "--output {output} 2>&1 | tee {log}"
+
+
 # Weights that go on from the base model's, with attention limited as their caches limit it. Adapted
 # models go by the base model's calibration, as they were trained.
 rule adapt:
@@ -67,7 +89,10 @@ rule adapt:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
         tokens=TOKENS,
-        calibration=rules.calibration.output,
+        calibration=lambda wildcards: (
+            calibration_for(EXPERIMENT.adapted(wildcards.adapted).caches)
+            or rules.calibration.output
+        ),
     output:
         weights=f"{RUN}/{{adapted}}/model.safetensors",
         metrics=f"{RUN}/{{adapted}}/model.json",
@@ -90,7 +115,8 @@ rule training_table:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
         tokens=TOKENS,
-        calibration=rules.calibration.output,
+        calibration=calibration_for(EXPERIMENT.cache_by_slug)
+        or rules.calibration.output,
     output:
         f"{RUN}/tables/training.csv",
     log:

@@ -21,6 +21,7 @@ from torch import Tensor
 from fewlines.cache.kernels import STORED, as_array, decode_step, follow_torch_threads
 from fewlines.cache.placement import Placement
 from fewlines.cache.slots import (
+    BAND,
     EVICTS,
     FOLDED,
     LENGTH,
@@ -35,9 +36,9 @@ BLOCK = 64  # entries by which torch's attention grows: a CUDA graph for each si
 
 
 class HeadGroup:
-    """The heads of a layer that have equal capacity, in one buffer.
+    """The heads of a layer that have equal capacity and as many summaries, in one buffer.
 
-    Entries: the prefix `0 … P−1`, then the tokens, then the summary if victims are folded.
+    Entries: the prefix `0 … P−1`, then the tokens, then the `S` summaries if victims are folded.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class HeadGroup:
         self.heads = torch.tensor(heads, device=device)
         self.layer_heads = placement.geometry.heads
         self.prefix = placement.geometry.prefix
-        self.fold = placement.fold
+        self.summaries = int(placement.summaries[layer, heads[0]])
         entries = self.prefix + int(placement.capacity[layer, heads[0]])
         shape = (batch, len(heads), entries, head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
@@ -64,9 +65,8 @@ class HeadGroup:
             else RankedSlots(placement, placement.scoring, layer, batch, heads, entries, device)
         )
         # A running mean does not survive 16 bits: there the summary's entry is its rounded copy.
-        summaries = slice(None) if self.fold else slice(0)
-        exact = torch.promote_types(dtype, torch.float32)
-        self.mean_k, self.mean_v = (x[summaries, :, -1].to(exact) for x in (self.k, self.v))
+        exact, first = torch.promote_types(dtype, torch.float32), entries - self.summaries
+        self.mean_k, self.mean_v = (x[:, :, first:].to(exact) for x in (self.k, self.v))
 
     @property
     def bytes(self) -> int:
@@ -77,7 +77,7 @@ class HeadGroup:
     def reads(self) -> int:
         """Entries that `torch_step` reads at this step."""
         slots, entries = self.slots, self.k.shape[2]
-        if self.fold and slots.evicted:
+        if self.summaries and slots.evicted:
             return entries
         return min(entries, -(-slots.longest // BLOCK) * BLOCK)
 
@@ -89,7 +89,7 @@ class HeadGroup:
         if not sized:
             return (seen,)
         reads = self.reads()
-        folds = self.fold and (slots.evicting, slots.evicted)
+        folds = self.summaries and (slots.evicting, slots.evicted)
         return reads, slots.shortest < reads, folds, seen
 
     def write_prefix(self, k: Tensor, v: Tensor) -> None:
@@ -106,9 +106,9 @@ def compiled_step(group: HeadGroup) -> Step:
     kernel = decode_step(group.k.shape[-1], group.k.dtype)
     slots, nothing = group.slots, np.zeros((0, 1, 1), np.float32)
     heads, slot, now = (x.numpy() for x in (group.heads, slots.slot, slots.now))
-    rounded = group.mean_k.dtype != group.k.dtype
-    means = [mean.numpy() if rounded else nothing for mean in (group.mean_k, group.mean_v)]
-    buffers = (as_array(group.k), as_array(group.v), group.fold, *means)
+    rounded, none = group.mean_k.dtype != group.k.dtype, np.zeros((0, 1, 1, 1), np.float32)
+    means = [mean.numpy() if rounded else none for mean in (group.mean_k, group.mean_v)]
+    buffers = (as_array(group.k), as_array(group.v), group.summaries, *means)
 
     def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         seen = nothing if slots.seen is None else slots.seen.numpy()
@@ -123,7 +123,7 @@ def triton_step(group: HeadGroup) -> Step:
     from fewlines.cache.triton_kernels import decode_step  # where triton is
 
     slots = group.slots
-    held = (group.k, group.v, group.fold, group.mean_k, group.mean_v)
+    held = (group.k, group.v, group.summaries, group.mean_k, group.mean_v)
 
     def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         place = (slots.slot, slots.now, slots.seen, slots.peak)
@@ -136,7 +136,7 @@ def torch_step(group: HeadGroup) -> Step:
     """By torch's operators: any device, any precision. Sizes change only with the host's numbers
     in `Slots`, so a CUDA graph can be kept of it."""
     slots, heads, device = group.slots, group.heads, group.k.device
-    entries = torch.arange(group.k.shape[2], device=device)
+    entries, exact = torch.arange(group.k.shape[2], device=device), group.mean_k.dtype
     place = (
         torch.arange(len(group.k), device=device)[:, None],
         torch.arange(len(heads), device=device),
@@ -144,12 +144,14 @@ def torch_step(group: HeadGroup) -> Step:
 
     def write(k: Tensor, v: Tensor) -> None:
         where = (*place, slots.slot)
-        if group.fold and slots.evicting:
-            now = slots.now.to(group.mean_k.dtype)  # exact: float32 at least
-            share = (now[EVICTS] / now[FOLDED].clamp(min=1))[:, None]
+        if group.summaries and slots.evicting:
+            band = slots.now[BAND]
+            folded = slots.now[FOLDED:].gather(0, band[None])[0]
+            share = (slots.now[EVICTS].to(exact) / folded.clamp(min=1))[:, None]
             for mean, buffer in ((group.mean_k, group.k), (group.mean_v, group.v)):
-                mean += (buffer[where] - mean) * share
-                buffer[:, :, -1] = mean  # itself, where storage is exact
+                of_band = mean[:, place[1], band]
+                mean[:, place[1], band] = of_band + (buffer[where] - of_band) * share
+                buffer[:, :, -group.summaries :] = mean  # itself, where storage is exact
         group.k[where] = k[:, heads].to(group.k.dtype)
         group.v[where] = v[:, heads].to(group.v.dtype)
 
@@ -170,8 +172,8 @@ def torch_step(group: HeadGroup) -> Step:
         if slots.shortest < n:
             empty = entries[:n] >= slots.now[LENGTH, :, None]  # (G, n)
             bias = torch.zeros_like(empty, dtype=dtype).masked_fill(empty, -math.inf)
-            if group.fold and slots.evicted:
-                bias[:, -1] = slots.now[FOLDED].to(group.mean_k.dtype).log()
+            if group.summaries and slots.evicted:
+                bias[:, -group.summaries :] = slots.now[FOLDED:].to(exact).log().T
             bias = bias[:, None]
         if slots.seen is None:
             y = F.scaled_dot_product_attention(q.to(dtype), keys, values, attn_mask=bias)
@@ -241,19 +243,20 @@ class BoundedCache:
         self.sized = make is torch_step
         self.layers: list[list[HeadGroup]] = []
         for layer in range(geometry.layers):
-            capacities = placement.capacity[layer]
+            both = np.stack([placement.capacity[layer], placement.summaries[layer]])
+            alike, index = np.unique(both, axis=1, return_inverse=True)
             self.layers.append(
                 [
                     HeadGroup(
                         placement,
                         layer,
-                        np.flatnonzero(capacities == capacity).tolist(),
+                        np.flatnonzero(index == group).tolist(),
                         batch,
                         head_dim,
                         dtype,
                         device,
                     )
-                    for capacity in np.unique(capacities)
+                    for group in range(alike.shape[1])
                 ]
             )
         self.tables = Tables([group.slots for group in self._groups()], device)

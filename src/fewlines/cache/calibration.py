@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from fewlines.files import read_tensors, write_tensors
 
 Attention = npt.NDArray[np.float32]
 Offset = npt.NDArray[np.int64]
+
+LOSS_OF = "loss_of_"  # as many summaries: names in a file
 
 
 def apart(grid: tuple[int, int]) -> tuple[Offset, Offset]:
@@ -31,10 +33,12 @@ class Curves:
     Attributes:
         rooms: `(R,)`, rising: tokens that the head may hold; the last is a whole image.
         loss: `(L, H, R)`, KL(full ‖ limited) in nats/token.
+        of_more: the same by the number of summaries, where it has several.
     """
 
     rooms: npt.NDArray[np.int64]
     loss: npt.NDArray[np.float64]
+    of_more: dict[int, npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +97,8 @@ class Calibration:
         if self.curves is not None:
             tensors["rooms"] = torch.from_numpy(self.curves.rooms)
             tensors["loss"] = torch.from_numpy(self.curves.loss)
+            for count, loss in self.curves.of_more.items():
+                tensors[f"{LOSS_OF}{count}"] = torch.from_numpy(loss)
         write_tensors(path, tensors, header)
 
     @classmethod
@@ -103,7 +109,13 @@ class Calibration:
         height, width = header["grid"]
         curves = None
         if "rooms" in tensors:
-            curves = Curves(tensors["rooms"].numpy(), tensors["loss"].numpy())
+            more = {
+                int(name.removeprefix(LOSS_OF)): tensor.numpy()
+                for name, tensor in tensors.items()
+                if name.startswith(LOSS_OF)
+            }
+            of_more = dict(sorted(more.items()))
+            curves = Curves(tensors["rooms"].numpy(), tensors["loss"].numpy(), of_more)
         attention = tensors["attention"].float().numpy()
         return cls(attention, (height, width), header["images"], curves)
 

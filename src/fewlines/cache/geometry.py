@@ -33,3 +33,7 @@ class Geometry:
     @property
     def width(self) -> int:
         return self.grid[1]
+
+    def band(self, tokens: Table, summaries: int) -> Table:
+        """Which of a head's summaries each token is folded into: columns side by side share one."""
+        return tokens % self.width * summaries // self.width

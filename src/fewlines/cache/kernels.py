@@ -26,6 +26,7 @@ UNROLL = 4  # entries in flight, so that sums do not wait for each other
 CACHE_LINE = 64  # bytes
 
 F32 = np.float32
+EMPTY = F32(-1e30)  # the score of a summary of nobody
 I32, FLOAT = ir.IntType(32), ir.FloatType()
 
 
@@ -140,18 +141,19 @@ def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
     """The compiled step of a group of heads, of one layer:
 
-        step(q, k, v, heads, keys, values, fold, mean_k, mean_v, slot, now, out, seen, peak)
+        step(q, k, v, heads, keys, values, S, mean_k, mean_v, slot, now, out, seen, peak)
 
     Args of that function, `r` query heads to a key-value head, `E` entries to a head, float32
     and int64 where nothing else is said:
         q: `(B, H·r, D)`, k, v: `(B, H, D)` of the new token, for all heads of the layer.
         heads: `(G,)`, the heads of this group.
-        keys, values: `(B, G, E, D)` stored, the last entry the summary where victims are folded.
-        fold: whether the last entry is a summary.
-        mean_k, mean_v: `(B, G, D)`, the summaries unrounded; empty where the entry itself is exact.
+        keys, values: `(B, G, E, D)` stored, the last `S` entries the summaries of those folded.
+        S: how many; 0 where victims are dropped.
+        mean_k, mean_v: `(B, G, S, D)`, the summaries unrounded; empty where the entry itself is
+            exact.
         slot: `(B, G)`, the entry that the new token takes.
-        now: `(3, G)`: whether somebody is there; victims folded so far, that one included; entries
-            written, from the first on, the summary not counted.
+        now: `(3 + S, G)`, see `Slots`: whether somebody is there; entries written, from the first
+            on, summaries not counted; the victim's summary; victims in each so far.
         out: `(B, H·r, D)`, written.
         seen: `(B, G, E)`, attention given to each entry, mean over the group's query heads, is
             added to it, or its maximum kept where `peak`; empty where nobody asks. The entry that
@@ -161,13 +163,13 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
     stored = types.Array(numba.from_dtype(np.dtype(STORED[storage])), 4, "C")
     row, whole = types.Array(types.float32, 3, "A"), types.Array(types.float32, 3, "C")
     heads, rows = types.Array(types.int64, 1, "C"), types.Array(types.int64, 2, "A")
-    flag = types.boolean
-    new, means = (row, row, row), (whole, whole)
-    buffers = (heads, stored, stored, flag, *means)
+    flag, mean = types.boolean, types.Array(types.float32, 4, "C")
+    new = (row, row, row)
+    buffers = (heads, stored, stored, types.int64, mean, mean)
     signature = types.void(*new, *buffers, rows, rows, whole, whole, flag)
 
     @numba.njit(signature, parallel=True, fastmath=True, nogil=True, cache=True)
-    def step(q, k, v, heads, keys, values, fold, mean_k, mean_v, slot, now, out, seen, peak):
+    def step(q, k, v, heads, keys, values, S, mean_k, mean_v, slot, now, out, seen, peak):
         B, G, E, _ = keys.shape
         r = q.shape[1] // k.shape[1]
         exact = mean_k.shape[0] > 0
@@ -178,9 +180,10 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
             head = heads[g]
             new = slot[b, g]
 
-            folded = now[1, g]
-            if fold and now[0, g]:
-                share = F32(1) / F32(folded)
+            if S > 0 and now[0, g]:
+                band = now[2, g]
+                own = E - S + band
+                share = F32(1) / F32(now[3 + band, g])
                 # By way of arrays of its own: then every loop is one of vectors.
                 mean, victim = np.empty((2, D), np.float32), np.empty((2, D), np.float32)
                 for d in range(D):
@@ -189,39 +192,42 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
                     victim[1, d] = _widen(values[b, g, new, d])
                 if exact:
                     for d in range(D):
-                        mean[0, d] = mean_k[b, g, d]
+                        mean[0, d] = mean_k[b, g, band, d]
                     for d in range(D):
-                        mean[1, d] = mean_v[b, g, d]
+                        mean[1, d] = mean_v[b, g, band, d]
                 else:
                     for d in range(D):
-                        mean[0, d] = _widen(keys[b, g, E - 1, d])
+                        mean[0, d] = _widen(keys[b, g, own, d])
                     for d in range(D):
-                        mean[1, d] = _widen(values[b, g, E - 1, d])
+                        mean[1, d] = _widen(values[b, g, own, d])
                 for d in range(D):
                     mean[0, d] += (victim[0, d] - mean[0, d]) * share
                     mean[1, d] += (victim[1, d] - mean[1, d]) * share
                 if exact:
                     for d in range(D):
-                        mean_k[b, g, d] = mean[0, d]
+                        mean_k[b, g, band, d] = mean[0, d]
                     for d in range(D):
-                        mean_v[b, g, d] = mean[1, d]
+                        mean_v[b, g, band, d] = mean[1, d]
                 for d in range(D):
-                    _store(keys, (b, g, E - 1, d), mean[0, d])
+                    _store(keys, (b, g, own, d), mean[0, d])
                 for d in range(D):
-                    _store(values, (b, g, E - 1, d), mean[1, d])
+                    _store(values, (b, g, own, d), mean[1, d])
             for d in range(D):
                 _store(keys, (b, g, new, d), k[b, head, d])
                 _store(values, (b, g, new, d), v[b, head, d])
 
             key, value = keys[b, g], values[b, g]
-            n = now[2, g]
+            n = now[1, g]
             whole = n - n % UNROLL
-            summary = 1 if fold and folded > 0 else 0
+            anybody = 0
+            for s in range(S):
+                anybody += now[3 + s, g]
+            last = n + S if anybody > 0 else n
             query = np.empty((r, D), np.float32)
             for a in range(r):
                 for d in range(D):
                     query[a, d] = q[b, head * r + a, d] * scale
-            weight = np.empty((r, n + 1), np.float32)
+            weight = np.empty((r, n + S), np.float32)
 
             for e in range(0, whole, UNROLL):
                 for ahead in range(e + AHEAD, e + AHEAD + UNROLL):
@@ -237,27 +243,28 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
                         s3 += x * _widen(key[e + 3, d])
                     weight[a, e], weight[a, e + 1] = s0, s1
                     weight[a, e + 2], weight[a, e + 3] = s2, s3
-            for e in range(whole, n + summary):
-                entry = e if e < n else E - 1
+            for e in range(whole, last):
+                entry = e if e < n else E - S + e - n
                 for a in range(r):
                     s0 = F32(0)
                     for d in range(D):
                         s0 += query[a, d] * _widen(key[entry, d])
                     weight[a, e] = s0
-            if summary:
+            for e in range(n, last):
+                folded = now[3 + e - n, g]
                 for a in range(r):
-                    weight[a, n] += F32(math.log(folded))
+                    weight[a, e] = weight[a, e] + F32(math.log(folded)) if folded > 0 else EMPTY
 
             for a in range(r):
                 top = weight[a, 0]
-                for e in range(1, n + summary):
+                for e in range(1, last):
                     top = max(top, weight[a, e])
                 total = F32(0)
-                for e in range(n + summary):
+                for e in range(last):
                     weight[a, e] = negative_exp(weight[a, e] - top)
                     total += weight[a, e]
                 share = F32(1) / total
-                for e in range(n + summary):
+                for e in range(last):
                     weight[a, e] *= share
             if observed:
                 seen[b, g, new] = F32(0)
@@ -283,8 +290,8 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
                             + w2 * _widen(value[e + 2, d])
                             + w3 * _widen(value[e + 3, d])
                         )
-            for e in range(whole, n + summary):
-                entry = e if e < n else E - 1
+            for e in range(whole, last):
+                entry = e if e < n else E - S + e - n
                 for a in range(r):
                     w0 = weight[a, e]
                     for d in range(D):

@@ -36,14 +36,16 @@ from fewlines.cache.split import (
     split_by_loss,
     split_by_mass,
     split_by_reach,
+    split_by_summaries,
 )
 from fewlines.errors import FewlinesError
 from fewlines.files import digest
 
-Split = Literal["uniform", "calibrated", "mass", "pyramid", "headkv", "ada"]
+Split = Literal["uniform", "calibrated", "summaries", "mass", "pyramid", "headkv", "ada"]
 SUFFIX = {
     "uniform": "",
     "calibrated": "+budgets",
+    "summaries": "+summaries",
     "mass": "+mass",
     "pyramid": "+pyramid",
     "headkv": "+headkv",
@@ -62,10 +64,11 @@ class Cache:
             the mean value and the number `n` of its victims and enters the softmax with the
             additive bias `log n` (after KeepKV 2504.09936 and ZSMerge 2503.10714).
         split: over layers and heads; `calibrated` gives each head what it was measured to lose
-            least with, `mass` what its expected attention is worth, `pyramid` gives early layers
-            more (PyramidKV 2406.02069), `headkv` heads that look far (HeadKV 2605.20600), `ada`
-            those of a layer that look at most (Ada-KV 2407.11550); the same for every image, and
-            `uniform`'s total at most.
+            least with, `summaries` several summary slots as well where that loses less, each of
+            the columns of a band; `mass` what its expected attention is worth, `pyramid` gives
+            early layers more (PyramidKV 2406.02069), `headkv` heads that look far (HeadKV
+            2605.20600), `ada` those of a layer that look at most (Ada-KV 2407.11550); the same for
+            every image, and `uniform`'s total at most.
         calibration: where the model's heads look, for policies that go by it.
     """
 
@@ -80,10 +83,14 @@ class Cache:
             raise FewlinesError(f"cache: {self.policy} needs a budget, such as {{lines: 3}}")
         if self.policy.name == "full" and (self.budget is not None or self.fold):
             raise FewlinesError("cache: 'full' keeps every token; leave out budget and fold")
-        if self.split == "calibrated" and not (self.fold and self._is_calibrated):
+        if self.split in ("calibrated", "summaries") and not (self.fold and self._is_calibrated):
             raise FewlinesError(
-                "cache: 'split: calibrated' is measured with the schedule's victims folded; "
+                f"cache: 'split: {self.split}' is measured with the schedule's victims folded; "
                 f"{self.policy_text} can be split by mass, or as pyramid, headkv and ada do"
+            )
+        if self.split == "summaries" and isinstance(self.policy, ScoringPolicy):
+            raise FewlinesError(
+                f"cache: {self.policy} has one summary in each head; write 'split: calibrated'"
             )
         if self.split == "mass" and not isinstance(self.policy, CalibratedPolicy):
             raise FewlinesError(f"cache: {self.policy} has no schedule to weigh heads by")
@@ -129,21 +136,24 @@ class Cache:
         self.calibration.check(geometry)
         return self.calibration
 
-    def split_room(self, geometry: Geometry, total: int) -> Table:
-        """Room of each head `(L, H)`, `total` in all."""
+    def split_room(self, geometry: Geometry, total: int) -> tuple[Table, Table | None]:
+        """Room of each head `(L, H)`, `total` in all, and its summaries, if not one or none."""
         if total < SMALLEST * geometry.layers * geometry.heads:
             raise FewlinesError(f"cache: {self.slug} leaves less than {SMALLEST} tokens to a head")
         if self.split == "pyramid":
-            return split_by_depth(geometry, total)
+            return split_by_depth(geometry, total), None
+        calibration = self.require_calibration(geometry)
+        if self.split == "summaries":
+            rooms, summaries = split_by_summaries(geometry, total, calibration)
+            return rooms + 1 - summaries, summaries
         if self.split == "headkv":
-            return split_by_reach(geometry, total, self.require_calibration(geometry))
+            return split_by_reach(geometry, total, calibration), None
         if self.split == "ada":
-            return split_by_joint_rank(geometry, total, self.require_calibration(geometry))
+            return split_by_joint_rank(geometry, total, calibration), None
         if self.split == "calibrated":
-            calibration = self.require_calibration(geometry)
-            return split_by_loss(geometry, total, calibration)
+            return split_by_loss(geometry, total, calibration), None
         assert isinstance(self.policy, CalibratedPolicy)
-        return split_by_mass(self.policy, geometry, total, self.require_calibration(geometry))
+        return split_by_mass(self.policy, geometry, total, calibration), None
 
     @property
     def needs_calibration(self) -> bool:
@@ -168,10 +178,10 @@ def make_placement(cache: Cache, geometry: Geometry) -> Placement:
     if (capacity >= n).all():
         nobody = np.full((*shape, n), NOBODY)
         return Placement(geometry, np.full(shape, n), nobody, fold=False)
-    room = capacity - cache.fold
+    room, summaries = capacity - cache.fold, None
     if cache.split != "uniform":
-        room = cache.split_room(geometry, int(room.sum()))
-        capacity = room + cache.fold
+        room, summaries = cache.split_room(geometry, int(room.sum()))
+        capacity = room + (cache.fold if summaries is None else summaries)
     if room.min() < 1:
         raise FewlinesError(
             f"cache: {cache.slug} leaves no room for the token being decoded beside its "
@@ -184,7 +194,8 @@ def make_placement(cache: Cache, geometry: Geometry) -> Placement:
         )
     if isinstance(cache.policy, HindsightPolicy):
         return Placement(geometry, capacity, None, cache.fold, hindsight=cache.policy)
-    return Placement(geometry, capacity, cache.victims(geometry, room), cache.fold)
+    victims = cache.victims(geometry, room)
+    return Placement(geometry, capacity, victims, cache.fold, several=summaries)
 
 
 _place = lru_cache(maxsize=32)(make_placement)
@@ -230,10 +241,11 @@ class Placement:
     """Where each image token is written and whom it overwrites, for every image alike.
 
     Attributes:
-        capacity: `(L, H)`, slots for image tokens, the summary slot included.
+        capacity: `(L, H)`, slots for image tokens, summary slots included.
         victims: `(L, H, N)`, the token evicted at each step, or `NOBODY`; None where a scoring
             policy picks them while the image is drawn.
-        fold: whether the last slot of each head is a summary of its victims.
+        fold: whether the last slots of each head are summaries of its victims.
+        several: `(L, H)`, how many, if it is not one: each of the columns of a band.
         scoring: that policy; None where the victims are known.
         calibration: what that policy may go by.
         hindsight: a policy that needs the finished image; None for all that can be decoded with.
@@ -250,6 +262,7 @@ class Placement:
     scoring: ScoringPolicy | None = None
     hindsight: HindsightPolicy | None = None
     calibration: Calibration | None = None
+    several: Table | None = None
 
     def __post_init__(self) -> None:
         if self.victims is not None:
@@ -271,6 +284,7 @@ class Placement:
     def fingerprint(self) -> str:
         """Differs where another token goes, or another thing becomes of it."""
         tables: list[npt.NDArray[Any]] = [self.capacity]
+        tables += [] if self.several is None else [self.several]
         tables += [] if self.victims is None else [self.victims]
         tables += [] if self.calibration is None else [self.calibration.attention]
         held = digest(torch.from_numpy(table) for table in tables)
@@ -278,8 +292,13 @@ class Placement:
 
     @cached_property
     def room(self) -> Table:
-        """`(L, H)`, slots for tokens: the capacity without the summary slot."""
-        return self.capacity - self.fold
+        """`(L, H)`, slots for tokens: the capacity without the summaries."""
+        return self.capacity - self.summaries
+
+    @property
+    def summaries(self) -> Table:
+        """`(L, H)`, summary slots of each head."""
+        return np.full_like(self.capacity, self.fold) if self.several is None else self.several
 
     @cached_property
     def slots(self) -> Table:
@@ -306,7 +325,7 @@ class Placement:
     def kv_bytes(self, head_dim: int, storage: torch.dtype) -> int:
         """Bytes of one image's keys and values in the buffers: two vectors an entry, and, where 16
         bits are stored, the exact copies of the summaries."""
-        summaries = self.capacity.size * self.fold if storage.itemsize < 4 else 0
+        summaries = int(self.summaries.sum()) if storage.itemsize < 4 else 0
         return 2 * head_dim * (self.kv_entries() * storage.itemsize + summaries * 4)
 
     def expectation(

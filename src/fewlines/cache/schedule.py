@@ -72,6 +72,8 @@ class Schedule:
         kind = np.min_scalar_type(geometry.n_tokens)  # unsigned: the steps at which tokens go
         tables = {"capacity": placed.capacity, "evicted_at": placed.evicted_at}
         tensors = {name: torch.from_numpy(table.astype(kind)) for name, table in tables.items()}
+        if placed.several is not None:
+            tensors["summaries"] = torch.from_numpy(placed.several.astype(kind))
         header = {"slug": self.slug, "fold": placed.fold}
         header |= {"grid": geometry.grid, "prefix": geometry.prefix}
         write_tensors(path, tensors, header)
@@ -90,4 +92,6 @@ class Schedule:
         victims = np.full(evicted_at.shape, NOBODY)
         layer, head, token = np.nonzero(evicted_at < geometry.n_tokens)
         victims[layer, head, evicted_at[layer, head, token]] = token
-        return cls(header["slug"], Placement(geometry, capacity, victims, header["fold"]))
+        several = tensors["summaries"].numpy().astype(np.int64) if "summaries" in tensors else None
+        placement = Placement(geometry, capacity, victims, header["fold"], several=several)
+        return cls(header["slug"], placement)

@@ -14,7 +14,8 @@ from fewlines.cache.geometry import Geometry
 from fewlines.cache.placement import Placement
 from fewlines.cache.policy import NOBODY, Expectation, ScoringPolicy
 
-EVICTS, FOLDED, LENGTH = range(3)  # rows of `Slots.now`
+# Rows of `Slots.now`; from FOLDED on there is one for each summary.
+EVICTS, LENGTH, BAND, FOLDED = range(4)
 
 
 class Slots(ABC):
@@ -23,15 +24,17 @@ class Slots(ABC):
 
     Attributes:
         slot: `(B, G)` int64, the entry that the new token takes.
-        now: `(3, G)` int64: whether somebody is there; victims so far, that one included; entries
-            written, from the first on, the summary not counted.
+        now: `(3 + S, G)` int64: whether somebody is there; entries written, from the first on,
+            summaries not counted; which of `S` summaries takes the victim; victims in each of them
+            so far, that one included.
         shortest, longest: of the entries written.
         evicting: whether any head evicts at this step.
         evicted: whether any head has evicted, at this step or before.
         seen: `(B, G, E)` float32, where the attention on each entry is added up; None if nobody
             asks.
         peak: whether `seen` keeps the largest instead of the sum.
-        table: `(N, 4, G)`, the slots where they are known before, and then `now`, of every step.
+        table: `(N, 4 + S, G)`, the slots where they are known before, and then `now`, of every
+            step.
     """
 
     slot: Tensor
@@ -45,7 +48,7 @@ class Slots(ABC):
 
     @abstractmethod
     def read(self, row: Tensor) -> None:
-        """Follow a row `(4, G)`, into which the table's will be copied step by step."""
+        """Follow a row `(4 + S, G)`, into which the table's will be copied step by step."""
 
     @abstractmethod
     def turn(self, step: int, keys: Tensor) -> None:
@@ -63,17 +66,21 @@ class TableSlots(Slots):
     """The slots of a placement whose victims are known: the same for every row of the batch."""
 
     def __init__(self, placement: Placement, layer: int, heads: list[int], batch: int) -> None:
-        slots = placement.slots[layer, heads].T + placement.geometry.prefix  # (N, G)
-        evicts = placement.known_victims[layer, heads].T != NOBODY
-        folded = evicts.cumsum(0)
+        geometry, summaries = placement.geometry, int(placement.summaries[layer, heads[0]])
+        slots = placement.slots[layer, heads].T + geometry.prefix  # (N, G)
+        victims = placement.known_victims[layer, heads].T
+        evicts = victims != NOBODY
+        band = np.where(evicts, geometry.band(victims, summaries), 0)
+        folded = [(evicts & (band == each)).cumsum(0) for each in range(summaries)]
         length = np.maximum.accumulate(slots, axis=0) + 1
-        self.batch, self.table = batch, np.stack([slots, evicts, folded, length], axis=1)
+        self.batch = batch
+        self.table = np.stack([slots, evicts, length, band, *folded], axis=1)
         self.host = list(
             zip(
                 length.min(1).tolist(),
                 length.max(1).tolist(),
                 evicts.any(1).tolist(),
-                folded.any(1).tolist(),
+                evicts.cumsum(0).any(1).tolist(),
                 strict=True,
             )
         )
@@ -113,7 +120,9 @@ class RankedSlots(Slots):
         steps = np.arange(self.geometry.n_tokens)
         length = self.prefix + np.minimum(steps + 1, self.room)
         folded = np.maximum(steps - self.room + 1, 0)
-        known = np.stack([self.prefix + steps, steps >= self.room, folded, length], axis=1)
+        first = np.zeros_like(steps)  # of the summaries, and the only one
+        rows = [self.prefix + steps, steps >= self.room, length, first]
+        known = np.stack([*rows, folded] if placement.fold else rows, axis=1)
         self.table = np.repeat(known[..., None], len(heads), axis=-1)
         self.heads = torch.tensor(heads, device=device)
         needs = policy.needs
@@ -207,12 +216,18 @@ class Tables:
     each would take longer than a layer's attention."""
 
     def __init__(self, slots: list[Slots], device: torch.device) -> None:
+        (n, *_), rows = slots[0].table.shape, max(each.table.shape[1] for each in slots)
         widths = [each.table.shape[-1] for each in slots]
-        whole = np.ascontiguousarray(np.concatenate([each.table for each in slots], axis=-1))
-        self.table = torch.tensor(whole, device=device)  # (N, 4, ΣG)
+        whole = np.zeros((n, rows, sum(widths)), np.int64)
+        self.table = torch.tensor(whole, device=device)  # (N, 4 + S, ΣG)
         self.row = torch.zeros_like(self.table[0])
-        for each, part in zip(slots, self.row.split(widths, dim=-1), strict=True):
-            each.read(part)
+        parts = zip(
+            slots, self.table.split(widths, dim=-1), self.row.split(widths, -1), strict=True
+        )
+        for each, table, row in parts:
+            own = each.table.shape[1]
+            table[:, :own] = torch.from_numpy(each.table)
+            each.read(row[:own])
 
     def turn(self, step: int) -> None:
         """To image token `step`."""

@@ -44,10 +44,42 @@ def split_by_loss(geometry: Geometry, total: int, calibration: Calibration) -> T
         raise FewlinesError(
             "cache: this calibration does not say what each head loses; run 'fewlines calibrate'"
         )
-    rooms = np.log(np.arange(SMALLEST, geometry.n_tokens + 1))
-    measured = np.log(curves.loss.clip(min=NOTHING))
-    losses = np.apply_along_axis(partial(np.interp, rooms, np.log(curves.rooms)), -1, measured)
-    return _cheapest(np.exp(losses), total)
+    return _cheapest(_at_every_room(curves.rooms, curves.loss, geometry), total)
+
+
+def split_by_summaries(
+    geometry: Geometry, total: int, calibration: Calibration
+) -> tuple[Table, Table]:
+    """As `split_by_loss`, but each head may have several summaries in place of tokens, where that
+    was measured to lose less: room beside one summary and number of summaries, both `(L, H)`."""
+    curves = calibration.curves
+    if curves is None or not curves.of_more:
+        raise FewlinesError(
+            "cache: this calibration does not say what more summaries would lose; run "
+            "'fewlines calibrate-summaries'"
+        )
+    losses = [_at_every_room(curves.rooms, curves.loss, geometry)]
+    for count, loss in curves.of_more.items():
+        fewer = count - 1  # tokens, in the same room
+        shifted = np.full_like(losses[0], np.inf)
+        shifted[..., fewer:] = _at_every_room(curves.rooms, loss, geometry)[..., :-fewer]
+        losses.append(shifted)
+    stacked = np.stack(losses)  # (counts, L, H, rooms)
+    rooms = _cheapest(stacked.min(0), total)
+    within = (rooms - SMALLEST).clip(max=stacked.shape[-1] - 1)
+    at_room = np.take_along_axis(stacked, within[None, ..., None], -1)[..., 0]
+    return rooms, np.array([1, *curves.of_more])[at_room.argmin(0)]
+
+
+def _at_every_room(
+    rooms: npt.NDArray[np.int64], loss: npt.NDArray[np.float64], geometry: Geometry
+) -> npt.NDArray[np.float64]:
+    """Losses `(L, H, R)` measured at some rooms → from `SMALLEST` to a whole image."""
+    every = np.log(np.arange(SMALLEST, geometry.n_tokens + 1))
+    measured = np.log(loss.clip(min=NOTHING))
+    between = partial(np.interp, every, np.log(rooms))
+    losses: npt.NDArray[np.float64] = np.exp(np.apply_along_axis(between, -1, measured))
+    return losses
 
 
 def _cheapest(losses: npt.NDArray[np.float64], total: int) -> Table:

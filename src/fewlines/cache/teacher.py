@@ -8,7 +8,9 @@ their keys and values from running sums.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,24 +30,46 @@ class TeacherForced:
         device: torch.device | str = "cpu",
     ) -> None:
         self.placement = placement
-        self.limits = [
-            Limits(torch.from_numpy(evicted), placement, dtype, device)
-            for evicted in placement.evicted_at
-        ]
+        self.layers = []  # of each, heads of as many summaries and their limits
+        for evicted_at, summaries in zip(placement.evicted_at, placement.summaries, strict=True):
+            groups = []
+            for count in np.unique(summaries).tolist():
+                heads = np.flatnonzero(summaries == count)
+                evicted = torch.from_numpy(evicted_at[heads])
+                limits = Limits(evicted, placement, dtype, device, count)
+                groups.append((torch.from_numpy(heads).to(device), limits))
+            self.layers.append(groups)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.limits[layer].attend(q, k, v)
+        groups = self.layers[layer]
+        if len(groups) == 1:
+            return groups[0][1].attend(q, k, v)
+        queries = q.unflatten(1, (k.shape[1], -1))  # (B, H, r, T, D)
+        parts = [
+            limits.attend(queries[:, heads].flatten(1, 2), k[:, heads], v[:, heads])
+            for heads, limits in groups
+        ]
+        sorted_by_group = torch.cat(
+            [
+                part.unflatten(1, (len(heads), -1))
+                for part, (heads, _) in zip(parts, groups, strict=True)
+            ],
+            1,
+        )
+        order = torch.cat([heads for heads, _ in groups]).argsort()
+        return sorted_by_group[:, order].flatten(1, 2)
 
 
 class Limits:
-    """What the queries of one layer see: of image token `q`, the prefix and every token `k` with
-    `k ≤ q < evicted_at[k]`.
+    """What the queries of a layer's heads see: of image token `q`, the prefix, every token `k` with
+    `k ≤ q < evicted_at[k]`, and the summaries of those that went before.
 
     `S` blocks of `c` queries see `M` tokens each, the prefix first; where fewer are seen, some that
     the mask hides fill up.
 
     Args:
         evicted_at: the step at which each token goes, `(H, N)`, or `(B, H, N)` where rows differ.
+        summaries: of each head; 0 where victims are dropped, None if as the placement says.
     """
 
     def __init__(
@@ -54,6 +78,7 @@ class Limits:
         placement: Placement,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        summaries: int | None = None,
     ) -> None:
         P, n = placement.geometry.prefix, placement.geometry.n_tokens - 1
         self.prefix, self.block = P, min(LINES * placement.geometry.width, n)
@@ -71,14 +96,18 @@ class Limits:
         before = torch.arange(P).expand(*tokens.shape[:-1], P)
         self.rows = torch.cat([before, tokens + P], dim=-1).to(device)  # (b, H, S, M)
         self.bias = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, -math.inf).to(device)
-        self.fold = placement.fold
-        if self.fold:
-            goes, order = evicted[..., 0, :].sort(dim=-1, stable=True)
+        summaries = int(placement.fold) if summaries is None else summaries
+        band = torch.from_numpy(placement.geometry.band(token.numpy(), summaries))
+        never = placement.geometry.n_tokens
+        self.summaries = []
+        for each in range(summaries):
+            going = evicted[..., 0, :].masked_fill(band != each, never)
+            goes, order = going.sort(dim=-1, stable=True)
             asking = query.flatten().repeat(*goes.shape[:-1], 1)
             count = torch.searchsorted(goes.contiguous(), asking, right=True)
-            self.victims = (order[..., : int(count.max())] + P).to(device)  # in the order they go
-            self.count = count.to(device)  # (b, H, S·c), victims before each query
-            self.log_count = count.to(dtype).log().unflatten(-1, query.shape).to(device)
+            victims = (order[..., : int(count.max())] + P).to(device)
+            log_count = count.to(dtype).log().unflatten(-1, query.shape).to(device)
+            self.summaries.append(_Summary(victims, count.to(device), log_count, self.block))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries `(B, H·r, T, D)` → `(B, H·r, T, D)`."""
@@ -93,20 +122,37 @@ class Limits:
         keys, values = (_pick(x, self.rows) for x in (k, v))  # (B, H, S, M, D)
         scores = (asked @ keys.transpose(-1, -2)).unflatten(3, (-1, self.block))
         scores = scores + self.bias[..., None, :, :]  # (B, H, S, r, c, M)
-        if self.fold:
-            mean_k, mean_v = (self._means(x)[:, :, :, None] for x in (k, v))  # (B, H, S, 1, c, D)
-            summary = (asked.unflatten(3, (-1, self.block)) * mean_k).sum(-1)
-            summary = summary + self.log_count[..., None, :]
-            scores = torch.cat([scores, summary[..., None]], dim=-1)
+        means = []  # of values
+        for summary in self.summaries:
+            mean_k, mean_v = (summary.means(x)[:, :, :, None] for x in (k, v))  # (B, H, S, 1, c, D)
+            score = (asked.unflatten(3, (-1, self.block)) * mean_k).sum(-1)
+            score = score + summary.log_count[..., None, :]
+            scores = torch.cat([scores, score[..., None]], dim=-1)
+            means.append(mean_v)
         weights = scores.softmax(-1)
-        own = weights[..., : keys.shape[3]].flatten(3, 4)
+        M = keys.shape[3]
+        own = weights[..., :M].flatten(3, 4)
         y = (own @ values).unflatten(3, (-1, self.block))
-        if self.fold:
-            y = y + weights[..., -1:] * mean_v
+        for index, mean_v in enumerate(means, start=M):
+            y = y + weights[..., index, None] * mean_v
         image = y.transpose(2, 3).flatten(3, 4)[..., : T - P, :].flatten(1, 2)
         return torch.cat([prefix, image.to(prefix.dtype)], dim=2)
 
-    def _means(self, x: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class _Summary:
+    """Of the victims that share one, in the order they go.
+
+    Attributes: `victims` `(b, H, V)`, rows of keys and values; `count` `(b, H, S·c)`, how many went
+    before each query; `log_count` `(b, H, S, c)`; `block`, queries of a block.
+    """
+
+    victims: Tensor
+    count: Tensor
+    log_count: Tensor
+    block: int
+
+    def means(self, x: Tensor) -> Tensor:
         """Of the rows of `(B, H, T, D)` that have gone before each query, `(B, H, S, c, D)`."""
         gone = _pick(x, self.victims)
         gone = gone.to(torch.promote_types(x.dtype, torch.float32))  # sums of up to N vectors

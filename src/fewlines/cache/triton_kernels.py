@@ -36,16 +36,16 @@ def segments(heads: int, entries: int, device: torch.device) -> int:
 
 @triton.jit
 def _write(
-    new, buffer, mean, d, real, D: tl.constexpr, row, E, to, evicts, folded,
-    FOLD: tl.constexpr, EXACT: tl.constexpr,
+    new, buffer, mean, d, real, D: tl.constexpr, row, E, to, evicts, band, folded,
+    S: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Put `new` `(D,)` into the entry `to` and its victim into the summary; returns both as stored,
-    in the precision of the arithmetic."""
+    """Put `new` `(D,)` into the entry `to` and its victim into the summary `band`; returns both as
+    stored, in the precision of the arithmetic."""
     first = buffer + row * E * D
     summary = new
-    if FOLD:
-        last = first + (E - 1) * D + d
-        held = mean + row * D + d if EXACT else last
+    if S > 0:
+        last = first + (E - S + band) * D + d
+        held = mean + (row * S + band) * D + d if EXACT else last
         summary = tl.load(held, mask=real, other=0.0).to(new.dtype)
         if evicts:
             victim = tl.load(first + to * D + d, mask=real, other=0.0).to(new.dtype)
@@ -121,7 +121,7 @@ def _segment(
     """What this program reads: its row of the buffer, the entries `start … end−1` but `to`, and
     the query that asks them."""
     b, g, s = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    n = tl.load(now + 2 * now_row + g)
+    n = tl.load(now + now_row + g)
     long = tl.cdiv(tl.cdiv(n, SEGMENTS), BLOCK) * BLOCK
     query = _query(
         q + b * q_row, tl.load(heads + g), r, tl.arange(0, D2), tl.arange(0, R2),
@@ -159,47 +159,59 @@ def _read_segment(
 @triton.jit
 def _step(
     q, k, v, out,  # (B, H·r, D), (B, H, D) twice, (B, H·r, D)
-    heads, keys, values, mean_k, mean_v,  # (G,), (B, G, E, D) twice, (B, G, D) twice
-    slot, now, seen,  # (B, G), (3, G), (B, G, E)
+    heads, keys, values, mean_k, mean_v,  # (G,), (B, G, E, D) twice, (B, G, S, D) twice
+    slot, now, seen,  # (B, G), (3 + S, G), (B, G, E)
     sums, ends,  # of `_read_segment`
     q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head, slot_row, slot_head, now_row,
     E, r,
     D: tl.constexpr, SCALE: tl.constexpr,
     ACC: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr, BLOCK: tl.constexpr,
     SEGMENTS: tl.constexpr,
-    FOLD: tl.constexpr, EXACT: tl.constexpr, OBSERVE: tl.constexpr, PEAK: tl.constexpr,
+    S: tl.constexpr, EXACT: tl.constexpr, OBSERVE: tl.constexpr, PEAK: tl.constexpr,
 ):  # fmt: skip
     b, g, G = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     row = b * G + g
     head = tl.load(heads + g)
     to = tl.load(slot + b * slot_row + g * slot_head)
     evicts = tl.load(now + g) > 0
-    folded = tl.load(now + now_row + g)
-    n = tl.load(now + 2 * now_row + g)
+    n = tl.load(now + now_row + g)
+    band = tl.load(now + 2 * now_row + g)
+    folded = tl.load(now + (3 + band) * now_row + g) if S > 0 else band
 
     d, a = tl.arange(0, D2), tl.arange(0, R2)
     real, asked = d < D, (a < r)[:, None] & (d < D)[None, :]
     new_k = tl.load(k + b * k_row + head * k_head + d, mask=real, other=0.0).to(ACC)
     new_v = tl.load(v + b * v_row + head * v_head + d, mask=real, other=0.0).to(ACC)
     new_k, sum_k = _write(
-        new_k, keys, mean_k, d, real, D, row, E, to, evicts, folded.to(ACC), FOLD, EXACT
+        new_k, keys, mean_k, d, real, D, row, E, to, evicts, band, folded.to(ACC), S, EXACT
     )
     new_v, sum_v = _write(
-        new_v, values, mean_v, d, real, D, row, E, to, evicts, folded.to(ACC), FOLD, EXACT
+        new_v, values, mean_v, d, real, D, row, E, to, evicts, band, folded.to(ACC), S, EXACT
     )
     query = _query(q + b * q_row, head, r, d, a, D, SCALE, q_head, ACC)
 
-    # The new token and the summary are at hand: what was just written is never read back.
+    # The new token and its victim's summary are at hand: what was just written is never read back.
     top = tl.sum(query * new_k[None, :], 1)  # (R2,)
     own = top
     total = tl.full((R2,), 1, ACC)
     y = tl.zeros((R2, D2), ACC) + new_v[None, :]
-    if FOLD:
-        of_sum = tl.sum(query * sum_k[None, :], 1) + tl.log(tl.maximum(folded, 1).to(ACC))
+    for s in tl.static_range(S):
+        if S > 1:
+            other = (row * E + E - S + s) * D + d
+            other_k = tl.load(keys + other, mask=real, other=0.0).to(ACC)
+            other_v = tl.load(values + other, mask=real, other=0.0).to(ACC)
+            folded = tl.load(now + (3 + s) * now_row + g)
+            this_k, this_v = (
+                tl.where(s == band, sum_k, other_k),
+                tl.where(s == band, sum_v, other_v),
+            )
+        else:
+            this_k, this_v = sum_k, sum_v
+        of_sum = tl.sum(query * this_k[None, :], 1) + tl.log(tl.maximum(folded, 1).to(ACC))
         of_sum = tl.where(folded > 0, of_sum, float("-inf"))
         highest = tl.maximum(top, of_sum)
-        y = y * tl.exp(top - highest)[:, None] + tl.exp(of_sum - highest)[:, None] * sum_v[None, :]
-        total, top = tl.exp(top - highest) + tl.exp(of_sum - highest), highest
+        y = y * tl.exp(top - highest)[:, None] + tl.exp(of_sum - highest)[:, None] * this_v[None, :]
+        total, top = total * tl.exp(top - highest) + tl.exp(of_sum - highest), highest
 
     first = row * E * D
     if SEGMENTS == 1:
@@ -265,7 +277,7 @@ def decode_step(
     heads: Tensor,
     keys: Tensor,
     values: Tensor,
-    fold: bool,
+    summaries: int,
     mean_k: Tensor,
     mean_v: Tensor,
     slot: Tensor,
@@ -278,27 +290,27 @@ def decode_step(
     B, G, E, D = keys.shape
     r = q.shape[1] // k.shape[1]
     assert all(x.stride(-1) == 1 for x in (q, k, v, out, now, heads)), "rows must be contiguous"
-    S = segments(B * G, E, keys.device)
+    share = segments(B * G, E, keys.device)
     exact = torch.promote_types(keys.dtype, torch.float32)
-    sums = torch.empty((B, G, S, r, D) if S > 1 else 0, dtype=exact, device=keys.device)
-    ends = torch.empty((B, G, S + 1, r, 2) if S > 1 else 0, dtype=exact, device=keys.device)
+    sums = torch.empty((B, G, share, r, D) if share > 1 else 0, dtype=exact, device=keys.device)
+    ends = torch.empty((B, G, share + 1, r, 2) if share > 1 else 0, dtype=exact, device=keys.device)
     place = (*slot.stride(), now.stride(0), E, r)
     constants = {
         "D": D, "SCALE": D**-0.5, "ACC": tl.float64 if exact == torch.float64 else tl.float32,
         "D2": triton.next_power_of_2(D), "R2": triton.next_power_of_2(r), "BLOCK": block(r),
-        "SEGMENTS": S, "num_warps": WARPS,
+        "SEGMENTS": share, "num_warps": WARPS,
     }  # fmt: skip
-    if S > 1:
-        _read_segment[(B, G, S)](
+    if share > 1:
+        _read_segment[(B, G, share)](
             q, heads, keys, values, slot, now, sums, ends, *q.stride()[:2], *place, **constants
         )
     _step[(B, G)](
         q, k, v, out, heads, keys, values, mean_k, mean_v, slot, now,
         mean_k if seen is None else seen, sums, ends,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2], *place, **constants,
-        FOLD=fold, EXACT=mean_k.dtype != keys.dtype, OBSERVE=seen is not None, PEAK=peak,
+        S=summaries, EXACT=mean_k.dtype != keys.dtype, OBSERVE=seen is not None, PEAK=peak,
     )  # fmt: skip
-    if S > 1 and seen is not None:
-        _observe_segment[(B, G, S)](
+    if share > 1 and seen is not None:
+        _observe_segment[(B, G, share)](
             q, heads, keys, slot, now, seen, ends, *q.stride()[:2], *place, **constants, PEAK=peak
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,9 +17,11 @@ from fewlines.cache.placement import Placement, make_policy
 from fewlines.cache.policy import CalibratedPolicy
 from fewlines.cache.split import SMALLEST
 from fewlines.cache.teacher import Limits
+from fewlines.errors import FewlinesError
 from fewlines.models.transformer import Attend, Transformer, causal
 
 GROWTH = 1.5  # from one room of the curves to the next
+SUMMARIES = (4, 8)  # of a head that has several: two and a whole line of them are seldom best
 
 
 def rooms_of(geometry: Geometry) -> list[int]:
@@ -32,7 +36,6 @@ def rooms_of(geometry: Geometry) -> list[int]:
     return sorted({*rooms, *range(max(SMALLEST, width - 1), min(width + 3, n))})
 
 
-@torch.inference_mode()
 def measure_curves(
     model: Transformer,
     labels: Tensor,
@@ -42,14 +45,51 @@ def measure_curves(
 ) -> Curves:
     """KL(full ‖ limited) on images `codes` `(n, N)` for every head and room, under the schedule,
     victims folded."""
+    geometry = model.shape.geometry
+    rooms = np.array(rooms_of(geometry))
+    return Curves(rooms, _losses(model, labels, codes, calibration, rooms, 1, done))
+
+
+def measure_summaries(
+    model: Transformer,
+    labels: Tensor,
+    codes: Tensor,
+    calibration: Calibration,
+    done: Callable[[int], object] = lambda heads: None,
+) -> Curves:
+    """The curves of a calibration, and beside them those of a head with several summaries."""
+    curves = calibration.curves
+    if curves is None:
+        raise FewlinesError(
+            "this calibration does not say what each head loses; run 'fewlines calibrate'"
+        )
+    of_more = {
+        count: _losses(model, labels, codes, calibration, curves.rooms, count, done)
+        for count in SUMMARIES
+    }
+    return replace(curves, of_more=of_more)
+
+
+@torch.inference_mode()
+def _losses(
+    model: Transformer,
+    labels: Tensor,
+    codes: Tensor,
+    calibration: Calibration,
+    rooms: npt.NDArray[np.int64],
+    summaries: int,
+    done: Callable[[int], object],
+) -> npt.NDArray[np.float64]:
+    """`(L, H, R)`; nothing is lost with the last room, a whole image."""
     geometry, device = model.shape.geometry, model.norm.weight.device
     policy = make_policy("scheduled", {})
     assert isinstance(policy, CalibratedPolicy)
-    rooms, shape = rooms_of(geometry), (geometry.layers, geometry.heads)
-    placements = []
+    shape = (geometry.layers, geometry.heads)
+    several, placements = np.full(shape, summaries), []
     for room in rooms[:-1]:
-        victims = policy.victims(geometry, np.full(shape, room), calibration)
-        placements.append(Placement(geometry, np.full(shape, room + 1), victims, fold=True))
+        tokens = np.full(shape, room)
+        victims = policy.victims(geometry, tokens, calibration)
+        placements.append(Placement(geometry, tokens + several, victims, True, several=several))
     x = model.embed(labels.to(device), codes.long().to(device))
     rotation = model.rotations[: x.shape[1]]
     full = model(x)[:, geometry.prefix - 1 :].log_softmax(-1)
@@ -63,13 +103,14 @@ def measure_curves(
             loss[layer, head, index] = found.item()
             done(1)
         x = block(layer, x, rotation, causal)
-    return Curves(np.array(rooms), loss)
+    return loss
 
 
 def _one_limited(placement: Placement, at: int, head: int, device: torch.device) -> Attend:
     """Attention in which one head of the layer `at` is limited as a cache limits it."""
     evicted_at = torch.from_numpy(placement.evicted_at[at, head, None])
-    limits = Limits(evicted_at, placement, torch.float32, device)
+    summaries = int(placement.summaries[at, head])
+    limits = Limits(evicted_at, placement, torch.float32, device, summaries)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         y = causal(layer, q, k, v)

@@ -118,8 +118,8 @@ class Decode:
         """Held at the end of the image, exact."""
         placement = self.cache.place(self.shape.geometry)
         entries = placement.kv_entries() * entry_bytes(self.shape, self.kv_itemsize)
-        exact = placement.fold and self.kv_itemsize < FLOAT  # see `HeadGroup`
-        summaries = placement.capacity.size * entry_bytes(self.shape, FLOAT) if exact else 0
+        exact = int(placement.summaries.sum()) if self.kv_itemsize < FLOAT else 0  # see `HeadGroup`
+        summaries = exact * entry_bytes(self.shape, FLOAT)
         return (entries + summaries) * self.rows
 
     @property

@@ -57,6 +57,8 @@ class Results:
     def cache(self, slug: str) -> Cache:
         """With the run's calibration, if it needs one."""
         cache = self.experiment.cache(slug)
+        if cache.split == "summaries":
+            return cache.calibrated(self.folder / BASE / "summaries.safetensors")
         return replace(cache, calibration=self.calibration) if cache.needs_calibration else cache
 
     @property

@@ -20,6 +20,7 @@ MODULES = {
     "import-model": "imports",
     "import-tokens": "imports",
     "calibrate": "calibrate",
+    "calibrate-summaries": "calibrate",
     "calibration-curve": "calibrate",
     "export-schedule": "calibrate",
     "generate": "samples",

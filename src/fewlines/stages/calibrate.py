@@ -17,7 +17,7 @@ from fewlines.config import BASE, Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import write_text
 from fewlines.measure.attention import expected_attention, expected_by_layer
-from fewlines.measure.budgets import measure_curves, rooms_of
+from fewlines.measure.budgets import SUMMARIES, measure_curves, measure_summaries, rooms_of
 from fewlines.measure.likelihood import measure_likelihood, named_interval
 from fewlines.models.checkpoint import load_network
 from fewlines.models.transformer import Transformer
@@ -43,6 +43,25 @@ def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> No
     heads = (len(rooms_of(geometry)) - 1) * geometry.layers * geometry.heads
     bar = progress("what each head loses", heads, "rooms")
     curves = measure_curves(network, labels, codes, found, bar.update)
+    bar.close()
+    replace(found, curves=curves).save(output)
+
+
+def calibrate_summaries(
+    config: Experiment, model: Path, tokens: Path, calibration: Path, output: Path
+) -> None:
+    """A calibration, and beside it what each head loses with several summaries: for caches with
+    'split: summaries'. Two minutes."""
+    network = load_network(model, Transformer).to(machine.device())
+    tensors, _ = read_tokens(tokens, network.shape)
+    found, geometry = Calibration.load(calibration), network.shape.geometry
+    found.check(geometry)
+    first = config.calibration.images
+    images = slice(first, first + config.calibration.curve_images)
+    labels, codes = tensors["train_labels"][images], tensors["train_codes"][images]
+    heads = len(SUMMARIES) * (len(rooms_of(geometry)) - 1) * geometry.layers * geometry.heads
+    bar = progress("what each head loses with several summaries", heads, "rooms")
+    curves = measure_summaries(network, labels, codes, found, bar.update)
     bar.close()
     replace(found, curves=curves).save(output)
 
