@@ -21,7 +21,13 @@ from fewlines.report.tables import whole_images
 
 RIVAL = "linear"
 OTHERS = (RIVAL, f"{RIVAL}+fold", "oracle")
-OURS = ("scheduled+fold", "scheduled+fold+budgets", "corrected+fold", "corrected+fold+budgets")
+OURS = (
+    "scheduled+fold",
+    "scheduled+fold+budgets",
+    "scheduled+fold+summaries",
+    "corrected+fold",
+    "corrected+fold+budgets",
+)
 ABLATIONS = "ablations.csv"
 LARGER = {
     "carried": "A schedule carried from 14×14 to 28×28 tokens of another tokenizer",
