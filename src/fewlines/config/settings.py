@@ -283,7 +283,9 @@ class CacheSettings(Section):
         None, description="`{lines: 3}`, `{fraction: 1/6}` or `{tokens: 21}`; null for `full` alone"
     )
     fold: bool = Field(False, description="victims are folded into a summary slot, not dropped")
-    split: Split = Field("uniform", description="of the total over layers and heads")
+    split: Split = Field(
+        "uniform", description="of the total over layers and heads; summaries: several slots too"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
     measure: Measure = Field(
         "all",
