@@ -78,13 +78,15 @@ def test_a_second_run_does_nothing(folder):
 
 def test_a_new_cache_runs_only_its_own_jobs(folder, tmp_path):
     experiment = yaml.safe_load(TOY.read_text())
+    several = {"policy": "scheduled", "budget": {"lines": 2}, "fold": True, "split": "summaries"}
     experiment["caches"].append({"policy": "lines", "budget": {"tokens": 21}})
+    experiment["caches"].append({**several, "measure": "likelihood"})
     config = tmp_path / "more.yaml"
     config.write_text(yaml.safe_dump(experiment))
     jobs = planned(snakemake(folder, "-n", config=config))
     assert jobs == {
-        "generate": 2, "samples": 1, "quality": 1, "likelihood": 1, "cost": 1,
-        "tables": 1, "figures": 1, "report": 1,
+        "generate": 2, "samples": 1, "quality": 1, "likelihood": 2, "cost": 1,
+        "summaries": 1, "tables": 1, "figures": 1, "report": 1,
     }  # fmt: skip
 
 
