@@ -51,7 +51,8 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 
 # Snakemake sets OMP_NUM_THREADS to a job's threads. numba makes a pool of its own, and those of its
 # threads that are not asked to work spin: two samplers of one thread took half of each other's time.
-shell.prefix("export NUMBA_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; ")
+# A prefix of one's own replaces Snakemake's, by which a job fails where its first command does.
+shell.prefix("set -euo pipefail; export NUMBA_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; ")
 
 
 scattergather:

@@ -44,11 +44,12 @@ def reads(keys: Tensor, values: Tensor) -> Callable[[], None]:
     rows, groups, entries, head_dim = keys.shape
     new = np.ones((rows, groups, head_dim), np.float32)
     out, nothing = new.copy(), np.zeros((0, 1, 1), np.float32)
+    no_means = np.zeros((0, 1, 1, 1), np.float32)
     slot, heads = np.zeros((rows, groups), np.int64), np.arange(groups)
     now = np.zeros((3, groups), np.int64)
     now[LENGTH] = entries
     step = decode_step(head_dim, keys.dtype)
-    held = (heads, as_array(keys), as_array(values), False, nothing, nothing, slot, now)
+    held = (heads, as_array(keys), as_array(values), 0, no_means, no_means, slot, now)
     return lambda: step(new, new, new, *held, out, nothing, False)
 
 
