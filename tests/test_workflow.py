@@ -163,6 +163,21 @@ def test_a_wrong_configuration_stops_before_any_work(folder, tmp_path, right, wr
     assert message in done.stdout + done.stderr
 
 
+def test_a_stage_that_fails_is_the_job_that_failed(folder, tmp_path):
+    """Its sentence is shown, and nobody waits for files that will not come."""
+    (tmp_path / "empty").mkdir()
+    experiment = yaml.safe_load(TOY.read_text()) | {"name": "failing"}
+    experiment["data"] = {"source": "folder", "path": str(tmp_path / "empty")}
+    config = tmp_path / "failing.yaml"
+    config.write_text(yaml.safe_dump(experiment))
+    command = [*SNAKEMAKE, "--retries", "0", "--configfile", str(config), "--until", "data"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "holds no images" in output
+    assert "MissingOutputException" not in output
+
+
 def test_the_readmes_five_lines_run(folder, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(folder)
