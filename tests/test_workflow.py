@@ -17,7 +17,7 @@ from fewlines.cli import main
 from fewlines.config import validate_experiment
 from fewlines.files import read_json
 from fewlines.stages.networks import train_tokenizer
-from fewlines.stages.report import publish, publish_table
+from fewlines.stages.report import figures, publish, publish_table, report, tables
 from toy_chain import REPOSITORY, SNAKEMAKE, TOY, snakemake
 
 CACHE_COLUMNS = [
@@ -122,6 +122,21 @@ def test_tables_and_report_are_made_again_without_measuring(folder, run):
     assert set(re.findall(r"^(?:local)?rule (\w+):", done, re.MULTILINE)) == {"tables", "report"}
     assert (run / "tables/cache.csv").read_bytes() == before
     assert (run / "report.html").exists()
+
+
+def test_a_report_needs_no_two_policies_of_one_budget(run, tmp_path):
+    """As `make quick` has them."""
+    experiment = yaml.safe_load(TOY.read_text())
+    experiment["caches"] = experiment["caches"][0:3:2]
+    del experiment["adaptation"]["models"]["adapted:2lines"]["compared"]
+    config = validate_experiment(experiment)
+    few = tmp_path / "toy"
+    shutil.copytree(run, few, ignore=shutil.ignore_patterns("*.checkpoints"))
+    tables(config, few)
+    figures(config, few)
+    report(config, few, tmp_path / "report.html", tmp_path / "provenance.json")
+    assert pd.read_csv(few / "tables/ranks.csv")["behind"].isna().all()
+    assert "scheduled+fold" in (tmp_path / "report.html").read_text()
 
 
 def test_likelihoods_alone_need_no_samples(folder, run, tmp_path):

@@ -81,7 +81,9 @@ def rank_table(results: Results) -> pd.DataFrame:
             if rank:
                 row |= named_interval("behind", found[slug] - found[ordered[rank - 1]])
             rows.append(row)
-    return pd.DataFrame(rows)
+    # All columns, also where no budget has two policies.
+    names = ["budget", "rank", "policy", "nll_delta", "behind", "behind_low", "behind_high"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def _identity(results: Results, model: str, slug: str) -> dict[str, Any]:
