@@ -47,22 +47,6 @@ def test_the_schema_alone_is_the_default_experiment():
     assert validate_experiment({}) == Experiment()
 
 
-def test_a_model_may_have_other_rates_and_is_compared_with_one_that_has_them():
-    full, small = {"caches": ["full"]}, {"caches": ["lines-2lines"]}
-    models = {"base+steps": full, "base+steps:fast": full | {"rate": 4}, "adapted": small}
-    models["adapted:fast"] = small | {"rate": 4}
-    caches = [{"policy": "full"}, {"policy": "lines", "budget": {"lines": 2}}]
-    adaptation = {"muon_rate": 0.002, "adamw_rate": 0.001, "models": models}
-    experiment = validate_experiment(
-        {"adaptation": adaptation, "caches": caches, "paper": {"cache": "lines-2lines"}}
-    )
-    fast = experiment.continued(experiment.adapted("adapted:fast"))
-    assert (fast.muon_rate, fast.adamw_rate) == (0.008, 0.004)
-    assert experiment.continued(experiment.adapted("adapted")).muon_rate == 0.002
-    assert experiment.baseline("adapted:fast") == "base+steps:fast"
-    assert experiment.baseline("adapted") == "base+steps"
-
-
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_experiment_is_valid_and_every_model_has_its_baseline(path):
     experiment = load_experiment([EXPERIMENTS.parent / "config.yaml", path])

@@ -189,8 +189,8 @@ class Experiment(Section):
 
     def baseline(self, name: str) -> str | None:
         """Whom an adapted model is compared with: the base model, trained as a whole for as many
-        more steps with a full cache, by the same loss and at the same rates if there is one; else
-        `base+steps`; None without that either. One from scratch is compared with the base model."""
+        more steps with a full cache, by the same loss if there is one; else `base+steps`; None
+        without that either. One from scratch is compared with the base model."""
         adapted, models = self.adapted(name), self.adaptation.models
         if adapted.start == "scratch":
             return BASE
@@ -200,25 +200,15 @@ class Experiment(Section):
             for other, model in models.items()
             if other.startswith(STEPS) and self.continued(model).steps == steps
         ]
-        same.sort(
-            key=lambda other: (
-                models[other].distil != adapted.distil,
-                models[other].rate != adapted.rate,
-            )
-        )
+        same.sort(key=lambda other: models[other].distil != adapted.distil)
         return next(iter(same), STEPS if STEPS in models else None)
 
     def continued(self, adapted: AdaptedModel) -> ModelSettings:
         """The settings of an adapted model's training."""
         if adapted.start == "scratch":
             return self.model.model_copy(update={"steps": adapted.steps or self.model.steps})
-        settings = self.adaptation
-        changed = settings.model_dump(exclude={"models"})
-        changed |= {
-            "steps": adapted.steps or settings.steps,
-            "muon_rate": settings.muon_rate * adapted.rate,
-            "adamw_rate": settings.adamw_rate * adapted.rate,
-        }
+        changed = self.adaptation.model_dump(exclude={"models"})
+        changed |= {"steps": adapted.steps or self.adaptation.steps}
         return self.model.model_copy(update=changed)
 
     @property

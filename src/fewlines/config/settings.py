@@ -159,7 +159,6 @@ class AdaptedModel(Section):
     steps: Positive | None = Field(
         None, description="null: as many as the other models; from scratch, as the base model"
     )
-    rate: Rate = Field(1.0, description="peak learning rates, as a multiple of the other models'")
     distil: Share = Field(0.0, description="weight of KL to the base model with a full cache")
     measure: Measure = Field(
         "all", description="likelihood: no images are drawn; samples: not shown with the headlines"
