@@ -33,6 +33,14 @@ LARGER = {
     "carried": "A schedule carried from 14×14 to 28×28 tokens of another tokenizer",
     "larger": "A schedule carried from pictures of 64×64 pixels to 128×128, the tokenizer the same",
 }
+MARKS = {  # of curves of one colour: the policy alone, and split over heads
+    "+budgets": "s--",
+    "+summaries": "D:",
+    "+mass": "^-.",
+    "+ada": "v--",
+    "+pyramid": "P--",
+    "+headkv": "X--",
+}
 NEARLY = 1.2  # × the FID of the full cache: names of so many points would lie upon each other
 
 
@@ -296,7 +304,7 @@ def draw_policies(table: pd.DataFrame, path: Path) -> None:
             rows["capacity"],
             rows["nll_delta"].clip(lower=1e-4),
             yerr=np.abs(rows[["nll_delta_low", "nll_delta_high"]].sub(rows["nll_delta"], axis=0)).T,
-            fmt="o-" if "+" not in str(policy).removesuffix("+fold") else "s--",
+            fmt=next((mark for split, mark in MARKS.items() if split in str(policy)), "o-"),
             ms=3,
             lw=1,
             color=colours[name],
