@@ -3,7 +3,6 @@ test but a command, `make kills`: it takes a quarter of an hour."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -31,12 +30,10 @@ def main() -> None:
         for table in TABLES:
             one, other = (lasting(folder, table) for folder in (calm, killed))
             pd.testing.assert_frame_equal(one, other, check_exact=True, obj=table)
-            sys.stdout.write(f"{table}.csv: {len(one)} rows, {len(one.columns)} columns equal\n")
+            print(f"{table}.csv: {len(one)} rows, {len(one.columns)} columns equal")
     whole = victims.count("snakemake")
-    sys.stdout.write(
-        f"{len(victims)} of {KILLS} kills, {whole} of them of Snakemake with all that "
-    )
-    sys.stdout.write(f"it ran; stages: {', '.join(stages)}\n")
+    counts = f"{len(victims)} of {KILLS} kills, {whole} of them of Snakemake with all that it ran"
+    print(f"{counts}; stages: {', '.join(stages)}")
 
 
 def lasting(folder: Path, name: str) -> pd.DataFrame:

@@ -52,6 +52,15 @@ class Calibration:
     images: int
     curves: Curves | None = None
 
+    def require_curves(self) -> Curves:
+        """What each head loses; raises if it was not measured."""
+        if self.curves is None:
+            raise FewlinesError(
+                "cache: this calibration does not say what each head loses; run "
+                "'fewlines calibrate'"
+            )
+        return self.curves
+
     @cached_property
     def future(self) -> npt.NDArray[np.float64]:
         """`(L, H, N, N)`: how much all queries from each one on will look at each token."""

@@ -144,8 +144,7 @@ class Cache:
             return split_by_depth(geometry, total), None
         calibration = self.require_calibration(geometry)
         if self.split == "summaries":
-            rooms, summaries = split_by_summaries(geometry, total, calibration)
-            return rooms + 1 - summaries, summaries
+            return split_by_summaries(geometry, total, calibration)
         if self.split == "headkv":
             return split_by_reach(geometry, total, calibration), None
         if self.split == "ada":

@@ -216,18 +216,17 @@ class Tables:
     each would take longer than a layer's attention."""
 
     def __init__(self, slots: list[Slots], device: torch.device) -> None:
-        (n, *_), rows = slots[0].table.shape, max(each.table.shape[1] for each in slots)
-        widths = [each.table.shape[-1] for each in slots]
-        whole = np.zeros((n, rows, sum(widths)), np.int64)
-        self.table = torch.tensor(whole, device=device)  # (N, 4 + S, ΣG)
+        _, rows, widths = zip(*(each.table.shape for each in slots), strict=True)
+        padded = [
+            np.pad(each.table, ((0, 0), (0, max(rows) - own), (0, 0)))
+            for each, own in zip(slots, rows, strict=True)
+        ]
+        whole = np.ascontiguousarray(np.concatenate(padded, axis=-1))
+        self.table = torch.tensor(whole, device=device)  # (N, 4 + S, ΣG), S the most of any group
         self.row = torch.zeros_like(self.table[0])
-        parts = zip(
-            slots, self.table.split(widths, dim=-1), self.row.split(widths, -1), strict=True
-        )
-        for each, table, row in parts:
-            own = each.table.shape[1]
-            table[:, :own] = torch.from_numpy(each.table)
-            each.read(row[:own])
+        parts = self.row.split(widths, dim=-1)
+        for each, own, part in zip(slots, rows, parts, strict=True):
+            each.read(part[:own])
 
     def turn(self, step: int) -> None:
         """To image token `step`."""

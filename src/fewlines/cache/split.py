@@ -39,11 +39,7 @@ def split_by_mass(
 def split_by_loss(geometry: Geometry, total: int, calibration: Calibration) -> Table:
     """Room of each head, `(L, H)`, that loses the least likelihood in all, as `Curves` were
     measured: losses of single heads are taken to add up, and to fall as a power between rooms."""
-    curves = calibration.curves
-    if curves is None:
-        raise FewlinesError(
-            "cache: this calibration does not say what each head loses; run 'fewlines calibrate'"
-        )
+    curves = calibration.require_curves()
     return _cheapest(_at_every_room(curves.rooms, curves.loss, geometry), total)
 
 
@@ -51,9 +47,10 @@ def split_by_summaries(
     geometry: Geometry, total: int, calibration: Calibration
 ) -> tuple[Table, Table]:
     """As `split_by_loss`, but each head may have several summaries in place of tokens, where that
-    was measured to lose less: room beside one summary and number of summaries, both `(L, H)`."""
-    curves = calibration.curves
-    if curves is None or not curves.of_more:
+    was measured to lose less: room for tokens and number of summaries, both `(L, H)`. `total` is
+    the room beside one summary each."""
+    curves = calibration.require_curves()
+    if not curves.of_more:
         raise FewlinesError(
             "cache: this calibration does not say what more summaries would lose; run "
             "'fewlines calibrate-summaries'"
@@ -66,9 +63,9 @@ def split_by_summaries(
         losses.append(shifted)
     stacked = np.stack(losses)  # (counts, L, H, rooms)
     rooms = _cheapest(stacked.min(0), total)
-    within = (rooms - SMALLEST).clip(max=stacked.shape[-1] - 1)
-    at_room = np.take_along_axis(stacked, within[None, ..., None], -1)[..., 0]
-    return rooms, np.array([1, *curves.of_more])[at_room.argmin(0)]
+    at_room = np.take_along_axis(stacked, (rooms - SMALLEST)[None, ..., None], -1)[..., 0]
+    summaries = np.array([1, *curves.of_more])[at_room.argmin(0)]
+    return rooms + 1 - summaries, summaries
 
 
 def _at_every_room(

@@ -36,7 +36,7 @@ class TeacherForced:
             for count in np.unique(summaries).tolist():
                 heads = np.flatnonzero(summaries == count)
                 evicted = torch.from_numpy(evicted_at[heads])
-                limits = Limits(evicted, placement, dtype, device, count)
+                limits = Limits(evicted, placement, count, dtype, device)
                 groups.append((torch.from_numpy(heads).to(device), limits))
             self.layers.append(groups)
 
@@ -69,16 +69,16 @@ class Limits:
 
     Args:
         evicted_at: the step at which each token goes, `(H, N)`, or `(B, H, N)` where rows differ.
-        summaries: of each head; 0 where victims are dropped, None if as the placement says.
+        summaries: of each head; 0 where victims are dropped.
     """
 
     def __init__(
         self,
         evicted_at: Tensor,
         placement: Placement,
+        summaries: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
-        summaries: int | None = None,
     ) -> None:
         P, n = placement.geometry.prefix, placement.geometry.n_tokens - 1
         self.prefix, self.block = P, min(LINES * placement.geometry.width, n)
@@ -96,7 +96,6 @@ class Limits:
         before = torch.arange(P).expand(*tokens.shape[:-1], P)
         self.rows = torch.cat([before, tokens + P], dim=-1).to(device)  # (b, H, S, M)
         self.bias = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, -math.inf).to(device)
-        summaries = int(placement.fold) if summaries is None else summaries
         band = torch.from_numpy(placement.geometry.band(token.numpy(), summaries))
         never = placement.geometry.n_tokens
         self.summaries = []

@@ -133,7 +133,7 @@ def _segment(
 
 @triton.jit
 def _read_segment(
-    q, heads, keys, values, slot, now, sums, ends,  # (B, G, S, r, D), (B, G, S + 1, r, 2)
+    q, heads, keys, values, slot, now, sums, ends,  # (B, G, parts, r, D), (B, G, parts + 1, r, 2)
     q_row, q_head, slot_row, slot_head, now_row, E, r,
     D: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr,
     BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
@@ -290,18 +290,18 @@ def decode_step(
     B, G, E, D = keys.shape
     r = q.shape[1] // k.shape[1]
     assert all(x.stride(-1) == 1 for x in (q, k, v, out, now, heads)), "rows must be contiguous"
-    share = segments(B * G, E, keys.device)
+    parts = segments(B * G, E, keys.device)
     exact = torch.promote_types(keys.dtype, torch.float32)
-    sums = torch.empty((B, G, share, r, D) if share > 1 else 0, dtype=exact, device=keys.device)
-    ends = torch.empty((B, G, share + 1, r, 2) if share > 1 else 0, dtype=exact, device=keys.device)
+    sums = torch.empty((B, G, parts, r, D) if parts > 1 else 0, dtype=exact, device=keys.device)
+    ends = torch.empty((B, G, parts + 1, r, 2) if parts > 1 else 0, dtype=exact, device=keys.device)
     place = (*slot.stride(), now.stride(0), E, r)
     constants = {
         "D": D, "SCALE": D**-0.5, "ACC": tl.float64 if exact == torch.float64 else tl.float32,
         "D2": triton.next_power_of_2(D), "R2": triton.next_power_of_2(r), "BLOCK": block(r),
-        "SEGMENTS": share, "num_warps": WARPS,
+        "SEGMENTS": parts, "num_warps": WARPS,
     }  # fmt: skip
-    if share > 1:
-        _read_segment[(B, G, share)](
+    if parts > 1:
+        _read_segment[(B, G, parts)](
             q, heads, keys, values, slot, now, sums, ends, *q.stride()[:2], *place, **constants
         )
     _step[(B, G)](
@@ -310,7 +310,7 @@ def decode_step(
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2], *place, **constants,
         S=summaries, EXACT=mean_k.dtype != keys.dtype, OBSERVE=seen is not None, PEAK=peak,
     )  # fmt: skip
-    if share > 1 and seen is not None:
-        _observe_segment[(B, G, share)](
+    if parts > 1 and seen is not None:
+        _observe_segment[(B, G, parts)](
             q, heads, keys, slot, now, seen, ends, *q.stride()[:2], *place, **constants, PEAK=peak
         )

@@ -17,7 +17,6 @@ from fewlines.cache.placement import Placement, make_policy
 from fewlines.cache.policy import CalibratedPolicy
 from fewlines.cache.split import SMALLEST
 from fewlines.cache.teacher import Limits
-from fewlines.errors import FewlinesError
 from fewlines.models.transformer import Attend, Transformer, causal
 
 GROWTH = 1.5  # from one room of the curves to the next
@@ -58,11 +57,7 @@ def measure_summaries(
     done: Callable[[int], object] = lambda heads: None,
 ) -> Curves:
     """The curves of a calibration, and beside them those of a head with several summaries."""
-    curves = calibration.curves
-    if curves is None:
-        raise FewlinesError(
-            "this calibration does not say what each head loses; run 'fewlines calibrate'"
-        )
+    curves = calibration.require_curves()
     of_more = {
         count: _losses(model, labels, codes, calibration, curves.rooms, count, done)
         for count in SUMMARIES
@@ -110,7 +105,7 @@ def _one_limited(placement: Placement, at: int, head: int, device: torch.device)
     """Attention in which one head of the layer `at` is limited as a cache limits it."""
     evicted_at = torch.from_numpy(placement.evicted_at[at, head, None])
     summaries = int(placement.summaries[at, head])
-    limits = Limits(evicted_at, placement, torch.float32, device, summaries)
+    limits = Limits(evicted_at, placement, summaries, torch.float32, device)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         y = causal(layer, q, k, v)

@@ -88,6 +88,7 @@ def in_hindsight(model: Transformer, labels: Tensor, codes: Tensor, placement: P
         Limits(
             placement.hindsight.evicted_at(seen.cpu(), room[layer]),
             placement,
+            int(placement.fold),
             seen.dtype,
             seen.device,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewlines import machine
 from fewlines.cache.calibration import Calibration
+from fewlines.cache.geometry import Geometry
 from fewlines.cache.schedule import Schedule
 from fewlines.config import BASE, Experiment
 from fewlines.errors import FewlinesError
@@ -38,11 +39,8 @@ def calibrate(config: Experiment, model: Path, tokens: Path, output: Path) -> No
     bar = progress("calibrate", len(labels) * geometry.layers, "layers of images")
     found = expected_attention(network, labels, codes, config.calibration.batch, bar.update)
     bar.close()
-    after = slice(count, count + config.calibration.curve_images)
-    labels, codes = tensors["train_labels"][after], tensors["train_codes"][after]
-    heads = (len(rooms_of(geometry)) - 1) * geometry.layers * geometry.heads
-    bar = progress("what each head loses", heads, "rooms")
-    curves = measure_curves(network, labels, codes, found, bar.update)
+    bar = progress("what each head loses", _limited_heads(geometry), "rooms")
+    curves = measure_curves(network, *_curve_images(config, tensors), found, bar.update)
     bar.close()
     replace(found, curves=curves).save(output)
 
@@ -56,14 +54,23 @@ def calibrate_summaries(
     tensors, _ = read_tokens(tokens, network.shape)
     found, geometry = Calibration.load(calibration), network.shape.geometry
     found.check(geometry)
-    first = config.calibration.images
-    images = slice(first, first + config.calibration.curve_images)
-    labels, codes = tensors["train_labels"][images], tensors["train_codes"][images]
-    heads = len(SUMMARIES) * (len(rooms_of(geometry)) - 1) * geometry.layers * geometry.heads
-    bar = progress("what each head loses with several summaries", heads, "rooms")
-    curves = measure_summaries(network, labels, codes, found, bar.update)
+    rooms = len(SUMMARIES) * _limited_heads(geometry)
+    bar = progress("what each head loses with several summaries", rooms, "rooms")
+    curves = measure_summaries(network, *_curve_images(config, tensors), found, bar.update)
     bar.close()
     replace(found, curves=curves).save(output)
+
+
+def _curve_images(config: Experiment, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Labels and codes of the training images after those of calibration."""
+    first = config.calibration.images
+    after = slice(first, first + config.calibration.curve_images)
+    return tensors["train_labels"][after], tensors["train_codes"][after]
+
+
+def _limited_heads(geometry: Geometry) -> int:
+    """How often a curve of every head limits one; with the last room nothing is limited."""
+    return (len(rooms_of(geometry)) - 1) * geometry.layers * geometry.heads
 
 
 def export_schedule(
