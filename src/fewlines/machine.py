@@ -35,12 +35,21 @@ def resolve_precision(wanted: str) -> torch.dtype:
 
 
 def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor multiplies bfloat16 in hardware."""
+    """Whether this processor multiplies bfloat16 in hardware, and oneDNN makes use of it."""
     try:
         flags = set(cpuinfo.read_text().split())
     except OSError:
         return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}) and onednn_takes(torch.bfloat16)
+
+
+def onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has matrix products of this precision here: of bfloat16 it has none where
+    there is only AVX2, or where ONEDNN_MAX_CPU_ISA says so."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    bf16: bool = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bf16 or dtype == torch.float32
 
 
 def cores() -> int:

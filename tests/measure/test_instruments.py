@@ -247,7 +247,7 @@ def test_precision_follows_the_processors_instructions(tmp_path, monkeypatch):
     old.write_text("flags : avx avx2 f16c\n")
     new.write_text("flags : avx2 avx512_bf16\n")
     assert not machine.has_bf16(old)
-    assert machine.has_bf16(new)
+    assert machine.has_bf16(new) == machine.onednn_takes(torch.bfloat16)
     assert not machine.has_bf16(tmp_path / "missing")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(machine, "has_bf16", lambda: False)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewlines import machine
 from fewlines.generate import kernels
 from fewlines.models.transformer import Attend, Attention, FeedForward, Transformer
 
@@ -25,8 +26,8 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, dtype: torch.dtype, rows: int) -> None:
         super().__init__()
         self.dtype = dtype
-        self.packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        self.packed &= dtype == torch.bfloat16 or (dtype == torch.float32 and rows > 1)
+        self.packed = weight.device.type == "cpu" and machine.onednn_takes(dtype)
+        self.packed &= dtype != torch.float32 or rows > 1
         weight = weight.detach().to(dtype)
         self.weight = (
             torch.ops.mkldnn._reorder_linear_weight(weight, rows) if self.packed else weight
