@@ -163,9 +163,9 @@ def test_curves_of_several_summaries_are_what_such_a_head_loses(model, count):
     room = int(curves.rooms[2])
     schedule = make_policy("scheduled", {}).victims(geometry, np.full(shape, room), found)
     victims = np.full_like(schedule, NOBODY)
-    capacity, several = np.full(shape, n + 1), np.ones(shape, int)
-    capacity[1, 0], victims[1, 0], several[1, 0] = room + count, schedule[1, 0], count
-    limits = TeacherForced(Placement(geometry, capacity, victims, True, several=several))
+    rooms, summaries = np.full(shape, n), np.ones(shape, int)
+    rooms[1, 0], victims[1, 0], summaries[1, 0] = room, schedule[1, 0], count
+    limits = TeacherForced(Placement(geometry, rooms, summaries, victims))
     full, under = (
         model.teacher_forced(labels, codes, *attend).log_softmax(-1) for attend in ((), (limits,))
     )
@@ -200,9 +200,9 @@ def test_curves_are_what_a_cache_loses_that_limits_one_head(kv_heads):
     schedule = make_policy("scheduled", {}).victims(geometry, np.full(shape, room), found)
     full = model.teacher_forced(labels, codes).log_softmax(-1)
     for head in np.ndindex(shape):
-        capacity, victims = np.full(shape, n + 1), np.full_like(schedule, NOBODY)
-        capacity[head], victims[head] = room + 1, schedule[head]
-        limits = TeacherForced(Placement(geometry, capacity, victims, fold=True))
+        rooms, victims = np.full(shape, n), np.full_like(schedule, NOBODY)
+        rooms[head], victims[head] = room, schedule[head]
+        limits = TeacherForced(Placement(geometry, rooms, np.ones(shape, int), victims))
         under = model.teacher_forced(labels, codes, limits).log_softmax(-1)
         loss = (full.exp() * (full - under)).sum(-1).mean().item()
         assert curves.loss[head][index] == pytest.approx(loss, rel=1e-3, abs=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numba
@@ -48,7 +49,7 @@ class SlowAttention:
         geometry, scoring = self.placement.geometry, self.placement.scoring
         P, out, kv = geometry.prefix, torch.empty_like(q), torch.stack([k, v])
         summaries = int(self.placement.summaries[layer, head])
-        room = int(self.placement.capacity[layer, head]) - summaries
+        room = int(self.placement.room[layer, head])
         resident: list[int] = []
         folded: list[list[int]] = [[] for _ in range(summaries)]
         worth: dict[tuple[int, int], float] = {}  # of a token at a step
@@ -179,24 +180,21 @@ def test_a_prefix_longer_than_one_is_kept_whole(cache):
         torch.testing.assert_close(TeacherForced(placement, torch.float64)(0, q, k, v), slow)
 
 
-@pytest.mark.parametrize(
-    ("fold", "several"), [(False, None), (True, None), (True, np.array([[2, 1, 1, 5]]))]
-)
-def test_heads_of_different_capacity_and_victims(fold, several):
+@pytest.mark.parametrize("summaries", [[0, 0, 0, 0], [1, 1, 1, 1], [2, 1, 1, 5], [2, 0, 1, 0]])
+def test_heads_of_different_capacity_and_victims(summaries):
     """What a calibrated schedule asks of the buffer: every head goes its own way."""
     geometry = Geometry(GRID, prefix=2, layers=1, heads=4)
-    capacity = np.array([[5, 9, 5, N]])
-    summaries = np.full((1, 4), fold) if several is None else several
+    room = np.array([[5, 9, 5, N]]) - summaries
     random = np.random.default_rng(0)
     victims = np.full((1, 4, N), NOBODY)
     for head in range(4):
         resident: list[int] = []
         for step in range(N):
             early = head == 1 and step == 3  # a policy may evict before it is full
-            if len(resident) == capacity[0, head] - summaries[0, head] or early:
+            if len(resident) == room[0, head] or early:
                 victims[0, head, step] = resident.pop(random.integers(len(resident)))
             resident.append(step)
-    placement = Placement(geometry, capacity, victims, fold, several=several)
+    placement = Placement(geometry, room, np.array([summaries]), victims)
     q, k, v = attention_inputs(geometry, query_heads=8)
     slow = SlowAttention(placement)(0, q, k, v)
     torch.testing.assert_close(decode_attention(placement, q, k, v), slow)
@@ -225,7 +223,7 @@ def test_the_oracle_evicts_what_the_rest_of_the_image_looks_at_least(budget, kv_
                     victims[layer, head, step] = min(resident, key=worth.__getitem__)
                     resident.remove(victims[layer, head, step])
                 resident.append(step)
-        known = Placement(placement.geometry, placement.capacity, victims, fold)
+        known = replace(placement, victims=victims, hindsight=None)
         slow = model.teacher_forced(*alone, SlowAttention(known))
         torch.testing.assert_close(fast[row : row + 1], slow, atol=1e-4, rtol=1e-4)
 

@@ -39,7 +39,7 @@ def test_no_policy_exceeds_its_budget_and_nobody_comes_back(policy, height, widt
     cache = calibrated(fewlines.cache(policy, tokens=tokens, fold=fold), geometry)
     placement = cache.place(geometry)
     slots, victims = placement.slots, placement.victims
-    assert slots.max() < min(tokens, geometry.n_tokens) - placement.fold
+    assert slots.max() < placement.room.max() <= placement.capacity.max() <= tokens
     for layer, head in np.ndindex(slots.shape[:2]):
         held: dict[int, int] = {}  # slot -> token
         gone: set[int] = set()
@@ -48,7 +48,7 @@ def test_no_policy_exceeds_its_budget_and_nobody_comes_back(policy, height, widt
             assert held.get(slot, NOBODY) == victim  # no token vanishes unannounced
             held[slot] = step
             gone.add(victim)
-            assert len(held) + placement.fold <= tokens
+            assert len(held) + placement.summaries[layer, head] <= tokens
             assert len(set(held.values())) == len(held)
             assert not gone & set(held.values())
 
@@ -129,7 +129,7 @@ def test_lines_keeps_the_last_tokens_and_streaming_the_first_ones_too():
 def test_a_policy_that_cheats_is_refused(victims, message):
     geometry = Geometry((2, 2), prefix=1, layers=1, heads=1)
     with pytest.raises(FewlinesError, match=message):
-        Placement(geometry, np.array([[2]]), np.array([[victims]]), fold=False)
+        Placement(geometry, np.array([[2]]), np.array([[0]]), np.array([[victims]]))
 
 
 def test_wrong_caches_are_explained():

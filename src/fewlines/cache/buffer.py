@@ -243,7 +243,7 @@ class BoundedCache:
         self.sized = make is torch_step
         self.layers: list[list[HeadGroup]] = []
         for layer in range(geometry.layers):
-            both = np.stack([placement.capacity[layer], placement.summaries[layer]])
+            both = np.stack([placement.room[layer], placement.summaries[layer]])
             alike, index = np.unique(both, axis=1, return_inverse=True)
             self.layers.append(
                 [

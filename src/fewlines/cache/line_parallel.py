@@ -68,7 +68,8 @@ class _Lines:
         room: int,
         device: torch.device,
     ) -> None:
-        self.geometry, self.fold, self.policy = placement.geometry, placement.fold, policy
+        self.geometry, self.policy = placement.geometry, policy
+        self.folds = int(placement.summaries[layer, heads[0]]) > 0
         self.expectation = placement.expectation(layer, heads, device)
         self.room = room
         self.window = min(policy.window, self.geometry.width)
@@ -106,7 +107,7 @@ class _Lines:
         scores = asked @ keys[:, :, None].transpose(-1, -2)
         scores = scores.masked_fill(~sees[:, :, None], -torch.inf)
         sums = state.sums
-        if self.fold and going:
+        if self.folds and going:
             # Before each query: the sums of all victims so far, (B, G, c, D).
             folded = (own[:, None] >= leaves[P : P + going]).to(k.dtype)  # (c, V)
             sums = tuple(

@@ -136,23 +136,29 @@ class Cache:
         self.calibration.check(geometry)
         return self.calibration
 
-    def split_room(self, geometry: Geometry, total: int) -> tuple[Table, Table | None]:
-        """Room of each head `(L, H)`, `total` in all, and its summaries, if not one or none."""
-        if total < SMALLEST * geometry.layers * geometry.heads:
+    def shares(self, geometry: Geometry) -> tuple[Table, Table]:
+        """Room for tokens and number of summaries of each head, both `(L, H)`."""
+        shape = (geometry.layers, geometry.heads)
+        room = np.full(shape, self.tokens(geometry) - self.fold)
+        summaries = np.full(shape, int(self.fold))
+        if self.split == "uniform":
+            return room, summaries
+        total = int(room.sum())
+        if total < SMALLEST * room.size:
             raise FewlinesError(f"cache: {self.slug} leaves less than {SMALLEST} tokens to a head")
         if self.split == "pyramid":
-            return split_by_depth(geometry, total), None
+            return split_by_depth(geometry, total), summaries
         calibration = self.require_calibration(geometry)
         if self.split == "summaries":
             return split_by_summaries(geometry, total, calibration)
         if self.split == "headkv":
-            return split_by_reach(geometry, total, calibration), None
+            return split_by_reach(geometry, total, calibration), summaries
         if self.split == "ada":
-            return split_by_joint_rank(geometry, total, calibration), None
+            return split_by_joint_rank(geometry, total, calibration), summaries
         if self.split == "calibrated":
-            return split_by_loss(geometry, total, calibration), None
+            return split_by_loss(geometry, total, calibration), summaries
         assert isinstance(self.policy, CalibratedPolicy)
-        return split_by_mass(self.policy, geometry, total, calibration), None
+        return split_by_mass(self.policy, geometry, total, calibration), summaries
 
     @property
     def needs_calibration(self) -> bool:
@@ -172,15 +178,11 @@ class Cache:
 def make_placement(cache: Cache, geometry: Geometry) -> Placement:
     """As `Cache.place`, made anew and not remembered, nor the calibration with it."""
     n = geometry.n_tokens
-    shape = (geometry.layers, geometry.heads)
-    capacity = np.full(shape, cache.tokens(geometry))
-    if (capacity >= n).all():
+    if cache.tokens(geometry) >= n:
+        shape = (geometry.layers, geometry.heads)
         nobody = np.full((*shape, n), NOBODY)
-        return Placement(geometry, np.full(shape, n), nobody, fold=False)
-    room, summaries = capacity - cache.fold, None
-    if cache.split != "uniform":
-        room, summaries = cache.split_room(geometry, int(room.sum()))
-        capacity = room + (cache.fold if summaries is None else summaries)
+        return Placement(geometry, np.full(shape, n), np.zeros(shape, int), nobody)
+    room, summaries = cache.shares(geometry)
     if room.min() < 1:
         raise FewlinesError(
             f"cache: {cache.slug} leaves no room for the token being decoded beside its "
@@ -188,13 +190,10 @@ def make_placement(cache: Cache, geometry: Geometry) -> Placement:
         )
     if isinstance(cache.policy, ScoringPolicy):
         calibration = cache.require_calibration(geometry) if cache.policy.calibrated else None
-        return Placement(
-            geometry, capacity, None, cache.fold, cache.policy, calibration=calibration
-        )
+        return Placement(geometry, room, summaries, scoring=cache.policy, calibration=calibration)
     if isinstance(cache.policy, HindsightPolicy):
-        return Placement(geometry, capacity, None, cache.fold, hindsight=cache.policy)
-    victims = cache.victims(geometry, room)
-    return Placement(geometry, capacity, victims, cache.fold, several=summaries)
+        return Placement(geometry, room, summaries, hindsight=cache.policy)
+    return Placement(geometry, room, summaries, cache.victims(geometry, room))
 
 
 _place = lru_cache(maxsize=32)(make_placement)
@@ -240,14 +239,14 @@ class Placement:
     """Where each image token is written and whom it overwrites, for every image alike.
 
     Attributes:
-        capacity: `(L, H)`, slots for image tokens, summary slots included.
+        room: `(L, H)`, slots for tokens.
+        summaries: `(L, H)`, slots behind them for victims folded together, 0 where they are
+            dropped; each of several takes the columns of a band.
         victims: `(L, H, N)`, the token evicted at each step, or `NOBODY`; None where a scoring
             policy picks them while the image is drawn.
-        fold: whether the last slots of each head are summaries of its victims.
-        several: `(L, H)`, how many, if it is not one: each of the columns of a band.
         scoring: that policy; None where the victims are known.
-        calibration: what that policy may go by.
         hindsight: a policy that needs the finished image; None for all that can be decoded with.
+        calibration: what a scoring policy may go by.
 
     Raises:
         FewlinesError: the victims leave more tokens resident than there is room for, or name a
@@ -255,13 +254,12 @@ class Placement:
     """
 
     geometry: Geometry
-    capacity: Table
-    victims: Table | None
-    fold: bool
+    room: Table
+    summaries: Table
+    victims: Table | None = None
     scoring: ScoringPolicy | None = None
     hindsight: HindsightPolicy | None = None
     calibration: Calibration | None = None
-    several: Table | None = None
 
     def __post_init__(self) -> None:
         if self.victims is not None:
@@ -282,22 +280,16 @@ class Placement:
     @property
     def fingerprint(self) -> str:
         """Differs where another token goes, or another thing becomes of it."""
-        tables: list[npt.NDArray[Any]] = [self.capacity]
-        tables += [] if self.several is None else [self.several]
+        tables: list[npt.NDArray[Any]] = [self.room, self.summaries]
         tables += [] if self.victims is None else [self.victims]
         tables += [] if self.calibration is None else [self.calibration.attention]
         held = digest(torch.from_numpy(table) for table in tables)
-        return f"{self.scoring or self.hindsight or 'static'}, fold: {self.fold}, {held}"
-
-    @cached_property
-    def room(self) -> Table:
-        """`(L, H)`, slots for tokens: the capacity without the summaries."""
-        return self.capacity - self.summaries
+        return f"{self.scoring or self.hindsight or 'static'}, {held}"
 
     @property
-    def summaries(self) -> Table:
-        """`(L, H)`, summary slots of each head."""
-        return np.full_like(self.capacity, self.fold) if self.several is None else self.several
+    def capacity(self) -> Table:
+        """`(L, H)`, slots for image tokens, summary slots included."""
+        return self.room + self.summaries
 
     @cached_property
     def slots(self) -> Table:

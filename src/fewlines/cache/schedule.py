@@ -17,6 +17,8 @@ from fewlines.cache.policy import NOBODY
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors, write_tensors
 
+TABLES = ("room", "summaries", "evicted_at")  # of a placement, and names in a file
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -53,9 +55,9 @@ class Schedule:
         for calibration in calibrations:
             layers.append(make_placement(replace(cache, calibration=calibration), one))
             _ = layers[-1].known_victims  # or it raises, before the other layers are measured
-        capacity = np.concatenate([layer.capacity for layer in layers])
-        victims = np.concatenate([layer.known_victims for layer in layers])
-        return cls(cache.slug, Placement(geometry, capacity, victims, layers[0].fold))
+        tables = [(layer.room, layer.summaries, layer.known_victims) for layer in layers]
+        room, summaries, victims = map(np.concatenate, zip(*tables, strict=True))
+        return cls(cache.slug, Placement(geometry, room, summaries, victims))
 
     def place(self, geometry: Geometry) -> Placement:
         """As `Cache.place`; raises for any other model or image size."""
@@ -70,28 +72,20 @@ class Schedule:
     def save(self, path: Path) -> None:
         placed, geometry = self.placement, self.placement.geometry
         kind = np.min_scalar_type(geometry.n_tokens)  # unsigned: the steps at which tokens go
-        tables = {"capacity": placed.capacity, "evicted_at": placed.evicted_at}
-        tensors = {name: torch.from_numpy(table.astype(kind)) for name, table in tables.items()}
-        if placed.several is not None:
-            tensors["summaries"] = torch.from_numpy(placed.several.astype(kind))
-        header = {"slug": self.slug, "fold": placed.fold}
-        header |= {"grid": geometry.grid, "prefix": geometry.prefix}
+        tensors = {name: torch.from_numpy(getattr(placed, name).astype(kind)) for name in TABLES}
+        header = {"slug": self.slug, "grid": geometry.grid, "prefix": geometry.prefix}
         write_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: Path) -> Schedule:
         """Raises if `save` did not write the file."""
         tensors, header = read_tensors(path)
-        if "evicted_at" not in tensors:
+        if not set(TABLES) <= set(tensors):
             raise FewlinesError(f"{path} is not a schedule; 'fewlines export-schedule' writes one")
-        capacity, evicted_at = (
-            tensors[name].numpy().astype(np.int64) for name in ("capacity", "evicted_at")
-        )
+        room, summaries, evicted_at = (tensors[name].numpy().astype(np.int64) for name in TABLES)
         height, width = header["grid"]
-        geometry = Geometry((height, width), header["prefix"], *capacity.shape)
+        geometry = Geometry((height, width), header["prefix"], *room.shape)
         victims = np.full(evicted_at.shape, NOBODY)
         layer, head, token = np.nonzero(evicted_at < geometry.n_tokens)
         victims[layer, head, evicted_at[layer, head, token]] = token
-        several = tensors["summaries"].numpy().astype(np.int64) if "summaries" in tensors else None
-        placement = Placement(geometry, capacity, victims, header["fold"], several=several)
-        return cls(header["slug"], placement)
+        return cls(header["slug"], Placement(geometry, room, summaries, victims))

@@ -111,7 +111,8 @@ class RankedSlots(Slots):
         self.policy, self.geometry = policy, placement.geometry
         self.expectation = placement.expectation(layer, heads, device)
         self.prefix = self.geometry.prefix
-        self.room = entries - self.prefix - placement.fold
+        folds = int(placement.summaries[layer, heads[0]])
+        self.room = entries - self.prefix - folds
         self.every = policy.interval(self.geometry, self.room)
         self.noted = torch.full((batch, len(heads), self.room), NOBODY, device=device)
         self.victims = self.noted[..., :0]  # (B, G, ·), slots in the order they go
@@ -122,7 +123,7 @@ class RankedSlots(Slots):
         folded = np.maximum(steps - self.room + 1, 0)
         first = np.zeros_like(steps)  # of the summaries, and the only one
         rows = [self.prefix + steps, steps >= self.room, length, first]
-        known = np.stack([*rows, folded] if placement.fold else rows, axis=1)
+        known = np.stack([*rows, folded] if folds else rows, axis=1)
         self.table = np.repeat(known[..., None], len(heads), axis=-1)
         self.heads = torch.tensor(heads, device=device)
         needs = policy.needs

@@ -80,11 +80,11 @@ def _losses(
     policy = make_policy("scheduled", {})
     assert isinstance(policy, CalibratedPolicy)
     shape = (geometry.layers, geometry.heads)
-    several, placements = np.full(shape, summaries), []
+    alike, placements = np.full(shape, summaries), []
     for room in rooms[:-1]:
         tokens = np.full(shape, room)
         victims = policy.victims(geometry, tokens, calibration)
-        placements.append(Placement(geometry, tokens + several, victims, True, several=several))
+        placements.append(Placement(geometry, tokens, alike, victims))
     x = model.embed(labels.to(device), codes.long().to(device))
     rotation = model.rotations[: x.shape[1]]
     full = model(x)[:, geometry.prefix - 1 :].log_softmax(-1)

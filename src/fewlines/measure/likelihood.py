@@ -88,7 +88,7 @@ def in_hindsight(model: Transformer, labels: Tensor, codes: Tensor, placement: P
         Limits(
             placement.hindsight.evicted_at(seen.cpu(), room[layer]),
             placement,
-            int(placement.fold),
+            int(placement.summaries[layer, 0]),
             seen.dtype,
             seen.device,
         )

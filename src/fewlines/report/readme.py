@@ -49,8 +49,8 @@ def numbers(reference: Path) -> str:
             "**The full cache against a few lines** "
             f"({seeds} seeds of {samples:,} images; ΔNLL in nats/token against `full`, paired, on "
             f"{int(cache['likelihood_images'].iloc[0])} held-out images; times at batch "
-            f"{int(shown['cost_batch'].iloc[0])}; of models trained further, those by the best of the "
-            "losses compared in [docs/adapting.md](docs/adapting.md)):",
+            f"{int(shown['cost_batch'].iloc[0])}; of models trained further, those by the best of "
+            "the losses compared in [docs/adapting.md](docs/adapting.md)):",
             _markdown(shown, CACHE_COLUMNS),
             f"Over the {len(alike)} models and caches that images were drawn under (all of them: "
             "[docs/policies.md](docs/policies.md)) likelihood and FID rank alike: Spearman's ρ is "
