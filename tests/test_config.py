@@ -31,6 +31,13 @@ def test_later_files_override_key_by_key(tmp_path):
     assert (model.dim, model.layers) == (64, 3)
 
 
+def test_models_of_an_earlier_file_are_left_out_one_by_one_or_together(tmp_path):
+    (tmp_path / "a").write_text("adaptation: {models: {base+steps: {caches: [full]}, adapted: null}}")
+    (tmp_path / "b").write_text("adaptation: {models: null}")
+    assert list(load_experiment([tmp_path / "a"]).adaptation.models) == ["base+steps"]
+    assert load_experiment([tmp_path / "a", tmp_path / "b"]).adaptation.models == {}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("a: [", "not valid YAML"), ("- 1", "must hold keys"), (None, "not exist")],

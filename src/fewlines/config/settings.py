@@ -179,6 +179,13 @@ class AdaptedModel(Section):
         return self
 
 
+def _without_null(given: object) -> object:
+    """An experiment file leaves out a model of config.yaml, which it extends, or all of them."""
+    if not isinstance(given, dict):
+        return {} if given is None else given
+    return {name: model for name, model in given.items() if model is not None}
+
+
 class AdaptationSettings(Section):
     """Training that goes on with the cache in the loop. `base+steps` is the baseline."""
 
@@ -187,12 +194,9 @@ class AdaptationSettings(Section):
     warmup: int = Field(20, ge=0, description="steps of linear warm-up; then linear decay to 0")
     muon_rate: Rate = Field(0.01, description="peak learning rate of the blocks' matrices")
     adamw_rate: Rate = Field(2e-3, description="peak learning rate of everything else")
-    models: Annotated[
-        dict[AdaptedName, AdaptedModel],
-        BeforeValidator(lambda given: {} if given is None else given),
-    ] = Field(
+    models: Annotated[dict[AdaptedName, AdaptedModel], BeforeValidator(_without_null)] = Field(
         default_factory=dict,
-        description="by name: base+steps, adapted, adapted:2lines …; null: none",
+        description="by name: base+steps, adapted, adapted:2lines …; null: none, or not this one",
     )
 
 
