@@ -32,7 +32,9 @@ def test_later_files_override_key_by_key(tmp_path):
 
 
 def test_models_of_an_earlier_file_are_left_out_one_by_one_or_together(tmp_path):
-    (tmp_path / "a").write_text("adaptation: {models: {base+steps: {caches: [full]}, adapted: null}}")
+    (tmp_path / "a").write_text(
+        "adaptation: {models: {base+steps: {caches: [full]}, adapted: null}}"
+    )
     (tmp_path / "b").write_text("adaptation: {models: null}")
     assert list(load_experiment([tmp_path / "a"]).adaptation.models) == ["base+steps"]
     assert load_experiment([tmp_path / "a", tmp_path / "b"]).adaptation.models == {}
