@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick bench gpu policies ablations variants longer finer carried ten-thousand clipart test kills lint clean
+.PHONY: reproduce quick bench gpu policies ablations variants longer finer carried ten-thousand clipart test seeds kills lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -57,6 +57,13 @@ carried: $(READY)  ## is a schedule carried to a larger grid? after `make finer`
 	  $(BIN)/fewlines publish-table --table results/fashion-mnist-carried/tables/$$table.csv --name carried-$$table --reference results/reference --documents docs && \
 	  $(BIN)/fewlines publish-table --table results/clipart-128/tables/$$table.csv --name larger-$$table --reference results/reference --documents docs || exit 1; \
 	done
+
+seeds: $(READY)  ## the headlines for three more seeds of every training; an hour and a half
+	for seed in 1 2 3; do \
+	  $(BIN)/snakemake likelihood_table quality_table --configfile experiments/seeds.yaml --config seed=$$seed name=fashion-mnist-seed-$$seed || exit 1; \
+	done
+	$(BIN)/fewlines publish-table --table results/fashion-mnist-seed-*/tables/likelihood.csv --name seeds --reference results/reference --documents docs
+	$(BIN)/fewlines publish-table --table results/fashion-mnist-seed-*/tables/quality.csv --name seeds-fid --reference results/reference --documents docs
 
 ten-thousand: $(READY)  ## FID with ten thousand images of a seed; an hour and three quarters from nothing
 	$(BIN)/snakemake quality_table --configfile experiments/ten-thousand.yaml

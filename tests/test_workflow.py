@@ -216,7 +216,7 @@ def test_a_finished_run_is_published_into_every_page(run, tmp_path):
     assert (
         "| adapted:2lines | this | 12 | all, 0.5 KL | scheduled+fold | lines: 2 | 29 |" in adapting
     )
-    publish_table(run / "tables/cache.csv", "longer", tmp_path / "reference", tmp_path / "docs")
+    publish_table([run / "tables/cache.csv"], "longer", tmp_path / "reference", tmp_path / "docs")
     assert "From a base trained four times as long" in (tmp_path / "docs/adapting.md").read_text()
 
 

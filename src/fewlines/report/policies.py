@@ -17,6 +17,7 @@ from fewlines.report.adapting import ELSEWHERE
 from fewlines.report.figures import STYLE, save
 from fewlines.report.provenance import origin
 from fewlines.report.readable import with_interval
+from fewlines.report.seeds import seed_numbers
 from fewlines.report.tables import whole_images
 
 RIVAL = "linear"
@@ -61,6 +62,7 @@ def policy_numbers(reference: Path) -> str:
         *_curve(reference / "calibration.csv"),
         *[part for name, title in LARGER.items() for part in _carried(reference, name, title)],
         *_times(reference / "policy-times.csv"),
+        *seed_numbers(reference),
     ]
     for name, title in ELSEWHERE.items():
         if (reference / name).exists():

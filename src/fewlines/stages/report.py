@@ -149,17 +149,24 @@ def publish_efficiency(run: Path, reference: Path, document: Path, readme: Path)
 
 
 def publish_table(
-    table: Path, name: str, reference: Path, documents: Path, readme: Path | None = None
+    table: list[Path], name: str, reference: Path, documents: Path, readme: Path | None = None
 ) -> None:
     """Track a table of another experiment under a name, of a whole run its samples and its origin
-    too, and write the numbers of the pages in `documents`, and of the README, anew."""
-    _copy([table], reference, f"{name}.csv")
-    if table.name == "cache.csv":
-        run = table.parent.parent
+    too, of several runs one under the other, and write the numbers of the pages in `documents`,
+    and of the README, anew."""
+    if len(table) > 1:
+        together = pd.concat(
+            [pd.read_csv(path).assign(run=path.parent.parent.name) for path in _finished(table)]
+        )
+        write_text(reference / f"{name}.csv", together.to_csv(index=False, float_format="%.6g"))
+    else:
+        _copy(table, reference, f"{name}.csv")
+    if table[0].name == "cache.csv":
+        run = table[0].parent.parent
         _copy([run / "figures/samples.png"], reference, f"{name}-samples.png")
         _copy([run / "provenance.json"], reference, f"{name}-provenance.json")
     if name == "ablations":
-        draw_ablations(pd.read_csv(table), reference / "ablations.png")
+        draw_ablations(pd.read_csv(table[0]), reference / "ablations.png")
     put_block(documents / "policies.md", policy_numbers(reference))
     put_block(documents / "adapting.md", adapting_numbers(reference))
     put_block(documents / "engine.md", engine_numbers(reference))
@@ -172,9 +179,14 @@ def document_config(document: Path) -> None:
     put_block(document, describe_config())
 
 
-def _copy(sources: list[Path], reference: Path, name: str | None = None) -> None:
+def _finished(sources: list[Path]) -> list[Path]:
     for source in sources:
         if not source.exists():
             raise FewlinesError(f"{source} is missing; finish the run with 'snakemake' first")
+    return sources
+
+
+def _copy(sources: list[Path], reference: Path, name: str | None = None) -> None:
+    for source in _finished(sources):
         with replacing(reference / (name or source.name)) as temporary:
             shutil.copyfile(source, temporary)
