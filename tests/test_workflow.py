@@ -218,6 +218,14 @@ def test_a_finished_run_is_published_into_every_page(run, tmp_path):
     )
     publish_table([run / "tables/cache.csv"], "longer", tmp_path / "reference", tmp_path / "docs")
     assert "From a base trained four times as long" in (tmp_path / "docs/adapting.md").read_text()
+    again = tmp_path / "toy-again"
+    shutil.copytree(run / "tables", again / "tables")
+    both = [folder / "tables/cache.csv" for folder in (run, again)]
+    publish_table(both, "seeds", tmp_path / "reference", tmp_path / "docs")
+    together = pd.read_csv(tmp_path / "reference/seeds.csv")
+    assert list(together["run"].unique()) == ["toy", "toy-again"]
+    policies = re.sub(" +", " ", (tmp_path / "docs/policies.md").read_text())
+    assert "| cache | tracked | toy | toy-again |" in policies
 
 
 def test_publishing_a_run_that_is_not_finished_is_refused(tmp_path, capsys):

@@ -55,7 +55,7 @@ def _losses(limited: pd.DataFrame) -> pd.DataFrame:
     """A row for each cache, a column for each run, and the ratios to the rivals."""
     wide = _wide(limited, CACHE, limited["nll_delta"].map("{:.4f}".format))
     losses = limited.pivot(index=CACHE, columns="run", values="nll_delta")
-    for rival in RIVALS:
+    for rival in losses.index.unique("policy").intersection(RIVALS):
         ratio = losses / losses.xs(rival, level="policy").reindex(losses.index, level="budget")
         wide[f"× {rival}"] = [_span(row) for row in ratio.loc[wide.index].to_numpy()]
     wide.index = pd.Index([", ".join(cache) for cache in wide.index], name="cache")
@@ -70,7 +70,8 @@ def _quality(reference: Path, others: pd.DataFrame) -> list[str]:
     taught = table["distil"].fillna(0)  # the loss of the full cache that a row is compared with
     full = table[table["policy"] == "full"].assign(loss=taught)
     fid = full.set_index(["run", "loss"])["fid_mean"]
-    ratio = table["fid_mean"] / [fid[key] for key in zip(table["run"], taught, strict=True)]
+    of_full = [fid.get(key, np.nan) for key in zip(table["run"], taught, strict=True)]
+    ratio = table["fid_mean"] / of_full
     text = [
         f"{mean:.2f} ± {sd:.2f} ({times:.2f}×)"
         for mean, sd, times in zip(table["fid_mean"], table["fid_sd"], ratio, strict=True)
