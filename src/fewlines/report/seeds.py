@@ -10,7 +10,7 @@ import pandas as pd
 from fewlines.config import BASE
 
 LIKELIHOOD, QUALITY = "seeds.csv", "seeds-fid.csv"
-RIVALS = ("linear", "oracle")
+RIVALS = ["linear", "oracle"]
 CACHE = ["policy", "budget"]
 
 
