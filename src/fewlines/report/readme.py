@@ -11,6 +11,7 @@ from fewlines.files import read_json, write_text
 from fewlines.report.engine import gpu_gain
 from fewlines.report.provenance import origin
 from fewlines.report.readable import readable_table
+from fewlines.report.seeds import seed_claim
 from fewlines.report.tables import whole_images
 
 START = "<!-- numbers: written by the commands from results/reference, not by hand -->"
@@ -55,6 +56,7 @@ def numbers(reference: Path) -> str:
             f"Over the {len(alike)} models and caches that images were drawn under (all of them: "
             "[docs/policies.md](docs/policies.md)) likelihood and FID rank alike: Spearman's ρ is "
             f"{rank:.2f}.",
+            *seed_claim(reference),
             "FID is measured in the features of a classifier trained on the same images and "
             "compares with nothing outside this table. On as many real images it is "
             f"{floor['real']:.2f}, on the tokenizer's reconstructions "

@@ -12,6 +12,7 @@ from fewlines.config import BASE
 LIKELIHOOD, QUALITY = "seeds.csv", "seeds-fid.csv"
 RIVALS = ["linear", "oracle"]
 CACHE = ["policy", "budget"]
+HEADLINES = ["scheduled+fold, lines: 3", "scheduled+fold+summaries, lines: 2"]
 
 
 def seed_numbers(reference: Path) -> list[str]:
@@ -19,16 +20,14 @@ def seed_numbers(reference: Path) -> list[str]:
     `make seeds` has not run."""
     if not (reference / LIKELIHOOD).exists():
         return []
-    others = pd.read_csv(reference / LIKELIHOOD)
-    first = _as_far(pd.read_csv(reference / "cache.csv"), others)
-    table = pd.concat([first, others], ignore_index=True)
+    table = _with_tracked(reference, LIKELIHOOD)
     base = table[table["model"] == BASE]
     full = base[base["policy"] == "full"]
     parts = [
         "### Models of other seeds",
-        f"The tracked run and {others['run'].nunique()} more, each with a tokenizer, a classifier "
-        "and a model of its own seed: ΔNLL in nats/token against the model's own full cache, which "
-        f"has {', '.join(f'{nll:.4f}' for nll in full['nll'])}; × is the ratio to a policy that "
+        f"The tracked run and {table['run'].nunique() - 1} more, each with a tokenizer, a "
+        "classifier and a model of its own seed: ΔNLL in nats/token against the model's own full "
+        f"cache, which has {', '.join(f'{nll:.4f}' for nll in full['nll'])}; × is the ratio to a policy that "
         "drops, at the same budget, from the smallest to the largest of the seeds.",
         _losses(base[base["policy"] != "full"]).to_markdown(disable_numparse=True),
     ]
@@ -40,15 +39,35 @@ def seed_numbers(reference: Path) -> list[str]:
             _wide(trained, "model", _with_interval(trained)).to_markdown(disable_numparse=True),
         ]
     if (reference / QUALITY).exists():
-        parts += _quality(reference, pd.read_csv(reference / QUALITY))
+        parts += _quality(_with_tracked(reference, QUALITY))
     return parts
 
 
-def _as_far(tracked: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the tracked run that other seeds have as well."""
+def seed_claim(reference: Path) -> list[str]:
+    """The span over seeds of what ours lose against the rivals, in a sentence."""
+    if not (reference / LIKELIHOOD).exists():
+        return []
+    table = _with_tracked(reference, LIKELIHOOD)
+    limited = table[(table["model"] == BASE) & (table["policy"] != "full")]
+    losses = _losses(limited)
+    ratios = losses.filter(like="× ")
+    spans = [
+        f"`{name}` loses " + ", ".join(f"{span}{rival}" for rival, span in of_cache.items())
+        for name, of_cache in ratios.loc[ratios.index.intersection(HEADLINES)].iterrows()
+    ]
+    return [
+        f"Over {table['run'].nunique()} seeds of every training ([docs/policies.md]"
+        f"(docs/policies.md#models-of-other-seeds)): {'; '.join(spans)}."
+    ]
+
+
+def _with_tracked(reference: Path, name: str) -> pd.DataFrame:
+    """The rows of other seeds, and above them those that the tracked run has as well."""
+    others = pd.read_csv(reference / name)
     keys = ["model", *CACHE]
     wanted = others[keys].drop_duplicates()
-    return tracked.merge(wanted, on=keys).assign(run="tracked")
+    first = pd.read_csv(reference / "cache.csv").merge(wanted, on=keys).assign(run="tracked")
+    return pd.concat([first, others], ignore_index=True)
 
 
 def _losses(limited: pd.DataFrame) -> pd.DataFrame:
@@ -62,10 +81,8 @@ def _losses(limited: pd.DataFrame) -> pd.DataFrame:
     return wide
 
 
-def _quality(reference: Path, others: pd.DataFrame) -> list[str]:
+def _quality(table: pd.DataFrame) -> list[str]:
     """FID of each run, in the features of its own classifier, and the ratio to its full cache."""
-    first = _as_far(pd.read_csv(reference / "cache.csv"), others)
-    table = pd.concat([first, others], ignore_index=True)
     name = table[["model", *CACHE]].agg(", ".join, axis=1)
     taught = table["distil"].fillna(0)  # the loss of the full cache that a row is compared with
     full = table[table["policy"] == "full"].assign(loss=taught)
