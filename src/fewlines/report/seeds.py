@@ -27,8 +27,8 @@ def seed_numbers(reference: Path) -> list[str]:
         "### Models of other seeds",
         f"The tracked run and {table['run'].nunique() - 1} more, each with a tokenizer, a "
         "classifier and a model of its own seed: ΔNLL in nats/token against the model's own full "
-        f"cache, which has {', '.join(f'{nll:.4f}' for nll in full['nll'])}; × is the ratio to a policy that "
-        "drops, at the same budget, from the smallest to the largest of the seeds.",
+        f"cache, which has {', '.join(f'{nll:.4f}' for nll in full['nll'])}; × is the ratio to a "
+        "policy that drops, at the same budget, from the smallest to the largest of the seeds.",
         _losses(base[base["policy"] != "full"]).to_markdown(disable_numparse=True),
     ]
     trained = table[(table["model"] != BASE) & (table["policy"] != "full")]
