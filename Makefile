@@ -58,8 +58,8 @@ carried: $(READY)  ## is a schedule carried to a larger grid? after `make finer`
 	  $(BIN)/fewlines publish-table --table results/clipart-128/tables/$$table.csv --name larger-$$table --reference results/reference --documents docs || exit 1; \
 	done
 
-seeds: $(READY)  ## the headlines for three more seeds of every training; an hour and a half
-	for seed in 1 2 3; do \
+seeds: $(READY)  ## the headlines for two more seeds of every training; an hour and a quarter
+	for seed in 1 2; do \
 	  $(BIN)/snakemake likelihood_table quality_table --configfile experiments/seeds.yaml --config seed=$$seed name=fashion-mnist-seed-$$seed || exit 1; \
 	done
 	$(BIN)/fewlines publish-table --table results/fashion-mnist-seed-*/tables/likelihood.csv --name seeds --reference results/reference --documents docs
