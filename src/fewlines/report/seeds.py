@@ -1,4 +1,4 @@
-"""How much of a result is the seed's: measured again, every training begun from another."""
+"""How much of a result is chance: measured again, every network trained anew."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def seed_numbers(reference: Path) -> list[str]:
     base = table[table["model"] == BASE]
     full = base[base["policy"] == "full"]
     parts = [
-        "### Models of other seeds",
+        "### Trained anew",
         f"The tracked run and {table['run'].nunique() - 1} more, each with a tokenizer, a "
-        "classifier and a model of its own seed: ΔNLL in nats/token against the model's own full "
+        "classifier and a model trained anew: from another seed, or (`avx2`) with other "
+        "instructions, which round sums otherwise. ΔNLL in nats/token against the model's own full "
         f"cache, which has {', '.join(f'{nll:.4f}' for nll in full['nll'])}; × is the ratio to a "
-        "policy that drops, at the same budget, from the smallest to the largest of the seeds.",
+        "policy that drops, at the same budget, from the smallest to the largest of the runs.",
         _losses(base[base["policy"] != "full"]).to_markdown(disable_numparse=True),
     ]
     trained = table[(table["model"] != BASE) & (table["policy"] != "full")]
@@ -56,8 +57,8 @@ def seed_claim(reference: Path) -> list[str]:
         for name, of_cache in ratios.loc[ratios.index.intersection(HEADLINES)].iterrows()
     ]
     return [
-        f"Over {table['run'].nunique()} seeds of every training ([docs/policies.md]"
-        f"(docs/policies.md#models-of-other-seeds)): {'; '.join(spans)}."
+        f"Over {table['run'].nunique()} runs, every network trained anew ([docs/policies.md]"
+        f"(docs/policies.md#trained-anew)): {'; '.join(spans)}."
     ]
 
 
