@@ -37,7 +37,7 @@ def seed_numbers(reference: Path) -> list[str]:
         parts += [
             "Trained further for its cache, against the full cache trained as long by the same "
             "loss, ± half the 95% interval:",
-            _wide(trained, "model", _with_interval(trained)).to_markdown(disable_numparse=True),
+            _by_model(trained, _with_interval(trained)).to_markdown(disable_numparse=True),
         ]
     if (reference / QUALITY).exists():
         parts += _quality(_with_tracked(reference, QUALITY))
@@ -84,7 +84,6 @@ def _losses(limited: pd.DataFrame) -> pd.DataFrame:
 
 def _quality(table: pd.DataFrame) -> list[str]:
     """FID of each run, in the features of its own classifier, and the ratio to its full cache."""
-    name = table[["model", *CACHE]].agg(", ".join, axis=1)
     taught = table["distil"].fillna(0)  # the loss of the full cache that a row is compared with
     full = table[table["policy"] == "full"].assign(loss=taught)
     fid = full.set_index(["run", "loss"])["fid_mean"]
@@ -94,14 +93,17 @@ def _quality(table: pd.DataFrame) -> list[str]:
         f"{mean:.2f} ± {sd:.2f} ({times:.2f}×)"
         for mean, sd, times in zip(table["fid_mean"], table["fid_sd"], ratio, strict=True)
     ]
-    wide = _wide(table.assign(row=name), "row", pd.Series(text, table.index))
-    wide.index.name = "model, cache"
     return [
         f"FID, {int(table['seeds'].iloc[0])} sampling seeds of {int(table['samples'].iloc[0]):,} "
         "images, mean ± sd, and the ratio to the full cache of the model trained as long by the "
         "same loss:",
-        wide.to_markdown(disable_numparse=True),
+        _by_model(table, pd.Series(text, table.index)).to_markdown(disable_numparse=True),
     ]
+
+
+def _by_model(rows: pd.DataFrame, text: pd.Series[str]) -> pd.DataFrame:
+    names = rows[["model", *CACHE]].agg(", ".join, axis=1)
+    return _wide(rows.assign(**{"model, cache": names}), "model, cache", text)
 
 
 def _wide(rows: pd.DataFrame, index: str | list[str], text: pd.Series[str]) -> pd.DataFrame:
