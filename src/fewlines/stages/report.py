@@ -161,10 +161,10 @@ def publish_table(
         write_text(reference / f"{name}.csv", together.to_csv(index=False, float_format="%.6g"))
     else:
         _copy(table, reference, f"{name}.csv")
-    if table[0].name == "cache.csv":
-        run = table[0].parent.parent
-        _copy([run / "figures/samples.png"], reference, f"{name}-samples.png")
-        _copy([run / "provenance.json"], reference, f"{name}-provenance.json")
+        if table[0].name == "cache.csv":
+            run = table[0].parent.parent
+            _copy([run / "figures/samples.png"], reference, f"{name}-samples.png")
+            _copy([run / "provenance.json"], reference, f"{name}-provenance.json")
     if name == "ablations":
         draw_ablations(pd.read_csv(table[0]), reference / "ablations.png")
     put_block(documents / "policies.md", policy_numbers(reference))
