@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from fewlines.config import BASE, STEPS
-from fewlines.report.readable import with_interval
+from fewlines.report.readable import with_half_interval, with_interval
 from fewlines.report.tables import whole_images
 
 ELSEWHERE = {  # other experiments of the same kind, and what they are
@@ -64,7 +64,7 @@ def _section(table: pd.DataFrame) -> list[str]:
                 "entries": int(row["capacity"]),
                 "NLL": f"{row['nll']:.4f}",
                 "ΔNLL before": f"{before['nll_delta']:+.4f}",
-                "ΔNLL after": _interval(row, "steps_delta"),
+                "ΔNLL after": with_half_interval(row, "steps_delta"),
                 "FID before": _fid(before),
                 "FID after": _fid(row),
             }
@@ -148,11 +148,6 @@ def _count(row: dict[Hashable, Any], column: str) -> int:
     """A number that tables of older runs lack."""
     value = row.get(column)
     return 0 if value is None or pd.isna(value) else int(value)
-
-
-def _interval(row: dict[Hashable, Any], column: str) -> str:
-    reach = (row[f"{column}_high"] - row[f"{column}_low"]) / 2
-    return f"{row[column]:+.4f} ± {reach:.4f}"
 
 
 def _fid(row: dict[Hashable, Any]) -> str:

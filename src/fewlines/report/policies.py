@@ -16,7 +16,7 @@ from fewlines.files import read_json
 from fewlines.report.adapting import ELSEWHERE
 from fewlines.report.figures import STYLE, save
 from fewlines.report.provenance import origin
-from fewlines.report.readable import with_interval
+from fewlines.report.readable import with_half_interval, with_interval
 from fewlines.report.seeds import seed_numbers
 from fewlines.report.tables import whole_images
 
@@ -244,8 +244,7 @@ def _by(table: pd.DataFrame, keys: list[str], across: str) -> str:
 
 
 def _deltas(table: pd.DataFrame) -> list[str]:
-    half = (table["nll_delta_high"] - table["nll_delta_low"]) / 2
-    return [f"{d:+.4f} ± {r:.4f}" for d, r in zip(table["nll_delta"], half, strict=True)]
+    return [with_half_interval(row, "nll_delta") for row in table.to_dict("records")]
 
 
 def _wide(table: pd.DataFrame) -> pd.DataFrame:

@@ -91,3 +91,9 @@ def with_interval(row: Mapping[Any, Any] | pd.Series[Any], column: str, form: st
     """`value (low … high)` of a column; nothing where it was not measured."""
     value, low, high = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
     return "" if pd.isna(value) else f"{value:{form}} ({low:{form}} … {high:{form}})"
+
+
+def with_half_interval(row: Mapping[Any, Any] | pd.Series[Any], column: str) -> str:
+    """`value ± half` of the interval of a column."""
+    half = (row[f"{column}_high"] - row[f"{column}_low"]) / 2
+    return f"{row[column]:+.4f} ± {half:.4f}"

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fewlines.config import BASE
+from fewlines.report.readable import with_half_interval
 
 LIKELIHOOD, QUALITY = "seeds.csv", "seeds-fid.csv"
 RIVALS = ["linear", "oracle"]
@@ -34,10 +35,11 @@ def seed_numbers(reference: Path) -> list[str]:
     ]
     trained = table[(table["model"] != BASE) & (table["policy"] != "full")]
     if len(trained):
+        after = [with_half_interval(row, "steps_delta") for row in trained.to_dict("records")]
         parts += [
             "Trained further for its cache, against the full cache trained as long by the same "
             "loss, ± half the 95% interval:",
-            _by_model(trained, _with_interval(trained)).to_markdown(disable_numparse=True),
+            _by_model(trained, after).to_markdown(disable_numparse=True),
         ]
     if (reference / QUALITY).exists():
         parts += _quality(_with_tracked(reference, QUALITY))
@@ -73,7 +75,7 @@ def _with_tracked(reference: Path, name: str) -> pd.DataFrame:
 
 def _losses(limited: pd.DataFrame) -> pd.DataFrame:
     """A row for each cache, a column for each run, and the ratios to the rivals."""
-    wide = _wide(limited, CACHE, limited["nll_delta"].map("{:.4f}".format))
+    wide = _wide(limited, CACHE, [f"{loss:.4f}" for loss in limited["nll_delta"]])
     losses = limited.pivot(index=CACHE, columns="run", values="nll_delta")
     for rival in losses.index.unique("policy").intersection(RIVALS):
         ratio = losses / losses.xs(rival, level="policy").reindex(losses.index, level="budget")
@@ -97,26 +99,20 @@ def _quality(table: pd.DataFrame) -> list[str]:
         f"FID, {int(table['seeds'].iloc[0])} sampling seeds of {int(table['samples'].iloc[0]):,} "
         "images, mean ± sd, and the ratio to the full cache of the model trained as long by the "
         "same loss:",
-        _by_model(table, pd.Series(text, table.index)).to_markdown(disable_numparse=True),
+        _by_model(table, text).to_markdown(disable_numparse=True),
     ]
 
 
-def _by_model(rows: pd.DataFrame, text: pd.Series[str]) -> pd.DataFrame:
+def _by_model(rows: pd.DataFrame, text: list[str]) -> pd.DataFrame:
     names = rows[["model", *CACHE]].agg(", ".join, axis=1)
     return _wide(rows.assign(**{"model, cache": names}), "model, cache", text)
 
 
-def _wide(rows: pd.DataFrame, index: str | list[str], text: pd.Series[str]) -> pd.DataFrame:
+def _wide(rows: pd.DataFrame, index: str | list[str], text: list[str]) -> pd.DataFrame:
     """Text by `index` and run, in the order of the rows."""
     wide = rows.assign(text=text).pivot(index=index, columns="run", values="text")
     order = rows.drop_duplicates(index).set_index(index).index
     return wide.loc[order, rows["run"].unique()].rename_axis(columns=None)
-
-
-def _with_interval(rows: pd.DataFrame) -> pd.Series[str]:
-    half = (rows["steps_delta_high"] - rows["steps_delta_low"]) / 2
-    text = [f"{d:+.4f} ± {h:.4f}" for d, h in zip(rows["steps_delta"], half, strict=True)]
-    return pd.Series(text, rows.index)
 
 
 def _span(ratios: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
