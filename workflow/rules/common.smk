@@ -65,6 +65,11 @@ wildcard_constraints:
     adapted="|".join(map(re.escape, ADAPTED)) or "none",
 
 
+# Of jobs that take every core: one after another, before those of one core, which then run side by
+# side to the end. Taken in turns, a core would wait at each change.
+ALONE = 1
+
+
 def settings(*sections):
     """The values whose change must rerun a rule."""
     return {name: EXPERIMENT.model_dump(mode="json")[name] for name in sections}

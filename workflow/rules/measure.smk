@@ -111,6 +111,7 @@ rule cost:
         f"{RUN}/cost/{{cache}}.json",
     log:
         f"{RUN}/logs/cost/{{cache}}.log",
+    priority: ALONE
     conda:
         "../envs/fewlines.yaml"
     threads: workflow.cores
@@ -131,6 +132,7 @@ rule paper_cost:
         f"{RUN}/paper.json",
     log:
         f"{RUN}/logs/paper.log",
+    priority: ALONE
     conda:
         "../envs/fewlines.yaml"
     threads: workflow.cores

@@ -50,6 +50,7 @@ rule calibration:
         f"{RUN}/{BASE}/calibration.safetensors",
     log:
         f"{RUN}/logs/calibration.log",
+    priority: ALONE
     conda:
         "../envs/fewlines.yaml"
     threads: workflow.cores
@@ -71,6 +72,7 @@ rule summaries:
         f"{RUN}/{BASE}/summaries.safetensors",
     log:
         f"{RUN}/logs/summaries.log",
+    priority: ALONE
     conda:
         "../envs/fewlines.yaml"
     threads: workflow.cores
@@ -98,6 +100,7 @@ rule adapt:
         metrics=f"{RUN}/{{adapted}}/model.json",
     log:
         f"{RUN}/logs/adapt/{{adapted}}.log",
+    priority: ALONE
     conda:
         "../envs/fewlines.yaml"
     threads: workflow.cores
