@@ -9,6 +9,7 @@ rule efficiency_setting:
         f"{RUN}/efficiency/{{setting}}.json",
     log:
         f"{RUN}/logs/efficiency/{{setting}}.log",
+    priority: ALONE
     conda:
         "../envs/fewlines.yaml"
     threads: workflow.cores
