@@ -32,9 +32,19 @@ from toy_chain import run_to_the_end
 GRID = (4, 5)
 
 
-def tiny_transformer(dtype: torch.dtype = torch.float32, kv_heads: int = 2) -> Transformer:
+def tiny_transformer(
+    dtype: torch.dtype = torch.float32, kv_heads: int = 2, layers: int = 2
+) -> Transformer:
+    """Heads of 8 dimensions, as all tests have: a kernel is compiled for each number of them."""
     shape = TransformerShape(
-        dim=32, layers=2, heads=4, kv_heads=kv_heads, codes=16, classes=3, grid=GRID, multiple_of=32
+        dim=32,
+        layers=layers,
+        heads=4,
+        kv_heads=kv_heads,
+        codes=16,
+        classes=3,
+        grid=GRID,
+        multiple_of=32,
     )
     model = Transformer(shape)
     generator = torch.Generator().manual_seed(0)

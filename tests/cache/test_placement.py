@@ -73,16 +73,16 @@ def test_scoring_keeps_the_bound_and_nobody_comes_back(
     if placement.scoring is None:
         return  # the budget holds the image
     generator = torch.Generator().manual_seed(seed)
-    buffers = BoundedCache(placement, batch=2, head_dim=4)
+    buffers = BoundedCache(placement, batch=2, head_dim=8)
     (group,) = buffers.layers[0]
     slots = group.slots
     assert isinstance(slots, RankedSlots)
-    prefix = torch.randn(2, 3, 2, 4, generator=generator)
+    prefix = torch.randn(2, 3, 2, 8, generator=generator)
     buffers(0, prefix, prefix, prefix)
     kept, held = group.k[:, :, :2].clone(), [[set() for _ in range(3)] for _ in range(2)]
     for step in range(geometry.n_tokens):
         buffers.turn(step)
-        buffers(0, *(torch.randn(2, 3, 1, 4, generator=generator) for _ in range(3)))
+        buffers(0, *(torch.randn(2, 3, 1, 8, generator=generator) for _ in range(3)))
         assert torch.equal(group.k[:, :, :2], kept)
         for row, head in np.ndindex(2, 3):
             entries = slots.positions[row, head].tolist()

@@ -15,6 +15,7 @@ from conftest import calibrated, images, step_by_step, tiny_transformer
 from fewlines.cache.buffer import BoundedCache, compiled_step, torch_step, triton_step
 
 triton_kernels = pytest.importorskip("fewlines.cache.triton_kernels")
+pytestmark = pytest.mark.no_cover  # a tracer doubles the time of what is interpreted
 interpreted = pytest.mark.skipif(torch.cuda.is_available(), reason="test_cuda runs it on the GPU")
 
 WATCHED = {"lines": 2, "fold": True}
@@ -39,7 +40,7 @@ def test_the_kernel_of_a_gpu_agrees_with_torchs_operators(cache, kv_heads, segme
     where programs share the entries of a head."""
     monkeypatch.setattr(triton_kernels, "segments", lambda *_: segments)
     monkeypatch.setattr(triton_kernels, "block", lambda r: 16 // segments)
-    model = tiny_transformer(torch.float64, kv_heads)
+    model = tiny_transformer(torch.float64, kv_heads, layers=1)
     labels, codes = images(model, batch=1)
     placement = calibrated(cache, model.shape.geometry).place(model.shape.geometry)
     logits, entries = [], []
@@ -57,7 +58,7 @@ def test_the_kernel_of_a_gpu_agrees_with_torchs_operators(cache, kv_heads, segme
 @pytest.mark.parametrize("storage", [torch.float16, torch.float32])
 def test_the_kernel_of_a_gpu_stores_in_16_bits_what_the_compiled_one_does(storage):
     """bfloat16 is for `test_cuda`: triton's interpreter truncates where a GPU rounds."""
-    model = tiny_transformer()
+    model = tiny_transformer(layers=1)
     labels, codes = images(model, batch=1)
     placement = fewlines.cache("h2o", lines=2, fold=True).place(model.shape.geometry)
     logits = []
