@@ -134,7 +134,8 @@ def draw_budgets(table: pd.DataFrame, path: Path) -> None:
         squeeze=False,
     )
     axis = axes[0, 0]
-    for policy in ("lines", "streaming", "linear", "scheduled", "scheduled+fold"):
+    folded = ("scheduled+fold", "scheduled+fold+budgets", "scheduled+fold+summaries")
+    for policy in ("lines", "streaming", "linear", "scheduled", *folded):
         _curve(axis, base[base["policy"] == policy], "nll_delta", label=policy)
     most = adapted[adapted["extra_steps"] == adapted["extra_steps"].max()]
     taught = _adapted(table, taught=True)
@@ -149,8 +150,11 @@ def draw_budgets(table: pd.DataFrame, path: Path) -> None:
         _curve(axis, rows, "steps_delta", label=label, color="black", lw=2, ls=style)
     tokens = int(table["n_tokens"].iloc[0])
     axis.set(yscale="log", xscale="log", xlabel=f"cache entries a head, of {tokens + 1}")
+    axis.set_xticks([], minor=True)  # the sizes themselves, not powers of ten
+    sizes = table.loc[table["policy"].isin(["lines", *folded]), "capacity"].unique()
+    axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axis.set_ylabel("ΔNLL to the full cache, nats/token (95%)")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, handlelength=4)
     for rows in stages:
         _draw_stages(axes[0, 1], rows, base)
     names = ["model", "policy", "budget", "capacity", "extra_steps", "trained_for"]
