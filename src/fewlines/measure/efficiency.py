@@ -173,6 +173,7 @@ def _ask(limit: float, work: Callable[..., Any], *arguments: Any) -> Any:
         if not ours.poll(limit):
             return TIME_LIMIT
         answer = ours.recv()
+        process.join(timeout=10)  # killed while it tidies up, it leaves semaphores behind
     except EOFError:
         if ran_out_of_memory(process):
             return OUT_OF_MEMORY
