@@ -35,7 +35,7 @@ GRID = (4, 5)
 def tiny_transformer(
     dtype: torch.dtype = torch.float32, kv_heads: int = 2, layers: int = 2
 ) -> Transformer:
-    """Heads of 8 dimensions, as all tests have: a kernel is compiled for each number of them."""
+    """Heads of 8 dimensions, as in toy.yaml: a kernel is compiled for each number of them."""
     shape = TransformerShape(
         dim=32,
         layers=layers,

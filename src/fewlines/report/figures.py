@@ -135,7 +135,8 @@ def draw_budgets(table: pd.DataFrame, path: Path) -> None:
     )
     axis = axes[0, 0]
     folded = ("scheduled+fold", "scheduled+fold+budgets", "scheduled+fold+summaries")
-    for policy in ("lines", "streaming", "linear", "scheduled", *folded):
+    drawn = ("lines", "streaming", "linear", "scheduled", *folded)
+    for policy in drawn:
         _curve(axis, base[base["policy"] == policy], "nll_delta", label=policy)
     most = adapted[adapted["extra_steps"] == adapted["extra_steps"].max()]
     taught = _adapted(table, taught=True)
@@ -151,7 +152,7 @@ def draw_budgets(table: pd.DataFrame, path: Path) -> None:
     tokens = int(table["n_tokens"].iloc[0])
     axis.set(yscale="log", xscale="log", xlabel=f"cache entries a head, of {tokens + 1}")
     axis.set_xticks([], minor=True)  # the sizes themselves, not powers of ten
-    sizes = table.loc[table["policy"].isin(["lines", *folded]), "capacity"].unique()
+    sizes = table.loc[table["policy"].isin(drawn), "capacity"].unique()
     axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axis.set_ylabel("ΔNLL to the full cache, nats/token (95%)")
     axis.legend(fontsize=8, handlelength=4)
