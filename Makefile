@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: reproduce quick bench gpu policies ablations variants longer finer carried ten-thousand clipart test seeds kills lint clean
+.PHONY: reproduce quick bench gpu policies ablations variants longer finer carried ten-thousand clipart test seeds kills lint types style clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/snakemake
@@ -82,9 +82,14 @@ kills: $(READY)  ## `make quick` undisturbed and killed at random: the same tabl
 	$(BIN)/python tests/killed_quick.py
 
 lint: $(READY)  ## style, types, layers, workflow
+	$(MAKE) --no-print-directory --jobs 2 types style
+
+types: $(READY)
+	$(BIN)/mypy
+
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
@@ -93,8 +98,9 @@ clean:  ## everything a run wrote; the reference run, the data and the environme
 	find results -mindepth 1 -maxdepth 1 ! -name reference ! -name data -exec rm -rf {} +
 	rm -rf .snakemake .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# Modules are compiled as they are imported; most never are.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fewlines needs Python 3.11 or newer: make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
