@@ -42,7 +42,7 @@ variants: $(READY)  ## adaptation taken apart, after `make policies`; half an ho
 	$(BIN)/snakemake likelihood_table --configfile experiments/variants.yaml
 	$(BIN)/fewlines publish-table --table results/fashion-mnist/tables/likelihood.csv --name variants --reference results/reference --documents docs
 
-longer: $(READY)  ## the same from a base trained four times as long; three hours from nothing
+longer: $(READY)  ## the same from a base trained four times as long; two and a half hours from nothing
 	$(BIN)/snakemake likelihood_table --configfile experiments/longer.yaml
 	$(BIN)/fewlines publish-table --table results/fashion-mnist-longer/tables/likelihood.csv --name longer --reference results/reference --documents docs
 
