@@ -13,6 +13,7 @@ from fewlines.report.readable import with_half_interval, with_interval
 from fewlines.report.tables import whole_images
 
 ELSEWHERE = {  # other experiments of the same kind, and what they are
+    "below-a-line.csv": "Below a line",
     "longer.csv": "From a base trained four times as long",
     "finer.csv": "On a grid of 28×28 tokens",
     "clipart.csv": "On colour clip art, 64×64 pixels",
