@@ -13,20 +13,20 @@ from fewlines.report.readable import with_half_interval, with_interval
 from fewlines.report.tables import whole_images
 
 ELSEWHERE = {  # other experiments of the same kind, and what they are
-    "below-a-line.csv": "Below a line",
     "longer.csv": "From a base trained four times as long",
     "finer.csv": "On a grid of 28×28 tokens",
     "clipart.csv": "On colour clip art, 64×64 pixels",
 }
-
-
-VARIANTS = "variants.csv"  # adaptation taken apart, from the same base model
+BELOW = "below-a-line.csv"  # from the same base model
+VARIANTS = "variants.csv"  # adaptation taken apart, from it as well
 
 
 def adapting_numbers(reference: Path) -> str:
     """What each adapted model loses against the full cache of `base+steps`, beside what the base
     model loses under the same cache."""
     parts = _section(pd.read_csv(reference / "cache.csv"))
+    if (reference / BELOW).exists():
+        parts += ["### Below a line", *_section(pd.read_csv(reference / BELOW))]
     for name, title in ELSEWHERE.items():
         if (reference / name).exists():
             table = pd.read_csv(reference / name)
