@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pandas as pd
@@ -13,12 +12,11 @@ import torch
 import yaml
 
 from conftest import planned
-from fewlines.cli import main
 from fewlines.config import validate_experiment
 from fewlines.files import read_json
 from fewlines.stages.networks import train_tokenizer
 from fewlines.stages.report import figures, publish, publish_table, report, tables
-from toy_chain import REPOSITORY, SNAKEMAKE, TOY, snakemake
+from toy_chain import REPOSITORY, TOY, snakemake
 
 CACHE_COLUMNS = [
     "model", "policy", "budget", "capacity", "n_tokens", "samples", "seeds",
@@ -104,16 +102,6 @@ def test_a_new_adaptation_and_a_new_task_run_only_their_own_jobs(folder, tmp_pat
     }  # fmt: skip
 
 
-def test_the_classifier_is_trained_only_where_images_are_compared_by_it(folder, tmp_path):
-    experiment = yaml.safe_load(TOY.read_text()) | {"name": "elsewhere"}
-    config = tmp_path / "features.yaml"
-    config.write_text(yaml.safe_dump(experiment))
-    assert planned(snakemake(folder, "-n", config=config))["classifier"] == 1
-    experiment["quality"] = {**experiment["quality"], "features": "efficientnet-lite0"}
-    config.write_text(yaml.safe_dump(experiment))
-    assert "classifier" not in planned(snakemake(folder, "-n", config=config))
-
-
 def test_tables_and_report_are_made_again_without_measuring(folder, run):
     before = (run / "tables/cache.csv").read_bytes()
     (run / "tables/cache.csv").unlink()
@@ -162,37 +150,6 @@ def test_a_trained_tokenizer_is_taken_as_it_is(folder, run, tmp_path):
     assert now == then | {"seconds_per_step": 0}
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "message"),
-    [
-        ("batch: 8, warmup", "bach: 8, warmup", "model.bach: unknown key; did you mean 'batch'?"),
-        ("model: {", "model: {start: gone, ", "model.start: gone does not exist; this experiment"),
-    ],
-)
-def test_a_wrong_configuration_stops_before_any_work(folder, tmp_path, right, wrong, message):
-    config = tmp_path / "wrong.yaml"
-    config.write_text(TOY.read_text().replace(right, wrong, 1))
-    command = [*SNAKEMAKE, "--configfile", str(config)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-    assert done.returncode != 0
-    assert message in done.stdout + done.stderr
-
-
-def test_a_stage_that_fails_is_the_job_that_failed(folder, tmp_path):
-    """Its sentence is shown, and nobody waits for files that will not come."""
-    (tmp_path / "empty").mkdir()
-    experiment = yaml.safe_load(TOY.read_text()) | {"name": "failing"}
-    experiment["data"] = {"source": "folder", "path": str(tmp_path / "empty")}
-    config = tmp_path / "failing.yaml"
-    config.write_text(yaml.safe_dump(experiment))
-    command = [*SNAKEMAKE, "--retries", "0", "--configfile", str(config), "--until", "data"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-    output = done.stdout + done.stderr
-    assert done.returncode != 0
-    assert "holds no images" in output
-    assert "MissingOutputException" not in output
-
-
 def test_the_readmes_five_lines_run(folder, monkeypatch):
     (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(folder)
@@ -226,19 +183,3 @@ def test_a_finished_run_is_published_into_every_page(run, tmp_path):
     assert list(together["run"].unique()) == ["toy", "toy-again"]
     policies = re.sub(" +", " ", (tmp_path / "docs/policies.md").read_text())
     assert "| cache | tracked | toy | toy-again |" in policies
-
-
-def test_publishing_a_run_that_is_not_finished_is_refused(tmp_path, capsys):
-    command = ["publish", "--run", str(tmp_path), "--reference", str(tmp_path / "reference")]
-    command += ["--readme", str(REPOSITORY / "README.md"), "--documents", str(REPOSITORY / "docs")]
-    assert main(command) == 2
-    assert "provenance.json is missing; finish the run" in capsys.readouterr().err
-
-
-def test_the_snakemake_report_is_described(folder):
-    """Every table and figure has a caption and a place in `snakemake --report`."""
-    captions = {path.stem for path in (REPOSITORY / "workflow/report").glob("*.rst")}
-    assert captions == {
-        "cache", "ranks", "paper", "floors", "storage",
-        "quality", "samples", "memory", "lines", "budgets", "heads", "efficiency", "watch",
-    }  # fmt: skip

@@ -1,0 +1,77 @@
+"""What is planned, and what is refused, where nothing has run yet."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import yaml
+
+from conftest import planned
+from fewlines.cli import main
+from toy_chain import REPOSITORY, SNAKEMAKE, TOY, make_folder, snakemake
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A folder that sees the workflow, without results."""
+    make_folder(tmp_path / "fresh")
+    return tmp_path / "fresh"
+
+
+def test_the_classifier_is_trained_only_where_images_are_compared_by_it(fresh, tmp_path):
+    experiment = yaml.safe_load(TOY.read_text()) | {"name": "elsewhere"}
+    config = tmp_path / "features.yaml"
+    config.write_text(yaml.safe_dump(experiment))
+    assert planned(snakemake(fresh, "-n", config=config))["classifier"] == 1
+    experiment["quality"] = {**experiment["quality"], "features": "efficientnet-lite0"}
+    config.write_text(yaml.safe_dump(experiment))
+    assert "classifier" not in planned(snakemake(fresh, "-n", config=config))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("batch: 8, warmup", "bach: 8, warmup", "model.bach: unknown key; did you mean 'batch'?"),
+        ("model: {", "model: {start: gone, ", "model.start: gone does not exist; this experiment"),
+    ],
+)
+def test_a_wrong_configuration_stops_before_any_work(empty, tmp_path, right, wrong, message):
+    config = tmp_path / "wrong.yaml"
+    config.write_text(TOY.read_text().replace(right, wrong, 1))
+    command = [*SNAKEMAKE, "--configfile", str(config)]
+    done = subprocess.run(command, cwd=fresh, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+    assert not (fresh / "results").exists()
+
+
+def test_a_stage_that_fails_is_the_job_that_failed(fresh, tmp_path):
+    """Its sentence is shown, and nobody waits for files that will not come."""
+    (tmp_path / "empty").mkdir()
+    experiment = yaml.safe_load(TOY.read_text()) | {"name": "failing"}
+    experiment["data"] = {"source": "folder", "path": str(tmp_path / "empty")}
+    config = tmp_path / "failing.yaml"
+    config.write_text(yaml.safe_dump(experiment))
+    command = [*SNAKEMAKE, "--retries", "0", "--configfile", str(config), "--until", "data"]
+    done = subprocess.run(command, cwd=fresh, capture_output=True, text=True, timeout=60)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "holds no images" in output
+    assert "MissingOutputException" not in output
+
+
+def test_publishing_a_run_that_is_not_finished_is_refused(tmp_path, capsys):
+    command = ["publish", "--run", str(tmp_path), "--reference", str(tmp_path / "reference")]
+    command += ["--readme", str(REPOSITORY / "README.md"), "--documents", str(REPOSITORY / "docs")]
+    assert main(command) == 2
+    assert "provenance.json is missing; finish the run" in capsys.readouterr().err
+
+
+def test_the_snakemake_report_is_described():
+    """Every table and figure has a caption and a place in `snakemake --report`."""
+    captions = {path.stem for path in (REPOSITORY / "workflow/report").glob("*.rst")}
+    assert captions == {
+        "cache", "ranks", "paper", "floors", "storage",
+        "quality", "samples", "memory", "lines", "budgets", "heads", "efficiency", "watch",
+    }  # fmt: skip
