@@ -36,7 +36,7 @@ def test_the_classifier_is_trained_only_where_images_are_compared_by_it(fresh, t
         ("model: {", "model: {start: gone, ", "model.start: gone does not exist; this experiment"),
     ],
 )
-def test_a_wrong_configuration_stops_before_any_work(empty, tmp_path, right, wrong, message):
+def test_a_wrong_configuration_stops_before_any_work(fresh, tmp_path, right, wrong, message):
     config = tmp_path / "wrong.yaml"
     config.write_text(TOY.read_text().replace(right, wrong, 1))
     command = [*SNAKEMAKE, "--configfile", str(config)]
