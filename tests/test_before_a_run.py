@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -17,6 +18,14 @@ def fresh(tmp_path):
     """A folder that sees the workflow, without results."""
     make_folder(tmp_path / "fresh")
     return tmp_path / "fresh"
+
+
+def refused(folder: Path, config: Path, *arguments: str) -> str:
+    """What Snakemake printed, which had to fail."""
+    command = [*SNAKEMAKE, *arguments, "--configfile", str(config)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    return done.stdout + done.stderr
 
 
 def test_the_classifier_is_trained_only_where_images_are_compared_by_it(fresh, tmp_path):
@@ -39,10 +48,7 @@ def test_the_classifier_is_trained_only_where_images_are_compared_by_it(fresh, t
 def test_a_wrong_configuration_stops_before_any_work(fresh, tmp_path, right, wrong, message):
     config = tmp_path / "wrong.yaml"
     config.write_text(TOY.read_text().replace(right, wrong, 1))
-    command = [*SNAKEMAKE, "--configfile", str(config)]
-    done = subprocess.run(command, cwd=fresh, capture_output=True, text=True, timeout=60)
-    assert done.returncode != 0
-    assert message in done.stdout + done.stderr
+    assert message in refused(fresh, config)
     assert not (fresh / "results").exists()
 
 
@@ -53,10 +59,7 @@ def test_a_stage_that_fails_is_the_job_that_failed(fresh, tmp_path):
     experiment["data"] = {"source": "folder", "path": str(tmp_path / "empty")}
     config = tmp_path / "failing.yaml"
     config.write_text(yaml.safe_dump(experiment))
-    command = [*SNAKEMAKE, "--retries", "0", "--configfile", str(config), "--until", "data"]
-    done = subprocess.run(command, cwd=fresh, capture_output=True, text=True, timeout=60)
-    output = done.stdout + done.stderr
-    assert done.returncode != 0
+    output = refused(fresh, config, "--retries", "0", "--until", "data")
     assert "holds no images" in output
     assert "MissingOutputException" not in output
 

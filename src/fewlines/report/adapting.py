@@ -17,24 +17,21 @@ ELSEWHERE = {  # other experiments of the same kind, and what they are
     "finer.csv": "On a grid of 28×28 tokens",
     "clipart.csv": "On colour clip art, 64×64 pixels",
 }
-BELOW = "below-a-line.csv"  # from the same base model
-VARIANTS = "variants.csv"  # adaptation taken apart, from it as well
+APART = {  # adaptation taken apart, from the same base model
+    "below-a-line.csv": "Below a line",
+    "variants.csv": "Steps, parameters, loss, start, sinks",
+}
 
 
 def adapting_numbers(reference: Path) -> str:
     """What each adapted model loses against the full cache of `base+steps`, beside what the base
     model loses under the same cache."""
     parts = _section(pd.read_csv(reference / "cache.csv"))
-    if (reference / BELOW).exists():
-        parts += ["### Below a line", *_section(pd.read_csv(reference / BELOW))]
-    for name, title in ELSEWHERE.items():
+    for name, title in (ELSEWHERE | APART).items():
         if (reference / name).exists():
             table = pd.read_csv(reference / name)
             if (table["model"] == STEPS).any():
                 parts += [f"### {title}", *_section(table)]
-    if (reference / VARIANTS).exists():
-        variants = pd.read_csv(reference / VARIANTS)
-        parts += ["### Steps, parameters, loss, start, sinks", *_section(variants)]
     many = reference / "ten-thousand.csv"
     if many.exists():
         parts += ["### FID with ten thousand images of a seed", *_many_images(pd.read_csv(many))]
