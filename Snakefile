@@ -27,5 +27,5 @@ rule all:
     input:
         rules.tables.output,
         rules.report.output,
-        rules.efficiency.output,
-        rules.watch.output,
+        rules.efficiency.output if EFFICIENCY else [],
+        rules.watch.output if EXPERIMENT.paper_cache else [],

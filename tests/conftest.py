@@ -20,13 +20,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernels are run by the processor, very slowly
 
 import fewlines
-from fewlines.cache.calibration import Calibration, Curves
-from fewlines.cache.geometry import Geometry
-from fewlines.cache.placement import Cache
-from fewlines.cache.policy import HindsightPolicy, registry
+from fewlines.cache.policy import OraclePolicy, list_policies
+from fewlines.cache.spec import Cache
+from fewlines.calibration.data import Calibration, LossCurves
 from fewlines.files import write_tensors
+from fewlines.geometry import Geometry
 from fewlines.models.checkpoint import save_network
-from fewlines.models.transformer import Transformer, TransformerShape
+from fewlines.models.llamagen.model import Transformer
+from fewlines.models.llamagen.shape import TransformerShape
 from toy_chain import run_to_the_end
 
 GRID = (4, 5)
@@ -65,7 +66,7 @@ def step_by_step(model: Transformer, labels, codes, attend) -> torch.Tensor:
     """Logits `(B, N, V)`, as decoding has them when it draws these codes."""
     logits = [model(model.embed_labels(labels), 0, attend)]
     for step in range(codes.shape[1] - 1):
-        attend.turn(step)
+        attend.advance(step)
         logits.append(model(model.embed_codes(codes[:, step : step + 1]), step + 1, attend))
     return torch.cat(logits, 1)
 
@@ -88,6 +89,7 @@ def model64() -> Transformer:
 
 TINY = """
 name: tiny
+adaptation: {models: null}
 caches:
   - {policy: full}
   - {policy: lines, budget: {lines: 1}}
@@ -98,7 +100,7 @@ quality: {kid_subset_size: 2}
 likelihood: {images: 6, batch: 4}
 calibration: {images: 6, batch: 3}
 tasks:
-  completion: {given: 2, caches: [full, lines-1lines]}
+  completion: {prompt_lines: 2, caches: [full, lines-1lines]}
   unconditional: {labelled: false, caches: [full]}
   guided: {guidance: 3.0, caches: [full]}
 """
@@ -119,15 +121,15 @@ def tiny_files(tmp_path) -> Path:
 
 DECODED = [
     name
-    for name, policy in registry().items()
-    if name != "full" and not issubclass(policy, HindsightPolicy)
+    for name, policy in list_policies().items()
+    if name != "full" and not issubclass(policy, OraclePolicy)
 ]
 BUDGETS = [{"lines": 1}, {"lines": 2}, {"tokens": 7}, {"fraction": 0.5}, {"lines": 4}, {"lines": 9}]
 
 
 def calibrated(cache: Cache, geometry: Geometry) -> Cache:
     """With a calibration of random attention, if the policy goes by one."""
-    if not cache.needs_calibration:
+    if not cache.requires:
         return cache
     n = geometry.n_tokens
     heads = (geometry.layers, geometry.heads)
@@ -135,56 +137,59 @@ def calibrated(cache: Cache, geometry: Geometry) -> Cache:
     attention = np.tril(random.random((*heads, n, n), np.float32))
     loss = np.append(-np.sort(-random.random((*heads, 3))), np.zeros((*heads, 1)), axis=-1)
     more = {count: loss * random.uniform(0, 1, (*heads, 1)) for count in (2, 4)}
-    curves = Curves(np.array([2, 4, 9, n]), loss, more)
+    curves = LossCurves(np.array([2, 4, 9, n]), loss, more)
     return replace(cache, calibration=Calibration(attention, geometry.grid, 1, curves))
 
 
 CACHES = (
     [
-        calibrated(fewlines.cache(policy, **budget, fold=fold), tiny_transformer().shape.geometry)
+        calibrated(fewlines.cache(policy, **budget, merge=merge), tiny_transformer().shape.geometry)
         for policy in DECODED
         for budget in BUDGETS
-        for fold in (False, True)
+        for merge in (False, True)
     ]
     + [
         calibrated(
-            fewlines.cache(policy, lines=lines, fold=fold, split=split),
+            fewlines.cache(policy, lines=lines, merge=merge, allocation=allocation),
             tiny_transformer().shape.geometry,
         )
         for lines in (1, 2)
-        for policy, fold, split in (
+        for policy, merge, allocation in (
             ("scheduled", False, "mass"),
             ("scheduled", True, "mass"),
             ("scheduled", True, "calibrated"),
-            ("scheduled", True, "summaries"),
+            ("scheduled", True, "bands"),
             ("corrected", True, "calibrated"),
         )
     ]
     + [
-        fewlines.cache("linear", lines=2, anchor=1, pool=pool)
+        fewlines.cache("line_ar", lines=2, anchor=1, pool=pool)
         for pool in ("max", "query", "decayed")
     ]
     + [
-        fewlines.cache(policy, lines=2, fold=fold, every=every, **options)
+        fewlines.cache(policy, lines=2, merge=merge, every=every, **options)
         for policy, options in (
             ("h2o", {}),
             ("tova", {}),
             ("snapkv", {"window": 3}),
-            ("linear", {"pool": "query"}),
-            ("linear", {"pool": "decayed", "decay": 0.9}),
+            ("line_ar", {"pool": "query"}),
+            ("line_ar", {"pool": "decayed", "decay": 0.9}),
         )
         for every in (1, 2)
-        for fold in (False, True)
+        for merge in (False, True)
     ]
     + [
-        fewlines.cache(policy, lines=2, fold=fold, split="pyramid")
+        fewlines.cache(policy, lines=2, merge=merge, allocation="pyramid")
         for policy in ("snapkv", "streaming")
-        for fold in (False, True)
+        for merge in (False, True)
     ]
     + [
-        calibrated(fewlines.cache(policy, lines=2, split=split), tiny_transformer().shape.geometry)
+        calibrated(
+            fewlines.cache(policy, lines=2, allocation=allocation),
+            tiny_transformer().shape.geometry,
+        )
         for policy in ("snapkv", "streaming")
-        for split in ("headkv", "ada")
+        for allocation in ("headkv", "ada")
     ]
 )
 

@@ -15,7 +15,7 @@ import torch
 
 import fewlines
 from conftest import tiny_transformer
-from fewlines.cache.calibration import Calibration
+from fewlines.calibration.data import Calibration
 from fewlines.cli import main
 from fewlines.config import validate_experiment
 from fewlines.errors import FewlinesError
@@ -42,7 +42,7 @@ CONFIGURATIONS = [
     ({"caches": []}, "caches: .*at least 1 item"),
     ({"caches": [{"policy": "ful"}]}, "caches.0: unknown policy 'ful'; there are corrected"),
     ({"caches": [{"policy": "lines"}]}, "caches.0: cache: lines needs a budget"),
-    ({"caches": [{"policy": "full", "fold": True}]}, "leave out budget and fold"),
+    ({"caches": [{"policy": "full", "merge": True}]}, "leave out budget and merge"),
     ({"caches": [{"policy": "lines", "budget": {"lines": 0}}]}, "caches.0.budget: .*above 0"),
     ({"caches": [{"policy": "lines", "budget": {"lines": -2}}]}, "caches.0.budget: .*above 0"),
     (
@@ -66,20 +66,29 @@ CONFIGURATIONS = [
         },
         "rank: 4 updates matrices alone",
     ),
-    ({"caches": [FULL, {**LINES, "split": "mass"}]}, "lines has no schedule to weigh heads by"),
-    ({"caches": [FULL, {**LINES, "split": "calibrated"}]}, "measured with the schedule's victims"),
     (
-        {"caches": [FULL, {**LINES, "policy": "corrected", "fold": True, "split": "summaries"}]},
-        "corrected has one summary in each head; write 'split: calibrated'",
+        {"caches": [FULL, {**LINES, "allocation": "mass"}]},
+        "lines has no schedule to weigh heads by",
     ),
-    ({"caches": [FULL, {**LINES, "split": "even"}]}, "caches.1.split: .*'uniform', 'calibrated'"),
+    (
+        {"caches": [FULL, {**LINES, "allocation": "calibrated"}]},
+        "measured with the schedule's victims",
+    ),
+    (
+        {"caches": [FULL, {**LINES, "policy": "corrected", "merge": True, "allocation": "bands"}]},
+        "corrected has one summary in each head; write 'allocation: calibrated'",
+    ),
+    (
+        {"caches": [FULL, {**LINES, "allocation": "even"}]},
+        "caches.1.split: .*'uniform', 'calibrated'",
+    ),
     (
         {"caches": [FULL, {**LINES, "measure": "fid"}]},
         "caches.1.measure: .*'likelihood', 'samples' or 'all'",
     ),
     ({"caches": [LINES]}, r"add \{policy: full\}"),
     ({"caches": [FULL, FULL]}, "full is listed more than once"),
-    ({"caches": [FULL]}, "paper.cache: scheduled.fold-3lines is not one of caches"),
+    ({"caches": [FULL]}, "paper.cache: scheduled.merge-3lines is not one of caches"),
     (
         {"caches": [FULL, {**LINES, "measure": "likelihood"}], "paper": {"cache": "lines-3lines"}},
         "full and lines-3lines need 'measure: all'",
@@ -100,7 +109,10 @@ CONFIGURATIONS = [
     ({"precision": "fp16"}, "precision: .*'auto', 'float32' or 'bfloat16'"),
     ({"storage": "int8"}, "storage: .*'float32', 'float16' or 'bfloat16'"),
     ({"sampling": {"samples": 10}}, "kid_subset_size: must not exceed"),
-    ({"tasks": {"c": {"given": 2, "caches": ["linear-9lines"]}}}, "tasks.c: .*linear-9lines, but"),
+    (
+        {"tasks": {"c": {"given": 2, "caches": ["line_ar-9lines"]}}},
+        "tasks.c: .*line_ar-9lines, but",
+    ),
     ({"tasks": {"c": {"given": -1, "caches": ["full"]}}}, "tasks.c.given: .*greater than or equal"),
     (
         {"tasks": {"g": {"model": "adaptd", "guidance": 2.0, "caches": ["full"]}}},

@@ -9,10 +9,10 @@ import torch
 
 import fewlines
 from fewlines.cli import main
+from fewlines.decode.sampler import Sampler
 from fewlines.files import read_json, read_tensors
-from fewlines.generate.sampler import Sampler
 from fewlines.models.checkpoint import load_network
-from fewlines.models.transformer import Transformer
+from fewlines.models.llamagen.model import Transformer
 from fewlines.stages import MODULES, load_stage
 
 
@@ -32,7 +32,7 @@ def test_heads_with_several_summaries_are_calibrated_for_and_drawn_with(tiny_fil
         .read_text()
         .replace(
             "paper:",
-            "  - {policy: scheduled, budget: {lines: 2}, fold: true, split: summaries}\npaper:",
+            "  - {policy: scheduled, budget: {lines: 2}, merge: true, allocation: bands}\npaper:",
         )
     )
     (tiny_files / "config").write_text(text)
@@ -41,7 +41,7 @@ def test_heads_with_several_summaries_are_calibrated_for_and_drawn_with(tiny_fil
     paths = [tiny_files / name for name in ("once", "more", "likelihood", "drawn")]
     calibrations = [f"--calibration={path}" for path in paths[:2]]
     outputs = [f"--output={path}" for path in paths]
-    cache = "--cache=scheduled+fold+summaries-2lines"
+    cache = "--cache=scheduled+merge+bands-2lines"
     assert main(["calibrate", *common, tokens, outputs[0]]) == 0
     assert main(["measure-likelihood", *common, tokens, calibrations[0], cache, outputs[2]]) == 2
     assert "run 'fewlines calibrate-summaries'" in capsys.readouterr().err

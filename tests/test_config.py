@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fewlines.bench.efficiency import make_settings
 from fewlines.config import Experiment, dump_experiment, load_experiment, validate_experiment
 from fewlines.errors import FewlinesError
-from fewlines.measure.efficiency import settings_of
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -14,13 +14,13 @@ def test_a_dumped_experiment_reads_back_as_itself():
     caches = [
         {"policy": "full"},
         {"policy": "lines", "budget": {"fraction": "1/6"}},
-        {"policy": "streaming", "budget": {"lines": 3}, "options": {"sinks": 8}, "fold": True},
+        {"policy": "streaming", "budget": {"lines": 3}, "options": {"sinks": 8}, "merge": True},
         {"policy": "streaming", "budget": {"lines": 3}},
     ]
     experiment = validate_experiment({"caches": caches, "paper": {"cache": "streaming-3lines"}})
     assert validate_experiment(yaml.safe_load(dump_experiment(experiment))) == experiment
     assert list(experiment.cache_by_slug) == [
-        "full", "lines-1of6", "streaming-sinks8+fold-3lines", "streaming-3lines",
+        "full", "lines-1of6", "streaming-sinks8+merge-3lines", "streaming-3lines",
     ]  # fmt: skip
 
 
@@ -59,8 +59,8 @@ def test_the_schema_alone_is_the_default_experiment():
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_experiment_is_valid_and_every_model_has_its_baseline(path):
     experiment = load_experiment([EXPERIMENTS.parent / "config.yaml", path])
-    assert settings_of(experiment.efficiency, threads=2)
+    assert make_settings(experiment.efficiency, threads=2)
     for name in experiment.adaptation.models:
-        baseline = experiment.baseline(name)
+        baseline = experiment.find_baseline(name)
         assert baseline is not None
         assert (baseline, "full") in experiment.rows

@@ -40,12 +40,12 @@ STAGES = {
     ),
     "generate": (
         "--model {run}/base/model.safetensors --calibration {run}/base/calibration.safetensors "
-        "--cache scheduled+fold-2lines --shard 0 --output {out}/shard.safetensors"
+        "--cache scheduled+merge-2lines --shard 0 --output {out}/shard.safetensors"
     ),
     "measure-quality": (
-        "--samples {run}/base/samples/scheduled+fold-2lines.safetensors --images {data} "
+        "--samples {run}/base/samples/scheduled+merge-2lines.safetensors --images {data} "
         "--tokenizer {run}/tokenizer.safetensors --classifier {run}/classifier.safetensors "
-        "--output {out}/base/quality/scheduled+fold-2lines.json"
+        "--output {out}/base/quality/scheduled+merge-2lines.json"
     ),
     "measure-likelihood": (
         "--model {run}/base/model.safetensors --tokens {run}/tokens.safetensors "
@@ -73,7 +73,7 @@ def compare(path: Path, run: Path, out: Path) -> None:
     """A stage's output is that of the uninterrupted run."""
     if path.name == "shard.safetensors":
         tensors, _ = read_tensors(path)
-        whole, _ = read_tensors(run / "base/samples/scheduled+fold-2lines.safetensors")
+        whole, _ = read_tensors(run / "base/samples/scheduled+merge-2lines.safetensors")
         for name, tensor in tensors.items():
             assert torch.equal(tensor, whole[name][: len(tensor)])
     elif path.suffix == ".json" and path.with_suffix(".safetensors").exists():  # of a training

@@ -41,16 +41,16 @@ def run(tmp_path_factory):
 def test_configuration_tables_and_commands_know_it(run, tmp_path):
     config = tmp_path / "odd.yaml"
     config.write_text(
-        "caches: [{policy: full}, {policy: odd, budget: {lines: 3}, fold: true}]\n"
-        "paper: {cache: odd+fold-3lines}\n"
+        "caches: [{policy: full}, {policy: odd, budget: {lines: 3}, merge: true}]\n"
+        "paper: {cache: odd+merge-3lines}\n"
     )
     found = run(
         "-c",
-        "import sys; from pathlib import Path; from fewlines.config import load_experiment;"
+        "import sys; from pathlib import Path; from fewlines.config.settings import load_experiment;"
         f"experiment = load_experiment([Path({str(config)!r})]);"
         "print([cache.policy_text for cache in experiment.cache_by_slug.values()])",
     )
-    assert found == "['full', 'odd+fold']\n"
+    assert found == "['full', 'odd+merge']\n"
     plan = run(
         "-c",
         "from fewlines.cli import main; main()",

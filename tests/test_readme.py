@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
-from fewlines.errors import FewlinesError
 from fewlines.report.adapting import adapting_numbers
 from fewlines.report.config_page import describe_config
 from fewlines.report.engine import engine_numbers
 from fewlines.report.policies import policy_numbers
 from fewlines.report.readme import END, START, numbers, put_block
+
+from fewlines.errors import FewlinesError
 
 REPOSITORY = Path(__file__).parent.parent
 REFERENCE = REPOSITORY / "results/reference"

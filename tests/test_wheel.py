@@ -36,10 +36,10 @@ def test_it_builds_installs_and_runs_elsewhere(tmp_path):
     run(*pip, "install", "--no-deps", "--target", str(site), str(wheel), folder=tmp_path)
     code = (
         "import fewlines, jinja2, pathlib;"
-        "from fewlines.cache.policy import registry;"
+        "from fewlines.cache.policy import list_policies;"
         "pages = jinja2.Environment(loader=jinja2.PackageLoader('fewlines', 'report'));"
         "pages.get_template('page.html');"
-        "print(pathlib.Path(fewlines.__file__).parent, *registry())"
+        "print(pathlib.Path(fewlines.__file__).parent, *list_policies())"
     )
     where, *policies = run(
         sys.executable, "-c", code, folder=tmp_path, PYTHONPATH=str(site)

@@ -32,20 +32,20 @@ def test_every_table_figure_and_report_is_there(run):
     full, few, scheduled, ranked, steps, adapted, compared = table.to_dict("records")
     assert (full["policy"], full["budget"]) == ("full", "all")
     assert (few["policy"], few["budget"], few["capacity"]) == ("streaming", "lines: 3", 43)
-    assert (scheduled["policy"], scheduled["capacity"]) == ("scheduled+fold", 29)
+    assert (scheduled["policy"], scheduled["capacity"]) == ("scheduled+merge", 29)
     assert full["nll_delta"] == full["kl"] == 0
-    assert (ranked["policy"], ranked["kv_bytes"]) == ("linear", scheduled["kv_bytes"])
+    assert (ranked["policy"], ranked["kv_bytes"]) == ("line_ar", scheduled["kv_bytes"])
     assert np.isnan([ranked["fid_mean"], ranked["seconds_per_image"]]).all()
     assert (steps["model"], steps["policy"], steps["steps_delta"]) == ("base+steps", "full", 0)
     assert steps["nll"] < full["nll"]
-    assert (adapted["model"], adapted["policy"]) == ("adapted:2lines", "scheduled+fold")
-    assert (compared["model"], compared["policy"]) == ("adapted:2lines", "linear")
+    assert (adapted["model"], adapted["policy"]) == ("adapted:2lines", "scheduled+merge")
+    assert (compared["model"], compared["policy"]) == ("adapted:2lines", "line_ar")
     assert adapted["steps_delta"] == pytest.approx(adapted["nll"] - steps["nll"], abs=1e-5)
     assert few["kv_bytes"] * 197 == full["kv_bytes"] * 43
     paper = pd.read_csv(run / "tables/paper.csv")
     assert paper["cache"].tolist() == [
         "Baseline (Full Cache)", "Proposed (Few Lines Cache)",
-        "full, stock", "full, lean", "scheduled+fold-2lines",
+        "full, stock", "full, lean", "scheduled+merge-2lines",
         "full, lean", "full, stock", "streaming, lines: 2",
     ]  # fmt: skip
     assert paper["grid"].tolist()[2:] == ["14x14"] * 3 + ["6x6"] * 3
@@ -76,7 +76,7 @@ def test_a_second_run_does_nothing(folder):
 
 def test_a_new_cache_runs_only_its_own_jobs(folder, tmp_path):
     experiment = yaml.safe_load(TOY.read_text())
-    several = {"policy": "scheduled", "budget": {"lines": 2}, "fold": True, "split": "summaries"}
+    several = {"policy": "scheduled", "budget": {"lines": 2}, "merge": True, "allocation": "bands"}
     experiment["caches"].append({"policy": "lines", "budget": {"tokens": 21}})
     experiment["caches"].append({**several, "measure": "likelihood"})
     config = tmp_path / "more.yaml"
@@ -90,7 +90,7 @@ def test_a_new_cache_runs_only_its_own_jobs(folder, tmp_path):
 
 def test_a_new_adaptation_and_a_new_task_run_only_their_own_jobs(folder, tmp_path):
     experiment = yaml.safe_load(TOY.read_text())
-    adapted = {"caches": ["full", "scheduled+fold-2lines"], "trained": "norms"}
+    adapted = {"caches": ["full", "scheduled+merge-2lines"], "trained": "norms"}
     experiment["adaptation"]["models"]["adapted"] = adapted
     guided = {"model": "adapted", "guidance": 2.0, "caches": ["full"]}
     experiment["tasks"] = {"completion": {"given": 3, "caches": ["full"]}, "guided": guided}
@@ -124,19 +124,24 @@ def test_a_report_needs_no_two_policies_of_one_budget(run, tmp_path):
     figures(config, few)
     report(config, few, tmp_path / "report.html", tmp_path / "provenance.json")
     assert pd.read_csv(few / "tables/ranks.csv")["behind"].isna().all()
-    assert "scheduled+fold" in (tmp_path / "report.html").read_text()
+    assert "scheduled+merge" in (tmp_path / "report.html").read_text()
 
 
 def test_likelihoods_alone_need_no_samples(folder, run, tmp_path):
     experiment = yaml.safe_load(TOY.read_text())
-    experiment["caches"].append({"policy": "linear", "budget": {"lines": 1}})
+    experiment["caches"].append({"policy": "line_ar", "budget": {"lines": 1}})
     config = tmp_path / "more.yaml"
     config.write_text(yaml.safe_dump(experiment))
     jobs = planned(snakemake(folder, "-n", "likelihood_table", config=config))
     assert jobs == {"likelihood": 1, "likelihood_table": 1}
     snakemake(folder, "likelihood_table", config=config)
     table = pd.read_csv(run / "tables/likelihood.csv")
-    assert table["policy"].tolist()[:5] == ["full", "streaming", "scheduled+fold", *["linear"] * 2]
+    assert table["policy"].tolist()[:5] == [
+        "full",
+        "streaming",
+        "scheduled+merge",
+        *["line_ar"] * 2,
+    ]
     assert (table["nll_delta_low"] <= table["nll_delta"]).all()
 
 
@@ -164,14 +169,14 @@ def test_a_finished_run_is_published_into_every_page(run, tmp_path):
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
     shutil.copy(REPOSITORY / "README.md", tmp_path)
     publish(run, tmp_path / "reference", tmp_path / "README.md", tmp_path / "docs")
-    assert "| adapted:2lines | scheduled+fold" in re.sub(
+    assert "| adapted:2lines | scheduled+merge" in re.sub(
         " +", " ", (tmp_path / "README.md").read_text()
     )
     policies = re.sub(" +", " ", (tmp_path / "docs/policies.md").read_text())
     assert "| linear | +0." in policies or "| linear | -0." in policies
     adapting = re.sub(" +", " ", (tmp_path / "docs/adapting.md").read_text())
     assert (
-        "| adapted:2lines | this | 12 | all, 0.5 KL | scheduled+fold | lines: 2 | 29 |" in adapting
+        "| adapted:2lines | this | 12 | all, 0.5 KL | scheduled+merge | lines: 2 | 29 |" in adapting
     )
     publish_table([run / "tables/cache.csv"], "longer", tmp_path / "reference", tmp_path / "docs")
     assert "From a base trained four times as long" in (tmp_path / "docs/adapting.md").read_text()

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewlines.cache.placement import Cache, cache
 from fewlines.cache.schedule import Schedule
+from fewlines.cache.spec import Cache
+from fewlines.cache.spec import make_cache as cache
+from fewlines.decode.loop import generate
+from fewlines.decode.sampler import Sampler
 from fewlines.errors import FewlinesError
-from fewlines.generate.decode import generate
-from fewlines.generate.sampler import Sampler
+from fewlines.models.base import Model
 from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
-from fewlines.models.transformer import Transformer
 
 __all__ = [
     "Cache",
     "FewlinesError",
+    "Model",
     "Sampler",
     "Schedule",
     "Tokenizer",
-    "Transformer",
     "cache",
     "generate",
     "load_model",
@@ -32,16 +33,37 @@ __all__ = [
 ]
 
 
-def load_model(path: str | Path) -> Transformer:
-    """A transformer that `fewlines train-model` wrote."""
-    return load_network(Path(path), Transformer)
+def load_model(path: str | Path) -> Model:
+    """Load a model that `fewlines train-model` wrote.
+
+    Args:
+        path: of the safetensors file.
+
+    Raises:
+        FewlinesError: there is no such file, or it holds no model.
+    """
+    return load_network(Path(path), Model)
 
 
 def load_schedule(path: str | Path) -> Schedule:
-    """A cache's schedule that `fewlines export-schedule` wrote; `generate` takes it as a cache."""
+    """Load a cache's schedule that `fewlines export-schedule` wrote; `generate` takes it as a cache.
+
+    Args:
+        path: of the safetensors file.
+
+    Raises:
+        FewlinesError: there is no such file, or it holds no schedule.
+    """
     return Schedule.load(Path(path))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """A tokenizer that `fewlines train-tokenizer` wrote."""
+    """Load a tokenizer that `fewlines train-tokenizer` wrote.
+
+    Args:
+        path: of the safetensors file.
+
+    Raises:
+        FewlinesError: there is no such file, or it holds no tokenizer.
+    """
     return load_network(Path(path), Tokenizer)

@@ -1,90 +1,100 @@
-"""`fewlines <stage> --option value`: every stage, its parameters as options."""
+"""`fewlines <stage> --option value`: every stage as a command, its parameters as options."""
 
 from __future__ import annotations
 
-import argparse
 import inspect
+import re
 import sys
-import types
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import torch
+import typer
 
 from fewlines import machine
 from fewlines.config import Experiment, load_experiment
 from fewlines.errors import FewlinesError
 from fewlines.stages import MODULES, load_stage
 
+CONFIG = "YAML file of the experiment; may be given again, later files override"
+THREADS = "threads of torch; all cores if not given"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a stage; returns 0, or 2 after a sentence on what was wrong."""
+    """Run a stage.
+
+    Args:
+        arguments: of the command line; those of this process where None.
+
+    Returns:
+        0, or 2 after a sentence on what was wrong.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = vars(_parser(given[:1]).parse_args(given))
-    stage: Callable[..., None] = options.pop("stage")
-    torch.set_num_threads(options.pop("threads"))
+    app = typer.Typer(
+        name="fewlines",
+        help="The stages of an experiment; snakemake runs them all in order.",
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_do_nothing)  # or an app of one command would have no name for it
+    # A process imports no more than its own stage needs.
+    for name in given[:1] if given[:1] and given[0] in MODULES else MODULES:
+        stage = load_stage(name)
+        summary = (inspect.getdoc(stage) or "").split("\n\nArgs:")[0].replace("\n", " ")
+        app.command(name, help=summary)(_make_command(stage))
     try:
-        if "config" in options:
-            options["config"] = load_experiment(options["config"])
-        stage(**options)
-    except FewlinesError as error:
-        print(f"fewlines: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"fewlines: {where}{error.strerror or error}; nothing was written", file=sys.stderr)
-        return 2
+        app(given)
+    except SystemExit as stop:
+        return int(stop.code or 0)
     return 0
 
 
-def _parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
-    """Options of the stage that is wanted; all of them where none is, to show the help."""
-    parser = argparse.ArgumentParser(
-        "fewlines", description="The stages of an experiment; snakemake runs them all in order."
+def _do_nothing() -> None:
+    """Options that all stages have: none."""
+
+
+def _make_command(stage: Callable[..., None]) -> Callable[..., None]:
+    """What typer makes a command of: the stage's parameters, each an option with the help text that
+    its docstring has, and `--threads`."""
+    hints = get_type_hints(stage, include_extras=True)
+    texts = dict(re.findall(r"^ +(\w+): ((?:.|\n +)+?)$(?=\n|\Z)", stage.__doc__ or "", re.M))
+    parameters = [
+        inspect.Parameter("threads", inspect.Parameter.KEYWORD_ONLY, default=machine.cores())
+    ]
+    kinds: dict[str, Any] = {"threads": Annotated[int, typer.Option(min=1, help=THREADS)]}
+    for name, parameter in inspect.signature(stage).parameters.items():
+        if hints[name] is Experiment:
+            kinds[name] = Annotated[list[Path], typer.Option(help=CONFIG)]
+        elif get_origin(hints[name]) is Annotated:
+            kinds[name] = hints[name]
+        else:
+            text = re.sub(r"\s+", " ", texts.get(name, ""))
+            kinds[name] = Annotated[hints[name], typer.Option(help=text)]
+        parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def command(threads: int, **options: Any) -> None:
+        torch.set_num_threads(threads)
+        try:
+            if hints.get("config") is Experiment:
+                options["config"] = load_experiment(options["config"])
+            stage(**options)
+        except FewlinesError as error:
+            print(f"fewlines: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            said = f"fewlines: {where}{error.strerror or error}; nothing was written"
+            print(said, file=sys.stderr)
+            raise typer.Exit(2) from None
+
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameter.replace(annotation=kinds[parameter.name]) for parameter in parameters]
     )
-    commands = parser.add_subparsers(required=True, metavar="stage")
-    for name in MODULES if not set(wanted) <= set(MODULES) or not wanted else wanted:
-        stage = load_stage(name)
-        summary = (inspect.getdoc(stage) or "").replace("\n", " ")
-        command = commands.add_parser(name, help=summary, description=summary)
-        command.set_defaults(stage=stage)
-        command.add_argument(
-            "--threads", type=_positive, default=machine.cores(), help="threads of torch; all cores"
-        )
-        for option, kind in typing.get_type_hints(stage).items():
-            if option != "return":
-                given = inspect.signature(stage).parameters[option].default
-                _add_option(command, option, kind, given)
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not 1 or more")
-    return number
-
-
-def _add_option(command: argparse.ArgumentParser, name: str, kind: Any, default: Any) -> None:
-    option = f"--{name.replace('_', '-')}"
-    required = default is inspect.Parameter.empty
-    if typing.get_origin(kind) is types.UnionType or type(None) in typing.get_args(kind):
-        kind = next(one for one in typing.get_args(kind) if one is not type(None))
-    if kind is Experiment:
-        text = "YAML file of the experiment; may be given again, later files override"
-        command.add_argument(option, type=Path, action="append", required=True, help=text)
-    elif kind is bool:
-        command.add_argument(option, action="store_true")
-    elif typing.get_origin(kind) is list:
-        of = typing.get_args(kind)[0]
-        command.add_argument(option, type=of, nargs="+", required=required, default=None)
-    else:
-        allowed = typing.get_args(kind)  # of a Literal
-        given: dict[str, Any] = {"required": True} if required else {"default": default}
-        given |= {"choices": allowed} if allowed else {"metavar": kind.__name__.upper()}
-        command.add_argument(option, type=str if allowed else kind, **given)
+    command.__annotations__ = kinds
+    return command
 
 
 if __name__ == "__main__":

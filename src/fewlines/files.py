@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; raises `FewlinesError` if there is none, or half of one."""
+    """Read a JSON file.
+
+    Raises:
+        FewlinesError: there is none, or it is no JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -52,10 +56,23 @@ def read_json(path: Path) -> Any:
         raise FewlinesError(f"{path} is not valid JSON ({error}); delete it, run again") from None
 
 
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV to six digits, under a temporary name, then rename it."""
+    import pandas as pd  # here: most processes write no table, and importing it takes a while
+
+    write_text(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Tensors and a JSON-like description in one safetensors file."""
+    """Write a safetensors file.
+
+    Args:
+        path: its name.
+        tensors: what it holds.
+        metadata: a JSON-like description.
+    """
     # One entry: safetensors writes several in an order that changes from run to run.
     header = {HEADER: json.dumps(metadata or {})}
     with replacing(path) as temporary:
@@ -64,12 +81,26 @@ def write_tensors(
         temporary.chmod(0o644)  # safetensors makes files that only their owner may read
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file, on the CPU, and its description."""
+def read_tensors(
+    path: Path, names: Iterable[str] | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read a safetensors file.
+
+    Args:
+        path: the file.
+        names: of the tensors that are wanted; None reads all of them.
+
+    Returns:
+        Its tensors, on the CPU, and its description.
+
+    Raises:
+        FewlinesError: there is none, or it is not complete.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            wanted = file.keys() if names is None else names
+            tensors = {name: file.get_tensor(name) for name in wanted}
     except FileNotFoundError:
         raise FewlinesError(f"{path} does not exist; run the stage that writes it first") from None
     except (SafetensorError, OSError) as error:
@@ -80,7 +111,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def digest(tensors: Iterable[torch.Tensor]) -> str:
-    """Of what tensors hold, to tell whether it is what it was."""
+    """Digest what tensors hold, to tell whether it is what it was."""
     found = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         held = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -109,8 +109,8 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def gemm_rate(dtype: torch.dtype = torch.float32, side: int = 1536) -> float:
-    """Best measured rate of a square matrix product, in FLOP/s."""
+def measure_gemm_rate(dtype: torch.dtype = torch.float32, side: int = 1536) -> float:
+    """Measure the best rate of a square matrix product, in FLOP/s."""
     a = torch.randn(side, side, dtype=dtype, device=device())
     return 2 * side**3 / best_seconds(lambda: a @ a)
 

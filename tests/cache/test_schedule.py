@@ -10,14 +10,14 @@ import torch
 
 import fewlines
 from conftest import CACHES, calibrated, images, tiny_transformer
-from fewlines.cache.geometry import Geometry
 from fewlines.cache.schedule import Schedule
+from fewlines.calibration.capture import capture_by_layer, capture_expected
 from fewlines.cli import main
 from fewlines.errors import FewlinesError
-from fewlines.measure.attention import expected_attention, expected_by_layer
+from fewlines.geometry import Geometry
 
 MODEL = tiny_transformer()
-KNOWN = [cache for cache in CACHES if cache.place(MODEL.shape.geometry).victims is not None]
+KNOWN = [cache for cache in CACHES if cache.plan(MODEL.shape.geometry).victims is not None]
 
 
 @pytest.mark.parametrize("cache", KNOWN, ids=lambda cache: cache.slug)
@@ -26,8 +26,8 @@ def test_the_same_slots_and_images_come_from_the_file(cache, tmp_path):
     Schedule.of(cache, geometry).save(tmp_path / "schedule")
     loaded = fewlines.load_schedule(tmp_path / "schedule")
     assert loaded.slug == cache.slug
-    for name in ("capacity", "victims", "slots", "summaries"):
-        one, other = (getattr(x.place(geometry), name) for x in (loaded, cache))
+    for name in ("capacity", "victims", "slots", "merge_slots"):
+        one, other = (getattr(x.plan(geometry), name) for x in (loaded, cache))
         np.testing.assert_array_equal(one, other)
     drawn = [fewlines.generate(MODEL, [0, 1], limit, seed=3) for limit in (cache, loaded)]
     assert torch.equal(*drawn)
@@ -37,29 +37,29 @@ def test_the_same_slots_and_images_come_from_the_file(cache, tmp_path):
 @pytest.mark.parametrize("lines", [1, 4])
 def test_a_layer_at_a_time_is_the_same_schedule(policy, lines):
     geometry, given = MODEL.shape.geometry, images(MODEL, 7)
-    cache = fewlines.cache(policy, lines=lines, fold=True)
-    whole = replace(cache, calibration=expected_attention(MODEL, *given, batch=3))
-    layers = expected_by_layer(MODEL, *given, batch=3)
-    found = Schedule.by_layer(cache, geometry, layers).placement
-    expected = whole.place(geometry)
+    cache = fewlines.cache(policy, lines=lines, merge=True)
+    whole = replace(cache, calibration=capture_expected(MODEL, *given, batch=3))
+    layers = capture_by_layer(MODEL, *given, batch=3)
+    found = Schedule.by_layer(cache, geometry, layers).evictions
+    expected = whole.plan(geometry)
     np.testing.assert_array_equal(found.victims, expected.victims)
-    np.testing.assert_array_equal(found.room, expected.room)
-    np.testing.assert_array_equal(found.summaries, expected.summaries)
+    np.testing.assert_array_equal(found.capacity, expected.capacity)
+    np.testing.assert_array_equal(found.merge_slots, expected.merge_slots)
 
 
 def test_it_takes_a_few_kilobytes_at_the_default_model(tmp_path):
     geometry = Geometry((14, 14), prefix=1, layers=6, heads=3)
-    cache = calibrated(fewlines.cache("scheduled", lines=2, fold=True), geometry)
+    cache = calibrated(fewlines.cache("scheduled", lines=2, merge=True), geometry)
     Schedule.of(cache, geometry).save(tmp_path / "schedule")
     assert (tmp_path / "schedule").stat().st_size < 5_000
 
 
 def test_other_models_and_policies_that_look_are_refused(tmp_path):
-    with pytest.raises(FewlinesError, match="linear picks its victims while an image is drawn"):
-        Schedule.of(fewlines.cache("linear", lines=2), MODEL.shape.geometry)
+    with pytest.raises(FewlinesError, match="line_ar picks its victims while an image is drawn"):
+        Schedule.of(fewlines.cache("line_ar", lines=2), MODEL.shape.geometry)
     schedule = Schedule.of(fewlines.cache("lines", lines=2), MODEL.shape.geometry)
     with pytest.raises(FewlinesError, match="lines-2lines was made for another model"):
-        schedule.place(Geometry((4, 5), prefix=1, layers=3, heads=2))
+        schedule.plan(Geometry((4, 5), prefix=1, layers=3, heads=2))
 
 
 def test_the_command_writes_what_load_schedule_reads(tiny_files, capsys):
@@ -72,14 +72,14 @@ def test_the_command_writes_what_load_schedule_reads(tiny_files, capsys):
     assert "scheduled needs a calibration of this model" in capsys.readouterr().err
     assert main([*export, "--calibration", calibration]) == 0
     schedule = fewlines.load_schedule(output)
-    assert schedule.place(MODEL.shape.geometry).capacity.tolist() == [[5, 5], [5, 5]]
+    assert schedule.plan(MODEL.shape.geometry).entries.tolist() == [[5, 5], [5, 5]]
     with pytest.raises(FewlinesError, match="is not a schedule"):
         fewlines.load_schedule(calibration)
     assert main([*export, "--calibration", calibration, "--tokens", files["tokens"]]) == 2
     assert "give one of the two" in capsys.readouterr().err
     assert main([*export, "--tokens", files["tokens"]]) == 0  # measured there and then
     found = fewlines.load_schedule(output)
-    assert (found.placement.victims == schedule.placement.victims).mean() > 0.9  # 16 bits apart
-    split = fewlines.cache("scheduled", lines=2, fold=True, split="mass")
+    assert (found.evictions.victims == schedule.evictions.victims).mean() > 0.9  # 16 bits apart
+    split = fewlines.cache("scheduled", lines=2, merge=True, allocation="mass")
     with pytest.raises(FewlinesError, match="among layers and needs the calibration of all of"):
         Schedule.by_layer(split, MODEL.shape.geometry, [])

@@ -5,14 +5,15 @@ import torch
 
 import fewlines
 from conftest import tiny_transformer
-from fewlines.cache.teacher import TeacherForced
+from fewlines.attention.teacher_forced import TeacherForced
 from fewlines.errors import FewlinesError
 from fewlines.files import write_tensors
-from fewlines.measure.likelihood import step_by_step
+from fewlines.metrics.likelihood import predict_by_steps
 from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.classifier import Classifier, ClassifierShape
+from fewlines.models.llamagen.model import Transformer
+from fewlines.models.llamagen.shape import TransformerShape, rope_2d, rotate
 from fewlines.models.tokenizer import Tokenizer, TokenizerShape, to_bytes, to_signed
-from fewlines.models.transformer import Transformer, TransformerShape, rope_2d, rotate
 
 SHAPE = TokenizerShape(channels=3, widths=(4, 8, 8), blocks=1, codes=16, code_dim=4)
 
@@ -98,7 +99,7 @@ def test_wrong_checkpoints_are_told_apart(tmp_path):
     with pytest.raises(FewlinesError, match="does not exist"):
         fewlines.load_model(path)
     save_network(path, Tokenizer(SHAPE))
-    with pytest.raises(FewlinesError, match="holds a tokenizer, not a transformer"):
+    with pytest.raises(FewlinesError, match="holds a tokenizer, not a model"):
         fewlines.load_model(path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
@@ -123,16 +124,17 @@ def test_registers_are_kept_and_nothing_else_changes(model):
     assert twin.shape.geometry.prefix == model.shape.geometry.prefix + 3
     codes = torch.randint(16, (3, 20), generator=torch.Generator().manual_seed(0))
     labels = torch.arange(3)
-    placement = fewlines.cache("lines", lines=1, fold=True).place(twin.shape.geometry)
+    cache = fewlines.cache("lines", lines=1, merge=True)
+    plan = cache.plan(twin.shape.geometry)
     assert (
-        placement.kv_entries()
-        - fewlines.cache("lines", lines=1, fold=True).place(model.shape.geometry).kv_entries()
+        plan.count_entries()
+        - fewlines.cache("lines", lines=1, merge=True).plan(model.shape.geometry).count_entries()
         == 3 * 2 * model.shape.kv_heads
     )
-    parallel = twin.teacher_forced(labels, codes, TeacherForced(placement))
+    parallel = twin.teacher_forced(labels, codes, TeacherForced(plan))
     assert parallel.shape == (3, 20, 16)
     torch.testing.assert_close(
-        step_by_step(twin, labels, codes, placement), parallel, atol=1e-4, rtol=1e-4
+        predict_by_steps(twin, labels, codes, cache), parallel, atol=1e-4, rtol=1e-4
     )
     assert not torch.allclose(
         twin.teacher_forced(labels, codes), model.teacher_forced(labels, codes)

@@ -4,9 +4,9 @@ import numpy as np
 
 import fewlines
 from conftest import calibrated
-from fewlines.cache.calibration import Calibration
-from fewlines.cache.geometry import Geometry
-from fewlines.report.heads import LEFT, attention_by_offset, draw_heads
+from fewlines.calibration.data import Calibration
+from fewlines.geometry import Geometry
+from fewlines.report.heads import LEFT, average_by_offset, draw_heads
 
 
 def test_attention_is_averaged_by_offset_over_queries_that_have_it(tmp_path):
@@ -17,10 +17,10 @@ def test_attention_is_averaged_by_offset_over_queries_that_have_it(tmp_path):
     for query in range(n - 1):
         if query >= width and query % width:
             attention[0, 0, query, query - width - 1] = 1
-    found = attention_by_offset(Calibration(attention, (height, width), images=1))[0, 0]
+    found = average_by_offset(Calibration(attention, (height, width), images=1))[0, 0]
     assert found[1, LEFT - 1] == 1
     assert found.sum() == 1
     geometry = Geometry((height, width), prefix=1, layers=1, heads=1)
-    cache = calibrated(fewlines.cache("scheduled", lines=2, fold=True), geometry)
-    draw_heads(cache.calibration, cache.place(geometry), tmp_path / "heads.png")
+    cache = calibrated(fewlines.cache("scheduled", lines=2, merge=True), geometry)
+    draw_heads(cache.calibration, cache.plan(geometry), tmp_path / "heads.png")
     assert (tmp_path / "heads.png").read_bytes().startswith(b"\x89PNG")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 
 from fewlines.config import Experiment
-from fewlines.report.provenance import provenance
+from fewlines.report.provenance import describe_run
 
 
 def test_a_run_is_modified_by_code_not_by_what_was_published(tmp_path):
@@ -17,8 +17,8 @@ def test_a_run_is_modified_by_code_not_by_what_was_published(tmp_path):
     for file in (code, published):
         file.write_text("before")
     git("add", "."), git("commit", "-m", "first")
-    assert not provenance(Experiment(), tmp_path)["modified"]
+    assert not describe_run(Experiment(), tmp_path)["modified"]
     published.write_text("after")
-    assert not provenance(Experiment(), tmp_path)["modified"]
+    assert not describe_run(Experiment(), tmp_path)["modified"]
     code.write_text("after")
-    assert provenance(Experiment(), tmp_path)["modified"]
+    assert describe_run(Experiment(), tmp_path)["modified"]

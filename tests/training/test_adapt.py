@@ -9,15 +9,18 @@ import pytest
 import torch
 
 import fewlines
-from fewlines.cache.line_parallel import attention_under
-from fewlines.config import ModelSettings, validate_experiment
+from fewlines.attention.attend import attend_causally
+from fewlines.attention.line_parallel import attend_under
+from fewlines.config import validate_experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import write_tensors
 from fewlines.models.checkpoint import load_network, save_network
-from fewlines.models.transformer import Transformer, TransformerShape, causal
-from fewlines.stages.networks import adapt, train_model
-from fewlines.training.loop import step_generator, train
-from fewlines.training.transformer import TransformerTask
+from fewlines.models.llamagen.model import Transformer
+from fewlines.models.llamagen.settings import LlamaGenSettings
+from fewlines.models.llamagen.shape import TransformerShape
+from fewlines.stages.models import adapt, train_model
+from fewlines.training.loop import make_generator, train
+from fewlines.training.model import ModelObjective
 
 SHAPE = TransformerShape(16, 2, 2, 2, codes=7, classes=4, grid=(3, 4), multiple_of=16)
 LABELS = torch.arange(64) % 4
@@ -28,22 +31,22 @@ CODES[:, 6:] = CODES[:, :6]  # what a small cache has let go
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Transformer:
     network = Transformer(SHAPE)
-    network.initialise(step_generator(0, 0))
-    return continued(network, 120, [causal], tmp_path_factory.mktemp("base"))
+    network.initialise(make_generator(0, 0))
+    return continued(network, 120, [None], tmp_path_factory.mktemp("base"))
 
 
 def continued(network, steps, attends, folder, trained="") -> Transformer:
-    settings = ModelSettings(dim=16, layers=2, heads=2, steps=steps, batch=16, warmup=2)
+    settings = LlamaGenSettings(dim=16, layers=2, heads=2, steps=steps, batch=16, warmup=2)
     network = copy.deepcopy(network)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(trained in name)
-    task = TransformerTask(settings, network, LABELS, CODES, 5, attends=attends)
+    task = ModelObjective(settings, network, LABELS, CODES, 5, memories=attends)
     train(task, "test", folder, 1e9)
     return network
 
 
 def limited(policy: str, **options):
-    return attention_under(fewlines.cache(policy, **options).place(SHAPE.geometry))
+    return attend_under(fewlines.cache(policy, **options).plan(SHAPE.geometry))
 
 
 @torch.no_grad()
@@ -53,14 +56,14 @@ def loss(network: Transformer, attend) -> float:
 
 
 @pytest.mark.parametrize(
-    "cache", [("streaming", {"sinks": 1, "fold": True}), ("linear", {"anchor": 1, "recent": 0})]
+    "cache", [("streaming", {"sinks": 1, "merge": True}), ("line_ar", {"anchor": 1, "recent": 0})]
 )
 def test_adaptation_helps_under_the_cache_more_than_as_many_steps_without(base, cache, tmp_path):
     """Scoring policies too: gradients flow through the line-parallel forward."""
     policy, options = cache
     attend = limited(policy, lines=1, **options)
     adapted = continued(base, 60, [attend], tmp_path / "adapted")
-    steps = continued(base, 60, [causal], tmp_path / "steps")
+    steps = continued(base, 60, [None], tmp_path / "steps")
     assert loss(adapted, attend) < loss(steps, attend) - 0.02
     assert loss(adapted, attend) < loss(base, attend) - 0.02
 
@@ -95,7 +98,7 @@ def test_from_scratch_means_as_the_base_model_was_trained(tmp_path):
     full, few = ((tmp_path / f"{name}.safetensors").read_bytes() for name in models)
     assert full == base.read_bytes()
     assert few != base.read_bytes()
-    assert experiment.baseline("scratch:2lines") == "base"
+    assert experiment.find_baseline("scratch:2lines") == "base"
 
 
 def test_training_goes_on_from_weights_of_another_grid_and_no_other_shape(tmp_path):
@@ -121,27 +124,27 @@ def test_a_model_is_compared_with_as_many_steps_by_the_same_loss():
     full, few = {"caches": ["full"]}, {"caches": ["lines-2lines"]}
     models = {
         "base+steps": full,
-        "base+steps:taught": full | {"distil": 0.5},
+        "base+steps:distilled": full | {"distil": 0.5},
         "base+steps:9": full | {"steps": 9},
         "adapted": few,
-        "adapted:taught": few | {"distil": 0.5},
+        "adapted:distilled": few | {"distil": 0.5},
         "adapted:9": few | {"steps": 9, "distil": 0.5},
         "adapted:5": few | {"steps": 5},
     }
     caches = [{"policy": "full"}, {"policy": "lines", "budget": {"lines": 2}}]
     adaptation, paper = {"models": models}, {"cache": "lines-2lines"}
     experiment = validate_experiment({"adaptation": adaptation, "paper": paper, "caches": caches})
-    found = {name: experiment.baseline(name) for name in models if name.startswith("adapted")}
+    found = {name: experiment.find_baseline(name) for name in models if name.startswith("adapted")}
     assert found == {
         "adapted": "base+steps",
-        "adapted:taught": "base+steps:taught",
+        "adapted:distilled": "base+steps:distilled",
         "adapted:9": "base+steps:9",
         "adapted:5": "base+steps",
     }
 
 
 def test_only_the_chosen_parameters_change(base, tmp_path):
-    adapted = continued(base, 5, [causal], tmp_path, trained="norm")
+    adapted = continued(base, 5, [None], tmp_path, trained="norm")
     for (name, before), after in zip(base.named_parameters(), adapted.parameters(), strict=True):
         assert torch.equal(before, after) == ("norm" not in name), name
 
@@ -177,13 +180,13 @@ def test_low_rank_updates_are_merged_into_plain_weights(base, tmp_path, trained)
 def test_distillation_draws_to_the_teacher(base, tmp_path):
     """The loss is KL to the teacher, and it falls: with images that the teacher finds unlikely."""
     noise = torch.randint(7, CODES.shape, generator=torch.Generator().manual_seed(1))
-    settings = ModelSettings(dim=16, layers=2, heads=2, steps=60, batch=64, warmup=2)
+    settings = LlamaGenSettings(dim=16, layers=2, heads=2, steps=60, batch=64, warmup=2)
     student = Transformer(SHAPE)
-    student.initialise(step_generator(1, 0))
-    task = TransformerTask(settings, student, LABELS, noise, 5, teacher=base, distil=1.0)
-    before = task.loss(0).item()
+    student.initialise(make_generator(1, 0))
+    task = ModelObjective(settings, student, LABELS, noise, 5, teacher=base, distil=1.0)
+    before = task.compute_loss(0).item()
     train(task, "test", tmp_path, 1e9)
-    assert task.loss(0).item() < before / 3
+    assert task.compute_loss(0).item() < before / 3
 
 
 def test_one_of_several_caches_is_drawn_for_every_step(base):
@@ -193,19 +196,19 @@ def test_one_of_several_caches_is_drawn_for_every_step(base):
         def inner(layer, q, k, v):
             if layer == 0:
                 drawn.append(number)
-            return causal(layer, q, k, v)
+            return attend_causally(layer, q, k, v)
 
         return inner
 
-    settings = ModelSettings(dim=16, layers=2, heads=2, steps=40, batch=4, warmup=2)
+    settings = LlamaGenSettings(dim=16, layers=2, heads=2, steps=40, batch=4, warmup=2)
     attends = [attend(number) for number in range(3)]
-    task = TransformerTask(settings, copy.deepcopy(base), LABELS, CODES, 5, attends=attends)
+    task = ModelObjective(settings, copy.deepcopy(base), LABELS, CODES, 5, memories=attends)
     for step in range(40):
-        task.loss(step)
+        task.compute_loss(step)
     assert sorted(set(drawn)) == [0, 1, 2]
     assert min(drawn.count(number) for number in range(3)) > 5
     first = list(drawn)
     drawn.clear()
     for step in range(40):
-        task.loss(step)
+        task.compute_loss(step)
     assert drawn == first

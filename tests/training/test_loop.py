@@ -4,14 +4,16 @@ import pytest
 import torch
 
 import fewlines
-from fewlines.config import ClassifierSettings, ModelSettings, TokenizerSettings
+from fewlines.config.settings import ClassifierSettings, TokenizerSettings
 from fewlines.errors import FewlinesError
-from fewlines.models.transformer import Transformer, TransformerShape
-from fewlines.training.classifier import ClassifierTask, accuracy
-from fewlines.training.loop import batch_indices, learning_rate, step_generator, train
+from fewlines.models.llamagen.model import Transformer
+from fewlines.models.llamagen.settings import LlamaGenSettings
+from fewlines.models.llamagen.shape import TransformerShape
+from fewlines.training.classifier import ClassifierObjective, measure_accuracy
+from fewlines.training.loop import draw_rows, make_generator, scale_rate, train
+from fewlines.training.model import ModelObjective
 from fewlines.training.muon import Muon, orthogonalise
-from fewlines.training.tokenizer import TokenizerTask, evaluate_tokenizer
-from fewlines.training.transformer import TransformerTask, attend_in_training
+from fewlines.training.tokenizer import TokenizerObjective, evaluate_tokenizer
 
 RANDOM = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(256, (64, 1, 8, 8), generator=RANDOM, dtype=torch.uint8)
@@ -21,24 +23,24 @@ CODES = torch.arange(12).repeat(64, 1) % 7
 
 def transformer_task(
     steps: int = 12, codes: torch.Tensor = CODES, weights: int = 3, few: int | None = None
-) -> TransformerTask:
-    settings = ModelSettings(dim=16, layers=2, heads=2, steps=steps, batch=5, warmup=2)
+) -> ModelObjective:
+    settings = LlamaGenSettings(dim=16, layers=2, heads=2, steps=steps, batch=5, warmup=2)
     shape = TransformerShape(16, 2, 2, 2, codes=7, classes=4, grid=(3, 4), multiple_of=16)
     network = Transformer(shape)
-    network.initialise(step_generator(weights, 0))
+    network.initialise(make_generator(weights, 0))
     cache = fewlines.cache("streaming", tokens=few, sinks=1) if few else fewlines.cache("full")
-    attends = [attend_in_training(cache.place(shape.geometry), torch.device("cpu"))]
-    return TransformerTask(settings, network, LABELS, codes, seed=3, attends=attends)
+    memories = [network.limit(cache)]
+    return ModelObjective(settings, network, LABELS, codes, seed=3, memories=memories)
 
 
-def tokenizer_task() -> TokenizerTask:
+def tokenizer_task() -> TokenizerObjective:
     settings = TokenizerSettings(widths=(4, 8), codes=16, steps=45, batch=8)
-    return TokenizerTask(settings, IMAGES, seed=3)
+    return TokenizerObjective(settings, IMAGES, seed=3)
 
 
-def classifier_task() -> ClassifierTask:
+def classifier_task() -> ClassifierObjective:
     settings = ClassifierSettings(widths=(4, 8), features=8, steps=12, batch=8)
-    return ClassifierTask(settings, IMAGES, LABELS, seed=3)
+    return ClassifierObjective(settings, IMAGES, LABELS, seed=3)
 
 
 TASKS = [transformer_task, tokenizer_task, classifier_task]
@@ -50,20 +52,20 @@ def test_a_resumed_training_ends_with_the_same_weights(make, tmp_path, monkeypat
     train(whole, "whole", tmp_path / "whole", checkpoint_seconds=60)
 
     broken = make()
-    loss, stop = broken.loss, broken.steps // 2
+    loss, stop = broken.compute_loss, broken.steps // 2
 
     def interrupted(step):
         if step == stop:
             raise KeyboardInterrupt
         return loss(step)
 
-    monkeypatch.setattr(broken, "loss", interrupted)
+    monkeypatch.setattr(broken, "compute_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(broken, "broken", tmp_path / "broken", checkpoint_seconds=1e-9)
     resumed = make()
     seen = []
-    loss_again = resumed.loss
-    monkeypatch.setattr(resumed, "loss", lambda step: seen.append(step) or loss_again(step))
+    loss_again = resumed.compute_loss
+    monkeypatch.setattr(resumed, "compute_loss", lambda step: seen.append(step) or loss_again(step))
     train(resumed, "resumed", tmp_path / "broken", checkpoint_seconds=60)
     assert seen[0] == stop
     for name, tensor in whole.network.state_dict().items():
@@ -87,7 +89,7 @@ def test_a_checkpoint_of_another_run_is_not_continued(tmp_path, changed):
 def test_images_that_changed_are_learned_anew(tmp_path):
     train(tokenizer_task(), "first", tmp_path, checkpoint_seconds=60)
     settings = TokenizerSettings(widths=(4, 8), codes=16, steps=45, batch=8)
-    other = TokenizerTask(settings, IMAGES.flip(0), seed=3)
+    other = TokenizerObjective(settings, IMAGES.flip(0), seed=3)
     assert train(other, "other", tmp_path, checkpoint_seconds=60) > 0
     assert train(tokenizer_task(), "again", tmp_path, checkpoint_seconds=60) > 0
     assert train(tokenizer_task(), "done", tmp_path, checkpoint_seconds=60) == 0
@@ -95,18 +97,18 @@ def test_images_that_changed_are_learned_anew(tmp_path):
 
 def test_a_loss_that_diverges_is_reported(tmp_path, monkeypatch):
     task = transformer_task()
-    loss = task.loss
-    monkeypatch.setattr(task, "loss", lambda step: loss(step) * torch.nan)
+    loss = task.compute_loss
+    monkeypatch.setattr(task, "compute_loss", lambda step: loss(step) * torch.nan)
     with pytest.raises(FewlinesError, match="the loss is nan at step 0; lower the rates"):
         train(task, "model", tmp_path, checkpoint_seconds=60)
 
 
 def test_the_transformer_learns_a_sequence_that_is_always_the_same(tmp_path):
     task = transformer_task(steps=120)
-    before = task.loss(0).item()
+    before = task.compute_loss(0).item()
     train(task, "model", tmp_path, checkpoint_seconds=60)
     assert before > 1.9  # log 7: an output of zeros knows nothing
-    assert task.loss(0).item() < 0.1
+    assert task.compute_loss(0).item() < 0.1
 
 
 def test_the_tokenizer_learns_and_revives_codes(tmp_path):
@@ -124,19 +126,19 @@ def test_the_tokenizer_learns_and_revives_codes(tmp_path):
 def test_accuracy_counts_right_answers():
     network = classifier_task().network
     guesses = network(IMAGES)[1].argmax(-1)
-    assert accuracy(network, IMAGES, guesses, 10) == 1
-    assert accuracy(network, IMAGES, (guesses + 1) % 4, 10) == 0
+    assert measure_accuracy(network, IMAGES, guesses, 10) == 1
+    assert measure_accuracy(network, IMAGES, (guesses + 1) % 4, 10) == 0
 
 
 def test_every_epoch_shows_every_image_once():
-    steps = [batch_indices(10, 4, step, seed=0) for step in range(5)]
+    steps = [draw_rows(10, 4, step, seed=0) for step in range(5)]
     assert sorted(torch.cat(steps)[:10].tolist()) == list(range(10))
     assert sorted(torch.cat(steps)[10:].tolist()) == list(range(10))
     assert not torch.equal(torch.cat(steps)[:10], torch.cat(steps)[10:])
 
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing():
-    rates = [learning_rate(step, 100, 9) for step in range(100)]
+    rates = [scale_rate(step, 100, 9) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == pytest.approx(0.91)
     assert rates[99] == pytest.approx(0.01)

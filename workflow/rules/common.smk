@@ -25,10 +25,11 @@ RUN = f"results/{EXPERIMENT.name}"
 DATA = f"results/data/{EXPERIMENT.data.slug}.safetensors"
 TOKENS = EXPERIMENT.data.tokens or f"{RUN}/tokens.safetensors"
 CACHES = list(EXPERIMENT.cache_by_slug)
-ADAPTED = list(EXPERIMENT.adaptation.models)
+ADAPTED = EXPERIMENT.adapted_models
 ROWS = EXPERIMENT.rows  # (model, cache)
-DRAWN = [(model, cache) for model, cache in ROWS if EXPERIMENT.drawn(cache, model)]
-SHOWN = [(model, cache) for model, cache in ROWS if EXPERIMENT.shown(cache, model)]
+DRAWN = [row for row in ROWS if EXPERIMENT.is_drawn(row[1], row[0])]
+SHOWN = [row for row in ROWS if EXPERIMENT.is_shown(row[1], row[0])]
+HAS_KV = EXPERIMENT.family.has_kv_cache  # calibration, policies and adaptation make sense
 
 # Stages read the experiment with every default and override written out. Rules take it as an
 # `ancient` input: a changed key reruns those that name its section under `params`, and no others.
@@ -77,9 +78,9 @@ def settings(*sections):
 
 def adaptation(wildcards):
     """The values whose change must train an adapted model again."""
-    model = EXPERIMENT.adapted(wildcards.adapted)
+    model = EXPERIMENT.get_adapted(wildcards.adapted)
     return {
-        "training": EXPERIMENT.continued(model).model_dump(mode="json"),
+        "training": EXPERIMENT.get_training(model).model_dump(mode="json"),
         "model": model.model_dump(mode="json", exclude={"compared"}),
     }
 
@@ -110,27 +111,26 @@ def run_folder(wildcards, input):
 
 def weights(wildcards):
     """The weights of a row's model; tasks have the base model's."""
-    return f"{RUN}/{EXPERIMENT.weights(wildcards.model)}/model.safetensors"
+    return f"{RUN}/{EXPERIMENT.get_weights(wildcards.model)}/model.safetensors"
 
 
 def task(wildcards):
     """The values whose change must draw and measure a task again."""
-    found = EXPERIMENT.task(wildcards.model)
+    found = EXPERIMENT.get_task(wildcards.model)
     return found and found.model_dump(mode="json", exclude={"caches"})
 
 
 def calibration(wildcards):
     """The calibration, for caches that go by one."""
-    return calibration_for([getattr(wildcards, "cache", EXPERIMENT.paper.cache)])
+    return calibration_for([getattr(wildcards, "cache", EXPERIMENT.paper_cache)])
 
 
 def calibration_for(slugs):
     """The file with all that these caches go by."""
-    caches = [EXPERIMENT.cache(slug) for slug in slugs]
-    if any(cache.split == "summaries" for cache in caches):
-        return [f"{RUN}/{BASE}/summaries.safetensors"]
-    needed = any(cache.needs_calibration for cache in caches)
-    return [f"{RUN}/{BASE}/calibration.safetensors"] if needed else []
+    needs = {EXPERIMENT.get_cache(slug).requires for slug in slugs}
+    if "band losses" in needs:
+        return [f"{RUN}/{BASE}/bands.safetensors"]
+    return [f"{RUN}/{BASE}/calibration.safetensors"] if needs - {""} else []
 
 
 def calibration_option(wildcards, input):

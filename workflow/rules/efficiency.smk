@@ -1,4 +1,8 @@
-EFFICIENCY = list(settings_of(EXPERIMENT.efficiency, workflow.cores))
+EFFICIENCY = (
+    list(make_settings(EXPERIMENT.efficiency, workflow.cores))
+    if EXPERIMENT.family.published
+    else []
+)
 
 
 # Times are taken on an otherwise idle machine: the rule claims every core.
@@ -20,16 +24,16 @@ rule efficiency_setting:
         "--setting {wildcards.setting} --output {output} 2>&1 | tee {log}"
 
 
-rule choices:
+rule kernels:
     output:
-        f"{RUN}/tables/choices.csv",
+        f"{RUN}/tables/kernels.csv",
     log:
-        f"{RUN}/logs/choices.log",
+        f"{RUN}/logs/kernels.log",
     conda:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     shell:
-        "fewlines measure-choices --threads {threads} --output {output} 2>&1 | tee {log}"
+        "fewlines measure-kernels --threads {threads} --output {output} 2>&1 | tee {log}"
 
 
 rule policy_times:

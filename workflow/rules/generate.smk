@@ -34,5 +34,7 @@ rule samples:
         f"{RUN}/logs/samples/{{model}}/{{cache}}.log",
     conda:
         "../envs/fewlines.yaml"
+    params:
+        shards=lambda wildcards, input: [f"--shard {each}" for each in input],
     shell:
-        "fewlines gather --shards {input} --output {output} 2>&1 | tee {log}"
+        "fewlines gather {params.shards} --output {output} 2>&1 | tee {log}"

@@ -20,24 +20,24 @@ rule quality:
         "{params.classifier} --output {output} 2>&1 | tee {log}"
 
 
-rule floors:
+rule reference_scores:
     input:
         config=ancient(RESOLVED),
         images=DATA,
         tokenizer=rules.tokenizer.output.weights,
         classifier=CLASSIFIER,
     output:
-        real=f"{RUN}/floors/real.json",
-        rebuilt=f"{RUN}/floors/reconstruction.json",
+        real=f"{RUN}/reference/real.json",
+        rebuilt=f"{RUN}/reference/reconstruction.json",
     log:
-        f"{RUN}/logs/floors.log",
+        f"{RUN}/logs/reference-scores.log",
     conda:
         "../envs/fewlines.yaml"
     params:
         settings=settings("quality", "sampling"),
         classifier=classifier_option,
     shell:
-        "fewlines measure-floors --config {input.config} --threads {threads} "
+        "fewlines measure-reference --config {input.config} --threads {threads} "
         "--images {input.images} --tokenizer {input.tokenizer} {params.classifier} "
         "--real {output.real} --rebuilt {output.rebuilt} 2>&1 | tee {log}"
 
@@ -116,7 +116,7 @@ rule cost:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("cost", "precision", "storage"),
+        settings=settings("cost", "precision", "storage", "sampling"),
         calibration=calibration_option,
     shell:
         "fewlines measure-cost --config {input.config} --threads {threads} "
@@ -137,8 +137,9 @@ rule paper_cost:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("paper", "precision", "storage"),
+        settings=settings("paper", "precision", "storage", "sampling"),
+        cache=EXPERIMENT.paper_cache,
         calibration=calibration_option,
     shell:
-        "fewlines measure-paper --config {input.config} --threads {threads} "
-        "--model {input.model} {params.calibration} --output {output} 2>&1 | tee {log}"
+        "fewlines measure-cost --paper --config {input.config} --threads {threads} "
+        "--model {input.model} {params.calibration} --cache {params.cache} --output {output} 2>&1 | tee {log}"

@@ -61,17 +61,17 @@ rule calibration:
         "--model {input.model} --tokens {input.tokens} --output {output} 2>&1 | tee {log}"
 
 
-# For caches with `split: summaries` alone.
-rule summaries:
+# For caches with `allocation: bands` alone.
+rule bands:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
         tokens=TOKENS,
         calibration=rules.calibration.output,
     output:
-        f"{RUN}/{BASE}/summaries.safetensors",
+        f"{RUN}/{BASE}/bands.safetensors",
     log:
-        f"{RUN}/logs/summaries.log",
+        f"{RUN}/logs/bands.log",
     priority: ALONE
     conda:
         "../envs/fewlines.yaml"
@@ -79,7 +79,7 @@ rule summaries:
     params:
         settings=settings("calibration"),
     shell:
-        "fewlines calibrate-summaries --config {input.config} --threads {threads} "
+        "fewlines calibrate --config {input.config} --threads {threads} "
         "--model {input.model} --tokens {input.tokens} --calibration {input.calibration} "
         "--output {output} 2>&1 | tee {log}"
 
@@ -92,7 +92,7 @@ rule adapt:
         model=rules.model.output.weights,
         tokens=TOKENS,
         calibration=lambda wildcards: (
-            calibration_for(EXPERIMENT.adapted(wildcards.adapted).caches)
+            calibration_for(EXPERIMENT.get_adapted(wildcards.adapted).caches)
             or rules.calibration.output
         ),
     output:
@@ -112,7 +112,7 @@ rule adapt:
         "--output {output.weights} --metrics {output.metrics} 2>&1 | tee {log}"
 
 
-# What choices are made on: `make ablations` asks.
+# What choices are made on: experiments/ablations.yaml publishes it.
 rule training_table:
     input:
         config=ancient(RESOLVED),
@@ -135,14 +135,15 @@ rule training_table:
         "--output {output} 2>&1 | tee {log}"
 
 
-# How few images are enough, and whether a schedule serves other models: `make policies` asks.
+# How few images are enough, and whether a schedule serves other models: experiments/policies.yaml publishes
+# it.
 rule calibration_curve:
     input:
         config=ancient(RESOLVED),
         model=rules.model.output.weights,
         adapted=expand(rules.adapt.output.weights, adapted=ADAPTED),
         tokens=TOKENS,
-        carried=EXPERIMENT.calibration.carried or [],
+        transferred=EXPERIMENT.calibration.transferred or [],
     output:
         f"{RUN}/tables/calibration.csv",
     log:
@@ -153,7 +154,7 @@ rule calibration_curve:
     params:
         settings=settings("calibration", "likelihood"),
         adapted=lambda wildcards, input: (
-            f"--adapted {input.adapted}" if input.adapted else ""
+            [f"--adapted {each}" for each in input.adapted]
         ),
     shell:
         "fewlines calibration-curve --config {input.config} --threads {threads} "

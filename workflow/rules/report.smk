@@ -2,25 +2,33 @@ MEASURED = [
     *of(ROWS, "{model}/likelihood/{cache}.json"),
     *of(DRAWN, "{model}/quality/{cache}.json"),
     *of(
-        [(BASE, cache) for cache in CACHES if EXPERIMENT.shown(cache)],
+        [(BASE, cache) for cache in CACHES if EXPERIMENT.is_shown(cache)],
         "cost/{cache}.json",
     ),
-    *rules.floors.output,
-    *rules.paper_cost.output,
-    *rules.storage.output,
-    *rules.efficiency.input[:-1],
+    *rules.reference_scores.output,
+    *(rules.storage.output if HAS_KV else []),
+    *(
+        [*rules.paper_cost.output, *rules.efficiency.input[:-1]]
+        if EXPERIMENT.paper_cache
+        else []
+    ),
     rules.model.output.weights,
 ]
-TABLES = ("cache", "ranks", "paper", "floors", "storage")
+# What a family cannot do, and what an experiment does not ask for, is not in its plan.
+TABLES = ["cache", "reference-scores"]
 FIGURES = {
     "quality": "Quality against memory and time",
     "samples": "Samples",
-    "memory": "Memory while decoding",
-    "lines": "Where a small cache hurts",
-    "budgets": "What each budget costs, before and after adaptation",
 }
-if any(cache.policy.name == "scheduled" for cache in EXPERIMENT.cache_by_slug.values()):
-    FIGURES["heads"] = "Where heads look, and what a schedule keeps"
+if HAS_KV:
+    TABLES += ["storage", "ranks"]
+    FIGURES["lines"] = "Where a small cache hurts"
+    FIGURES["curves"] = "What each cache size costs"
+    if any(cache.requires for cache in EXPERIMENT.cache_by_slug.values()):
+        FIGURES["heads"] = "Where heads look, and what a schedule keeps"
+if EXPERIMENT.paper_cache:
+    TABLES.append("paper")
+    FIGURES["memory"] = "Memory while decoding"
 
 
 rule tables:
@@ -92,12 +100,13 @@ rule quality_table:
 rule figures:
     input:
         MEASURED,
-        [f"{RUN}/{BASE}/calibration.safetensors"] if "heads" in FIGURES else [],
+        calibration_for(CACHES),
         of(SHOWN, "{model}/samples/{cache}.safetensors"),
         config=ancient(RESOLVED),
         tokenizer=rules.tokenizer.output.weights,
     output:
         expand(f"{RUN}/figures/{{name}}.csv", name=FIGURES),
+        expand(f"{RUN}/figures/{{name}}-dark.png", name=FIGURES),
         [
             report(
                 f"{RUN}/figures/{name}.png",
@@ -138,7 +147,7 @@ rule watch:
         "../envs/fewlines.yaml"
     params:
         settings=settings("paper", "sampling"),
-        cache=EXPERIMENT.paper.cache,
+        cache=EXPERIMENT.paper_cache,
         calibration=calibration_option,
     shell:
         "fewlines watch --config {input.config} --threads {threads} --model {input.model} "
@@ -168,3 +177,22 @@ rule report:
     shell:
         "fewlines report --config {input.config} --run {params.run} "
         "--output {output.page} --provenance {output.provenance} 2>&1 | tee {log}"
+
+
+# `make study NAME=…`: what the experiment publishes becomes what the documents quote.
+rule publish:
+    input:
+        [f"{RUN}/{path}" for path in EXPERIMENT.publish.values()],
+        config=ancient(RESOLVED),
+    output:
+        touch(f"{RUN}/published"),
+    log:
+        f"{RUN}/logs/publish.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        settings=settings("publish"),
+        run=run_folder,
+    shell:
+        "fewlines publish --config {input.config} --run {params.run} "
+        "--reference results/reference 2>&1 | tee {log}"

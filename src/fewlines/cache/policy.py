@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from fewlines.cache.calibration import Calibration
-from fewlines.cache.geometry import Geometry, Table
+from fewlines.calibration.data import Calibration
 from fewlines.errors import FewlinesError
+from fewlines.geometry import Geometry, Table
+from fewlines.registry import discover
 
-NOBODY = -1
+NO_VICTIM = -1
 
 
 class Policy(ABC):
@@ -39,15 +36,15 @@ class StaticPolicy(Policy):
     """A policy whose victims are the same for every image: known before the first token."""
 
     @abstractmethod
-    def victims(self, geometry: Geometry, room: Table) -> Table:
-        """Who goes when image token `t` is written.
+    def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
+        """Choose who goes when image token `t` is written.
 
         Args:
             geometry: the image and the model.
-            room: `(L, H)`, how many image tokens each head may hold, that of step `t` included.
+            capacity: `(L, H)`, how many image tokens each head may hold, that of step `t` included.
 
         Returns:
-            `(L, H, N)`, for each step the position of a resident image token, or `NOBODY`.
+            `(L, H, N)`, for each step the position of a resident image token, or `NO_VICTIM`.
         """
 
 
@@ -57,21 +54,23 @@ class CalibratedPolicy(Policy):
     calibrated: ClassVar[bool] = True
 
     @abstractmethod
-    def victims(self, geometry: Geometry, room: Table, calibration: Calibration) -> Table:
-        """As `StaticPolicy.victims`, given the calibration of this model and grid."""
+    def choose_victims(
+        self, geometry: Geometry, capacity: Table, calibration: Calibration
+    ) -> Table:
+        """Choose as `StaticPolicy` does, given the calibration of this model and grid."""
 
 
-class HindsightPolicy(Policy):
+class OraclePolicy(Policy):
     """A rule that looks at an image that is known already: an instrument, for likelihood alone."""
 
     @abstractmethod
-    def evicted_at(self, attention: Tensor, room: Tensor) -> Tensor:
-        """When each token goes, in one layer.
+    def find_evictions(self, attention: Tensor, capacity: Tensor) -> Tensor:
+        """Find when each token goes, in one layer.
 
         Args:
             attention: `(B, H, N, N)`, probability that each image token's query gave to each image
                 token under a full cache, mean over the query heads of a key-value head.
-            room: `(H,)`, how many image tokens each head may hold, the newest included.
+            capacity: `(H,)`, how many image tokens each head may hold, the newest included.
 
         Returns:
             `(B, H, N)`, the step at which each token is evicted; `N` if it never is.
@@ -136,20 +135,20 @@ class Expectation:
     attention: Tensor
     future: Tensor
 
-    def to_come(self, positions: Tensor, steps: range) -> Tensor:
-        """`(B, G, S, R)`, the attention that tokens at `positions` `(B, G, R)` can expect of all
-        queries from each of the `S` steps on."""
-        worth = self.future[:, steps.start : steps.stop].expand(len(positions), -1, -1, -1)
-        return worth.gather(-1, positions[:, :, None].expand(-1, -1, len(steps), -1))
+    def sum_future(self, positions: Tensor, steps: range) -> Tensor:
+        """Sum the attention `(B, G, S, R)` that tokens at `positions` `(B, G, R)` can expect of
+        all queries from each of the `S` steps on."""
+        score = self.future[:, steps.start : steps.stop].expand(len(positions), -1, -1, -1)
+        return score.gather(-1, positions[:, :, None].expand(-1, -1, len(steps), -1))
 
-    def of_the_line(self, view: View, queries: int) -> Tensor:
-        """`(B, G, R)`, the mean attention expected of the last `queries` queries."""
+    def average_line(self, view: View, queries: int) -> Tensor:
+        """Average the attention `(B, G, R)` expected of the last `queries` queries."""
         rows = self.attention[:, max(0, view.step - queries) : view.step]
         return self._of(rows.mean(1), view.positions)
 
     @staticmethod
-    def _of(worth: Tensor, positions: Tensor) -> Tensor:
-        return worth.expand(len(positions), -1, -1).gather(-1, positions)
+    def _of(score: Tensor, positions: Tensor) -> Tensor:
+        return score.expand(len(positions), -1, -1).gather(-1, positions)
 
 
 @dataclass(frozen=True)
@@ -178,21 +177,22 @@ class ScoringPolicy(Policy):
         if self.every < 0:
             raise FewlinesError(f"{self.name}: every: {self.every} tokens; 0, a line, or more")
 
-    def interval(self, geometry: Geometry, room: int) -> int:
-        """Tokens from one question to the next, of a head that holds `room`."""
-        return min(self.every or geometry.width, geometry.width, room)
+    def interval(self, geometry: Geometry, capacity: int) -> int:
+        """Tokens from one question to the next, of a head that holds `capacity`."""
+        return min(self.every or geometry.width, geometry.width, capacity)
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
-        """How much each resident is worth, `(B, H, R)`; higher stays, `inf` is pinned. Of equal
-        scores the older token goes first."""
+        """Score each resident, `(B, H, R)`: higher stays, `inf` is pinned. Of equal scores the
+        older token goes first."""
 
-    def leaving(self, view: View, steps: range, going: int) -> Tensor:
-        """Who goes in the line that begins at `steps.start`, at its last `going` steps.
+    def rank_evictions(self, view: View, steps: range, going: int) -> Tensor:
+        """Rank who goes in the line that begins at `steps.start`, at its last `going` steps.
 
         Args:
             view: the residents, in raster order.
-            steps: image tokens of the line, or of the part of it that has room.
+            steps: image tokens of the line, or of the part of it that fits.
+            going: how many must go.
 
         Returns:
             `(B, H, going)`, indices of residents in the order they go.
@@ -200,31 +200,31 @@ class ScoringPolicy(Policy):
         return comparable(self.score(view)).argsort(stable=True, dim=-1)[..., :going]
 
 
-class ForesightPolicy(ScoringPolicy):
-    """A scoring policy that can say what tokens are worth before they are drawn, step by step: a
-    line's own tokens may go within it, as they must where a head has room for little more."""
+class LookaheadPolicy(ScoringPolicy):
+    """A scoring policy that can say what tokens are score before they are drawn, step by step: a
+    line's own tokens may go within it, as they must where a head has capacity for little more."""
 
     @abstractmethod
-    def foresee(self, view: View, steps: range) -> Tensor:
-        """How much each resident, and then each token of `steps`, is worth at each of the `S`
-        steps: `(B, H, S, R + S)`. Of equal worths the older token goes first."""
+    def score_ahead(self, view: View, steps: range) -> Tensor:
+        """How much each resident, and then each token of `steps`, is score at each of the `S`
+        steps: `(B, H, S, R + S)`. Of equal scores the older token goes first."""
 
     def score(self, view: View) -> Tensor:
-        """What residents are worth at the next step."""
+        """What residents are score at the next step."""
         resident = view.positions.shape[-1]
-        return self.foresee(view, range(view.step, view.step + 1))[..., 0, :resident]
+        return self.score_ahead(view, range(view.step, view.step + 1))[..., 0, :resident]
 
-    def leaving(self, view: View, steps: range, going: int) -> Tensor:
-        """As `ScoringPolicy.leaving`; from `R` on, indices are of the line's own tokens."""
-        worth = comparable(self.foresee(view, steps))  # (B, H, S, R + S)
-        resident = worth.shape[-1] - len(steps)
-        gone = torch.zeros_like(worth[..., 0, :])
-        leaving = []
+    def rank_evictions(self, view: View, steps: range, going: int) -> Tensor:
+        """As `ScoringPolicy.rank_evictions`; from `R` on, indices are of the line's own tokens."""
+        score = comparable(self.score_ahead(view, steps))  # (B, H, S, R + S)
+        resident = score.shape[-1] - len(steps)
+        gone = torch.zeros_like(score[..., 0, :])
+        evictions = []
         for step in range(len(steps) - going, len(steps)):
-            present = (worth[..., step, :] + gone)[..., : resident + step]
-            leaving.append(present.argmin(-1, keepdim=True))
-            gone = gone.scatter(-1, leaving[-1], torch.inf)
-        return torch.cat(leaving, dim=-1)
+            present = (score[..., step, :] + gone)[..., : resident + step]
+            evictions.append(present.argmin(-1, keepdim=True))
+            gone = gone.scatter(-1, evictions[-1], torch.inf)
+        return torch.cat(evictions, dim=-1)
 
 
 def comparable(score: Tensor) -> Tensor:
@@ -234,16 +234,7 @@ def comparable(score: Tensor) -> Tensor:
     return torch.ldexp((mantissa * 4096).round() / 4096, exponent)
 
 
-@lru_cache
-def registry() -> dict[str, type[Policy]]:
-    """Every policy by its name: the modules of `fewlines.cache.policies`, one class in each."""
-    return dict(sorted((policy.name, policy) for policy in _discover()))
-
-
-def _discover() -> Iterator[type[Policy]]:
-    package = importlib.import_module("fewlines.cache.policies")
-    for module_info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{module_info.name}")
-        for member in vars(module).values():
-            if isinstance(member, type) and issubclass(member, Policy) and hasattr(member, "name"):
-                yield member
+def list_policies() -> dict[str, type[Policy]]:
+    """List every policy by its name: the files of `fewlines.cache.policies`, one class in each, and
+    the entry points of that name of other packages."""
+    return discover(Policy, "fewlines.cache.policies")

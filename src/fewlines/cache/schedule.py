@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fewlines.cache.calibration import Calibration
-from fewlines.cache.geometry import Geometry
-from fewlines.cache.placement import Cache, Placement, make_placement
-from fewlines.cache.policy import NOBODY
+from fewlines.cache.plan import EvictionPlan
+from fewlines.cache.policy import NO_VICTIM
+from fewlines.cache.spec import Cache, make_plan
+from fewlines.calibration.data import Calibration
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors, write_tensors
+from fewlines.geometry import Geometry
 
-TABLES = ("room", "summaries", "evicted_at")  # of a placement, and names in a file
+TABLES = ("capacity", "merge_slots", "evicted_at")  # of a plan, and names in a file
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,18 @@ class Schedule:
 
     Attributes:
         slug: the cache it was made from.
-        placement: what that cache decided, for one model and image size.
+        evictions: what that cache decided, for one model and image size.
     """
 
     slug: str
-    placement: Placement
+    evictions: EvictionPlan
 
     @classmethod
     def of(cls, cache: Cache, geometry: Geometry) -> Schedule:
         """Raises if the cache decides while an image is drawn, or from the finished image."""
-        placement = cache.place(geometry)
-        _ = placement.known_victims
-        return cls(cache.slug, placement)
+        plan = cache.plan(geometry)
+        _ = plan.known_victims
+        return cls(cache.slug, plan)
 
     @classmethod
     def by_layer(
@@ -45,32 +46,32 @@ class Schedule:
     ) -> Schedule:
         """The same by a calibration that comes one layer `(1, H, N, N)` after the other, since all
         of it would not fit memory; raises if the budget is not the same in every layer."""
-        if cache.split != "uniform":
+        if cache.allocation != "uniform":
             raise FewlinesError(
                 f"cache: {cache.slug} shares its budget among layers and needs the calibration of "
-                "all of them; write 'split: uniform', or --calibration"
+                "all of them; write 'allocation: uniform', or --calibration"
             )
         one = replace(geometry, layers=1)
         layers = []
         for calibration in calibrations:
-            layers.append(make_placement(replace(cache, calibration=calibration), one))
+            layers.append(make_plan(replace(cache, calibration=calibration), one))
             _ = layers[-1].known_victims  # or it raises, before the other layers are measured
-        tables = [(layer.room, layer.summaries, layer.known_victims) for layer in layers]
-        room, summaries, victims = map(np.concatenate, zip(*tables, strict=True))
-        return cls(cache.slug, Placement(geometry, room, summaries, victims))
+        tables = [(layer.capacity, layer.merge_slots, layer.known_victims) for layer in layers]
+        capacity, merge_slots, victims = map(np.concatenate, zip(*tables, strict=True))
+        return cls(cache.slug, EvictionPlan(geometry, capacity, merge_slots, victims))
 
-    def place(self, geometry: Geometry) -> Placement:
+    def plan(self, geometry: Geometry) -> EvictionPlan:
         """As `Cache.place`; raises for any other model or image size."""
-        made = self.placement.geometry
+        made = self.evictions.geometry
         if geometry != made:
             raise FewlinesError(
                 f"schedule: {self.slug} was made for another model: {made}, not {geometry}; "
                 "run 'fewlines export-schedule' for it"
             )
-        return self.placement
+        return self.evictions
 
     def save(self, path: Path) -> None:
-        placed, geometry = self.placement, self.placement.geometry
+        placed, geometry = self.evictions, self.evictions.geometry
         kind = np.min_scalar_type(geometry.n_tokens)  # unsigned: the steps at which tokens go
         tensors = {name: torch.from_numpy(getattr(placed, name).astype(kind)) for name in TABLES}
         header = {"slug": self.slug, "grid": geometry.grid, "prefix": geometry.prefix}
@@ -82,10 +83,12 @@ class Schedule:
         tensors, header = read_tensors(path)
         if not set(TABLES) <= set(tensors):
             raise FewlinesError(f"{path} is not a schedule; 'fewlines export-schedule' writes one")
-        room, summaries, evicted_at = (tensors[name].numpy().astype(np.int64) for name in TABLES)
+        capacity, merge_slots, evicted_at = (
+            tensors[name].numpy().astype(np.int64) for name in TABLES
+        )
         height, width = header["grid"]
-        geometry = Geometry((height, width), header["prefix"], *room.shape)
-        victims = np.full(evicted_at.shape, NOBODY)
+        geometry = Geometry((height, width), header["prefix"], *capacity.shape)
+        victims = np.full(evicted_at.shape, NO_VICTIM)
         layer, head, token = np.nonzero(evicted_at < geometry.n_tokens)
         victims[layer, head, evicted_at[layer, head, token]] = token
-        return cls(header["slug"], Placement(geometry, room, summaries, victims))
+        return cls(header["slug"], EvictionPlan(geometry, capacity, merge_slots, victims))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
-from fewlines.cache.placement import Cache
+from fewlines.cache.spec import Cache, parse_cache
+from fewlines.config.products import multiply
 from fewlines.config.settings import (
     BASE,
     STEPS,
@@ -22,44 +23,65 @@ from fewlines.config.settings import (
     EfficiencySettings,
     LikelihoodSettings,
     Measure,
-    ModelSettings,
     PaperSettings,
-    Precision,
     QualitySettings,
-    Rate,
     SamplingSettings,
-    Section,
-    Storage,
     TaskName,
     TaskSettings,
     TokenizerSettings,
     TrainingCostSettings,
 )
 from fewlines.errors import FewlinesError
+from fewlines.models.base import Model, ModelSettings, get_family
+from fewlines.schema import Precision, Rate, Section, Storage
+
+DEFAULT_CACHES: list[dict[str, Any]] = [
+    {"policy": "full"},
+    {"policy": ["lines", "line_ar"], "budget": {"lines": 3}},
+    {"policy": "streaming", "budget": {"lines": 3}, "measure": "samples"},
+    {"policy": "scheduled", "budget": {"lines": [3, 2]}, "merge": True},
+    {
+        "policy": ["lines", "streaming", "line_ar"],
+        "budget": {"lines": 2},
+        "measure": "likelihood",
+    },
+    {
+        "policy": "scheduled",
+        "budget": {"lines": [3, 2, 1]},
+        "merge": True,
+        "allocation": "calibrated",
+        "measure": "likelihood",
+    },
+]
 
 
-def _default_caches() -> tuple[CacheSettings, ...]:
-    def cache(policy: str, k: int, **options: Any) -> CacheSettings:
-        return CacheSettings(policy=policy, budget={"lines": k}, **options)
+def _check_name(name: str) -> str:
+    if name in ("reference", "data"):
+        raise ValueError(f"results/{name} is not a run's; write another name")
+    return name
 
-    drawn = [(policy, 3) for policy in ("lines", "streaming", "linear")]
-    ranked = [(policy, 2) for policy in ("lines", "streaming")]
-    return (
-        CacheSettings(policy="full"),
-        *(cache(*row) for row in [*drawn, ("linear", 2)]),
-        *(cache("scheduled", k, fold=True) for k in (3, 2)),
-        *(cache(*row, measure="likelihood") for row in ranked),
-        *(
-            cache("scheduled", k, fold=True, split="calibrated", measure="likelihood")
-            for k in (3, 2, 1)
-        ),
-    )
+
+def _list_caches(lines: object) -> object:
+    """Each cache once, `full` among them; a later line replaces an earlier one of the same cache."""
+    several = multiply(lines)
+    if not isinstance(several, list):
+        return several
+    found: dict[object, object] = {}
+    for number, line in enumerate(several):
+        try:
+            key: object = CacheSettings.model_validate(line).build().slug
+        except ValueError:
+            key = number  # what is wrong with it is said when it is validated
+        if found.get(key) == line:
+            raise ValueError(f"{key} is listed more than once")
+        found[key] = line
+    return list(({"full": {"policy": "full"}} | found).values()) if several else several
 
 
 class Experiment(Section):
     """Everything that `snakemake` reads: the sections, the caches, and what must agree."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] = Field(
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$"), AfterValidator(_check_name)] = Field(
         "fashion-mnist", description="results are written to results/<name>/"
     )
     seed: int = Field(0, ge=0, description="of every training")
@@ -84,38 +106,21 @@ class Experiment(Section):
     paper: PaperSettings = PaperSettings()
     efficiency: EfficiencySettings = EfficiencySettings()
     training_cost: TrainingCostSettings = TrainingCostSettings()
-    caches: tuple[CacheSettings, ...] = Field(default_factory=_default_caches, min_length=1)
+    publish: dict[str, str] = Field(
+        default_factory=dict,
+        description="of `make study`: files of results/reference, and which of the run they are",
+    )
+    caches: Annotated[tuple[CacheSettings, ...], BeforeValidator(_list_caches)] = Field(
+        default=DEFAULT_CACHES,
+        min_length=1,
+        validate_default=True,
+        description="what is compared; `full` always is",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        slugs = [cache.build().slug for cache in self.caches]
-        if "full" not in slugs:
-            raise ValueError("caches: add {policy: full}; every cache is measured against it")
-        twice = {slug for slug in slugs if slugs.count(slug) > 1}
-        if twice:
-            raise ValueError(f"caches: {', '.join(sorted(twice))} is listed more than once")
-        if self.paper.cache not in slugs:
-            raise ValueError(
-                f"paper.cache: {self.paper.cache} is not one of caches: {', '.join(slugs)}"
-            )
-        if not self.shown("full") or not self.shown(self.paper.cache):
-            raise ValueError(f"caches: full and {self.paper.cache} need 'measure: all'")
-        for name, model in self.adaptation.models.items():
-            unknown = [slug for slug in (*model.caches, *model.compared) if slug not in slugs]
-            if unknown:
-                raise ValueError(
-                    f"adaptation.models.{name}: {', '.join(unknown)} is not one of caches: "
-                    f"{', '.join(slugs)}"
-                )
         for name, task in self.tasks.items():
-            drawn = [slug for slug in slugs if self.drawn(slug)]
-            unknown = [slug for slug in task.caches if slug not in drawn]
-            if unknown:
-                raise ValueError(
-                    f"tasks.{name}: images are not drawn under {', '.join(unknown)}, "
-                    f"but {', '.join(drawn)}"
-                )
-            if not task.labelled and self._guidance(task) != 1:
+            if not task.labelled and self._get_guidance(task) != 1:
                 raise ValueError(f"tasks.{name}: guidance needs a class; write labelled: true")
             if task.model not in (BASE, *self.adaptation.models):
                 raise ValueError(
@@ -124,35 +129,59 @@ class Experiment(Section):
                 )
             if f"{task.model}:{name}" in self.adaptation.models:
                 raise ValueError(f"tasks.{name}: {task.model}:{name} is the name of a model too")
+        for name, model in self.adaptation.models.items():
+            if model.trained not in self.family.parts:
+                raise ValueError(
+                    f"adaptation.models.{name}.trained: '{model.trained}' is not one of "
+                    f"{', '.join(self.family.parts)}"
+                )
         if self.quality.kid_subset_size > self.sampling.samples:
             raise ValueError("quality.kid_subset_size: must not exceed sampling.samples")
         if self.sampling.shards > self.sampling.samples:
             raise ValueError("sampling.shards: must not exceed sampling.samples")
+        try:
+            _ = self.cache_by_slug
+        except FewlinesError as error:
+            raise ValueError(str(error)) from None
         return self
 
-    def drawn(self, slug: str, model: str = BASE) -> bool:
+    @property
+    def family(self) -> type[Model]:
+        """The family of the base model."""
+        return get_family(self.model.family)
+
+    @property
+    def paper_cache(self) -> str | None:
+        """The cache of the paper's comparison; None where there is none."""
+        return self.paper.cache if self.family.has_kv_cache else None
+
+    def is_drawn(self, slug: str, model: str = BASE) -> bool:
         """Whether a model's images are drawn under this cache."""
-        return self._measure_of(slug, model) != "likelihood"
+        return self._get_measure(slug, model) != "likelihood"
 
-    def shown(self, slug: str, model: str = BASE) -> bool:
+    def is_shown(self, slug: str, model: str = BASE) -> bool:
         """Whether a row is a headline: the cache's time is taken, its images are shown."""
-        return self._measure_of(slug, model) == "all"
+        return self._get_measure(slug, model) == "all"
 
-    def _measure_of(self, slug: str, model: str) -> Measure:
+    def _get_measure(self, slug: str, model: str) -> Measure:
         """The lesser of what the cache and the model ask for; tasks are no headlines."""
-        if self.task(model):
+        if self.get_task(model):
             asked: Measure = "samples"
         else:
-            asked = "all" if model == BASE else self.adapted(model).measure
+            asked = "all" if model == BASE else self.get_adapted(model).measure
         return min([self._measured[slug], asked], key=get_args(Measure).index)
 
-    def task(self, model: str) -> TaskSettings | None:
-        """The task of a row's `<model>:<task>`; None for whole images of a class."""
-        name = self.task_name(model)
+    def get_task(self, model: str) -> TaskSettings | None:
+        """Give the task of a row's `<model>:<task>`; None for whole images of a class."""
+        name = self.get_task_name(model)
         return self.tasks[name] if name else None
 
-    def task_name(self, model: str) -> str | None:
-        """The name of a row's task; None for whole images of a class."""
+    def get_task_name(self, model: str) -> str | None:
+        """Give the name of a row's task; None for whole images of a class.
+
+        Raises:
+            FewlinesError: there is no such task.
+        """
         if model in self._task_names or not model.startswith(f"{BASE}:"):
             return self._task_names.get(model)
         known = ", ".join(self.tasks) or "none"
@@ -162,49 +191,65 @@ class Experiment(Section):
     def _task_names(self) -> dict[str, str]:
         return {f"{task.model}:{name}": name for name, task in self.tasks.items()}
 
-    def weights(self, model: str) -> str:
-        """Whose weights a row is measured with: a task says it."""
-        task = self.task(model)
+    def get_weights(self, model: str) -> str:
+        """Give the model whose weights a row is measured with: a task says it."""
+        task = self.get_task(model)
         return task.model if task else model
 
-    def sampling_of(self, model: str) -> SamplingSettings:
-        """How a row's images are drawn."""
-        task = self.task(model)
-        return self.sampling.model_copy(update={"guidance": self._guidance(task)} if task else {})
+    def get_sampling(self, model: str) -> SamplingSettings:
+        """Give how a row's images are drawn."""
+        task = self.get_task(model)
+        changed = {"guidance": self._get_guidance(task)} if task else {}
+        return self.sampling.model_copy(update=changed)
 
-    def _guidance(self, task: TaskSettings) -> float:
+    def _get_guidance(self, task: TaskSettings) -> float:
         return self.sampling.guidance if task.guidance is None else task.guidance
 
     @cached_property
     def _measured(self) -> dict[str, Measure]:
-        return dict(zip(self.cache_by_slug, (cache.measure for cache in self.caches), strict=True))
+        """What is measured under each cache: those that are not listed stand beside those that go
+        on from them; the paper's is drawn under."""
+        measured: dict[str, Measure] = dict.fromkeys(self.cache_by_slug, "likelihood")
+        measured |= {cache.build().slug: cache.measure for cache in self.caches}
+        if self.paper_cache and measured[self.paper_cache] == "likelihood":
+            measured[self.paper_cache] = "samples"
+        for task in self.tasks.values():
+            for slug in task.caches:
+                if measured[slug] == "likelihood":
+                    measured[slug] = "samples"
+        measured["full"] = "all"
+        return measured
 
-    def adapted(self, name: str) -> AdaptedModel:
-        """The adapted model of this name."""
+    def get_adapted(self, name: str) -> AdaptedModel:
+        """Give the adapted model of this name.
+
+        Raises:
+            FewlinesError: there is none.
+        """
         models = self.adaptation.models
         if name not in models:
             known = ", ".join(models) or "none"
             raise FewlinesError(f"no adapted model '{name}' in this experiment; it has {known}")
         return models[name]
 
-    def baseline(self, name: str) -> str | None:
-        """Whom an adapted model is compared with: the base model, trained as a whole for as many
-        more steps with a full cache, by the same loss if there is one; else `base+steps`; None
+    def find_baseline(self, name: str) -> str | None:
+        """Find whom an adapted model is compared with: the base model, trained as a whole for as
+        many more steps with a full cache, by the same loss if there is one; else `base+steps`; None
         without that either. One from scratch is compared with the base model."""
-        adapted, models = self.adapted(name), self.adaptation.models
+        adapted, models = self.get_adapted(name), self.adaptation.models
         if adapted.start == "scratch":
             return BASE
-        steps = self.continued(adapted).steps
+        steps = self.get_training(adapted).steps
         same = [
             other
             for other, model in models.items()
-            if other.startswith(STEPS) and self.continued(model).steps == steps
+            if other.startswith(STEPS) and self.get_training(model).steps == steps
         ]
         same.sort(key=lambda other: models[other].distil != adapted.distil)
         return next(iter(same), STEPS if STEPS in models else None)
 
-    def continued(self, adapted: AdaptedModel) -> ModelSettings:
-        """The settings of an adapted model's training."""
+    def get_training(self, adapted: AdaptedModel) -> ModelSettings:
+        """Give the settings of an adapted model's training."""
         if adapted.start == "scratch":
             return self.model.model_copy(update={"steps": adapted.steps or self.model.steps})
         changed = self.adaptation.model_dump(exclude={"models"})
@@ -212,13 +257,19 @@ class Experiment(Section):
         return self.model.model_copy(update=changed)
 
     @property
+    def adapted_models(self) -> list[str]:
+        """The adapted models, where the family can be adapted to a cache."""
+        return list(self.adaptation.models) if self.family.has_kv_cache else []
+
+    @property
     def rows(self) -> list[tuple[str, str]]:
         """What is measured: `(model, cache)`, the base model under every cache, adapted ones under
         those they were trained and are compared with, and the tasks as `<model>:<task>`. File
-        names call a model as it is here."""
+        names call a model as it is here. A family without a key-value cache has the full one."""
         adapted = [
             (name, slug)
-            for name, model in self.adaptation.models.items()
+            for name in self.adapted_models
+            for model in [self.adaptation.models[name]]
             for slug in dict.fromkeys((*model.caches, *model.compared))
         ]
         tasks = [
@@ -226,7 +277,8 @@ class Experiment(Section):
             for model, name in self._task_names.items()
             for slug in dict.fromkeys(self.tasks[name].caches)
         ]
-        return [(BASE, slug) for slug in self.cache_by_slug] + adapted + tasks
+        rows = [(BASE, slug) for slug in self.cache_by_slug] + adapted + tasks
+        return rows if self.family.has_kv_cache else [row for row in rows if row[1] == "full"]
 
     @property
     def given_files(self) -> dict[str, Path]:
@@ -236,17 +288,40 @@ class Experiment(Section):
             "tokenizer.weights": self.tokenizer.weights,
             "model.checkpoint": self.model.checkpoint,
             "model.start": self.model.start,
-            "calibration.carried": self.calibration.carried,
+            "calibration.transferred": self.calibration.transferred,
         }
         return {key: path for key, path in named.items() if path}
 
     @cached_property
     def cache_by_slug(self) -> dict[str, Cache]:
-        return {cache.slug: cache for cache in (settings.build() for settings in self.caches)}
+        """The caches that are listed, and those that models, tasks and the paper's table name."""
+        listed = {cache.slug: cache for cache in (settings.build() for settings in self.caches)}
+        if not self.family.has_kv_cache:
+            return {"full": listed["full"]}
+        named = [slug for model in self.adaptation.models.values() for slug in model.caches]
+        named += [slug for model in self.adaptation.models.values() for slug in model.compared]
+        named += [slug for task in self.tasks.values() for slug in task.caches]
+        named += [self.paper.cache] if self.paper.cache else []
+        implied = {slug: parse_cache(slug) for slug in named if slug not in listed}
+        return listed | {cache.slug: cache for cache in implied.values()}
 
-    def cache(self, slug: str) -> Cache:
-        """The cache that file names call `slug`."""
+    def get_cache(self, slug: str) -> Cache:
+        """Give the cache that file names call `slug`.
+
+        Raises:
+            FewlinesError: there is none.
+        """
         caches = self.cache_by_slug
         if slug not in caches:
             raise FewlinesError(f"no cache '{slug}' in this experiment; it has {', '.join(caches)}")
         return caches[slug]
+
+
+@lru_cache
+def make_schema(family: str) -> type[Experiment]:
+    """Make the schema of experiments with a model family: its keys stand under `model`."""
+    settings = get_family(family).Settings
+    default = Field(default=settings(family=family))
+    schema = create_model("Experiment", __base__=Experiment, model=(settings, default))
+    schema.__doc__ = Experiment.__doc__
+    return schema

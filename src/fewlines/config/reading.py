@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fewlines.config.experiment import Experiment
-from fewlines.config.settings import CacheSettings, EfficiencyRun, Section
+from fewlines.config.experiment import Experiment, make_schema
 from fewlines.errors import FewlinesError
+from fewlines.schema import Section
+
+# Of the time before 2026-12: keys anywhere, and values of some keys.
+RENAMED_KEYS = {
+    "fold": "merge",
+    "split": "allocation",
+    "given": "prompt_lines",
+    "carried": "transferred",
+}
+RENAMED_VALUES = {"policy": {"linear": "line_ar"}, "allocation": {"summaries": "bands"}}
+RENAMED_PARTS = {"+fold": "+merge", "+budgets": "+allocated", "+summaries": "+bands"}
 
 
 def load_experiment(paths: Sequence[Path]) -> Experiment:
-    """The experiment of these YAML files, later ones overriding earlier ones key by key."""
+    """Load the experiment of YAML files, later ones overriding earlier ones key by key.
+
+    Args:
+        paths: of the files.
+
+    Raises:
+        FewlinesError: a file cannot be read, or what they say together is not usable.
+    """
     merged: dict[str, Any] = {}
     for path in paths:
         try:
@@ -29,28 +46,68 @@ def load_experiment(paths: Sequence[Path]) -> Experiment:
             raise FewlinesError(f"{path}{where} is not valid YAML: {problem}") from None
         if not isinstance(content, dict):
             raise FewlinesError(f"{path} must hold keys such as 'caches:', not {content!r}")
-        _merge(merged, content)
+        _update(merged, content)
     return validate_experiment(merged)
 
 
-def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+def _update(into: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """As Snakemake's `update_config`, whose import takes as long as torch's."""
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
+            _update(into[key], value)
         else:
             into[key] = value
 
 
-def validate_experiment(content: dict[str, Any]) -> Experiment:
-    """Raises one `FewlinesError` that names each wrong key and what is allowed there."""
+def validate_experiment(content: Mapping[str, Any]) -> Experiment:
+    """Validate what a configuration says.
+
+    Args:
+        content: of all its files.
+
+    Raises:
+        FewlinesError: names each wrong key and what is allowed there, and each old name with the
+            new one.
+    """
+    old = [f"{where}: {sentence}" for where, sentence in _find_old_names(content)]
+    if old:
+        raise FewlinesError(_join(old))
+    model = content.get("model")
+    family = model.get("family", "llamagen") if isinstance(model, Mapping) else "llamagen"
+    schema = make_schema(str(family))
     try:
-        return Experiment.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
-        complaints = "\n".join(f"  {line}" for line in _complaints(error))
-        raise FewlinesError(f"the configuration is not usable:\n{complaints}") from None
+        raise FewlinesError(_join(_explain(error, schema))) from None
 
 
-def _complaints(error: ValidationError) -> Iterator[str]:
+def _join(complaints: Sequence[str] | Iterator[str]) -> str:
+    lines = "\n".join(f"  {line}" for line in complaints)
+    return f"the configuration is not usable:\n{lines}"
+
+
+def _find_old_names(content: object, where: str = "", key: str = "") -> Iterator[tuple[str, str]]:
+    """Names that are others now, wherever they stand."""
+    if isinstance(content, Mapping):
+        for name, value in content.items():
+            inside = f"{where}.{name}".removeprefix(".")
+            if name in RENAMED_KEYS:
+                yield inside, f"'{name}' is called '{RENAMED_KEYS[name]}' now"
+            yield from _find_old_names(value, inside, str(name))
+    elif isinstance(content, list | tuple):
+        for number, value in enumerate(content):
+            yield from _find_old_names(value, f"{where}.{number}", key)
+    elif isinstance(content, str):
+        new = RENAMED_VALUES.get(key, {}).get(content, content)
+        if key in ("caches", "compared", "cache"):
+            new = "line_ar" + new[6:] if new.startswith(("linear-", "linear+")) else new
+            for old, other in RENAMED_PARTS.items():
+                new = new.replace(old, other)
+        if new != content:
+            yield where, f"'{content}' is called '{new}' now"
+
+
+def _explain(error: ValidationError, schema: type[Experiment]) -> Iterator[str]:
     problems = error.errors()
     for problem in problems:
         inside = [
@@ -61,29 +118,32 @@ def _complaints(error: ValidationError) -> Iterator[str]:
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            known = _section_at(problem["loc"][:-1])
+            known = _list_keys(schema, problem["loc"][:-1])
             near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
             message = f"unknown key; {hint}"
-        elif "input" in problem and not isinstance(problem["input"], dict | Section):
+        elif "input" in problem and not isinstance(problem["input"], Mapping | Section):
             message = f"{message} (found {problem['input']!r})"
         yield f"{where}: {message}" if where else message
 
 
-def _section_at(location: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] = Experiment
+def _list_keys(schema: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The keys of the section at a location: a key's own, or that of each of its items."""
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = section.model_fields[part].annotation
-        if part in ("caches", "runs"):
-            annotation = {"caches": CacheSettings, "runs": EfficiencyRun}[part]
-        assert isinstance(annotation, type)
-        section = annotation
-    return list(section.model_fields)
+        if part in schema.model_fields:
+            schema = next(find_sections(schema.model_fields[str(part)].annotation), schema)
+    return list(schema.model_fields)
+
+
+def find_sections(annotation: Any) -> Iterator[type[Section]]:
+    """Find the sections that an annotation holds, itself or inside."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for inside in get_args(annotation):
+        yield from find_sections(inside)
 
 
 def dump_experiment(experiment: Experiment) -> str:
-    """The experiment as YAML, every default written out; reads back as the same experiment."""
+    """Write the experiment as YAML, every default too; it reads back as the same experiment."""
     content = experiment.model_dump(mode="json")
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -5,66 +5,64 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from fewlines.cache.budget import Budget
-from fewlines.cache.placement import Cache, Split, make_policy
+from fewlines.cache.spec import Cache, make_policy, parse_cache
+from fewlines.config.products import multiply
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
-from fewlines.models.shapes import SHAPES
-from fewlines.models.transformer import TransformerShape
+from fewlines.models.base import find_published
+from fewlines.schema import Positive, Precision, Rate, Section, Share, Storage
 
 BASE = "base"  # the model that all others go on from
 STEPS = "base+steps"  # the base model after as many more steps with a full cache
-FeatureNetwork = Literal["classifier", "efficientnet-lite0", "inception"]
-Precision = Literal["auto", "float32", "bfloat16"]
-Storage = Literal["float32", "float16", "bfloat16"]
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Measure = Literal["likelihood", "samples", "all"]
 
 
-def _known_source(name: str) -> str:
+def _check_source(name: str) -> str:
     if name not in SOURCES:
         raise ValueError(f"unknown data source '{name}'; there are {', '.join(SOURCES)}")
     return name
 
 
-def _known_shape(name: str | None) -> str | None:
-    if name is not None and name not in SHAPES:
-        raise ValueError(f"unknown shape '{name}'; there are {', '.join(SHAPES)}")
+def _check_shape(name: str) -> str:
+    try:
+        find_published(name)
+    except FewlinesError as error:
+        raise ValueError(str(error)) from None
     return name
 
 
-class Section(BaseModel):
-    """A part of the experiment. Unknown keys are errors, values never change."""
+def _check_cache(name: str) -> str:
+    """Of names that need not be listed; those with options are checked against the list."""
+    if "-" in name.split("+")[0] and not name.split("-")[1][:1].isdigit():
+        return name
+    try:
+        parse_cache(name)
+    except FewlinesError as error:
+        raise ValueError(str(error)) from None
+    return name
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+CacheName = Annotated[str, BeforeValidator(_check_cache)]
 
 
 class DataSettings(Section):
     """Where images come from."""
 
-    source: Annotated[str, BeforeValidator(_known_source)] = Field(
+    source: Annotated[str, BeforeValidator(_check_source)] = Field(
         "fashion-mnist", description=f"one of {', '.join(SOURCES)}"
     )
     path: Path | None = Field(None, description="folder with the source's files; null finds them")
     side: Positive | None = Field(None, description="pixels, of images that vary; null: 64")
-
     tokens: Path | None = Field(
         None, description="of `fewlines import-tokens`, in place of images and a tokenizer"
     )
 
     @property
     def slug(self) -> str:
-        """For file names: the source, and the side that was asked for; of a folder its name too."""
+        """The source in file names, with the side that was asked for; of a folder its name too."""
         if self.source != "folder":
             return f"{self.source}-{self.side}" if self.side else self.source
         return f"folder-{self.path.resolve().name if self.path else 'none'}-{self.side or 64}"
@@ -97,63 +95,17 @@ class ClassifierSettings(Section):
     learning_rate: Rate = Field(3e-3, description="peak, AdamW")
 
 
-class ModelSettings(Section):
-    """LlamaGen's autoregressive transformer."""
-
-    checkpoint: Path | None = Field(None, description="published weights, in place of training")
-    shape: Annotated[str | None, BeforeValidator(_known_shape)] = Field(
-        None, description="of the checkpoint, which then says what is below"
-    )
-    side: Positive | None = Field(None, description="tokens of a side of its images")
-    start: Path | None = Field(
-        None, description="weights that training goes on from, of the same shape on any grid"
-    )
-    dim: Positive = Field(192, description="width; a multiple of 4 × heads")
-    layers: Positive = 6
-    heads: Positive = 3
-    kv_heads: Positive | None = Field(None, description="key-value heads; null: as many as heads")
-    steps: Positive = Field(960, description="of training")
-    batch: Positive = Field(16, description="images of a step")
-    warmup: int = Field(50, ge=0, description="steps of linear warm-up; then linear decay to 0")
-    muon_rate: Rate = Field(0.02, description="peak learning rate of the blocks' matrices")
-    adamw_rate: Rate = Field(4e-3, description="peak learning rate of everything else")
-    class_dropout: Share = Field(0.1, description="share of rows trained without their class")
-
-    def on(self, grid: tuple[int, int], codes: int, classes: int) -> TransformerShape:
-        """The transformer that is trained on such tokens."""
-        kv_heads = self.kv_heads or self.heads
-        return TransformerShape(self.dim, self.layers, self.heads, kv_heads, codes, classes, grid)
-
-    @model_validator(mode="after")
-    def _checkpoint_has_a_shape(self) -> ModelSettings:
-        given = [self.checkpoint, self.shape, self.side]
-        if any(given) and not all(given):
-            raise ValueError("checkpoint, shape and side go together; write all three or none")
-        return self
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> ModelSettings:
-        if self.dim % self.heads or self.dim // self.heads % 4:
-            raise ValueError(f"dim {self.dim} / heads {self.heads} must be a multiple of 4")
-        if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
-        return self
-
-
 AdaptedName = Annotated[str, Field(pattern=r"^(adapted|scratch|base\+steps)[\w.+:-]*$")]
-Measure = Literal["likelihood", "samples", "all"]
-Trained = Literal["all", "attention", "norms"]
-Start = Literal["base", "scratch"]
 
 
 class AdaptedModel(Section):
     """Weights that go on from the base model's, with attention limited as these caches limit it."""
 
-    caches: tuple[str, ...] = Field(
+    caches: tuple[CacheName, ...] = Field(
         min_length=1, description="by their names; one of them is drawn for every step"
     )
-    compared: tuple[str, ...] = Field((), description="other caches that it is measured under")
-    start: Start = Field(
+    compared: tuple[CacheName, ...] = Field((), description="others that it is measured under")
+    start: Literal["base", "scratch"] = Field(
         "base", description="scratch: new weights, trained as the base model was, but limited"
     )
     steps: Positive | None = Field(
@@ -163,7 +115,7 @@ class AdaptedModel(Section):
     measure: Measure = Field(
         "all", description="likelihood: no images are drawn; samples: not shown with the headlines"
     )
-    trained: Trained = Field("all", description="parameters: all, attention's, or the norms'")
+    trained: str = Field("all", description="parameters: all, attention's, or the norms'")
     rank: int = Field(
         0, ge=0, description="of updates beside those matrices (LoRA); 0: the matrices themselves"
     )
@@ -179,7 +131,7 @@ class AdaptedModel(Section):
         return self
 
 
-def _without_null(given: object) -> object:
+def _drop_null(given: object) -> object:
     """An experiment file leaves out a model of config.yaml, which it extends, or all of them."""
     if not isinstance(given, dict):
         return {} if given is None else given
@@ -194,8 +146,11 @@ class AdaptationSettings(Section):
     warmup: int = Field(20, ge=0, description="steps of linear warm-up; then linear decay to 0")
     muon_rate: Rate = Field(0.01, description="peak learning rate of the blocks' matrices")
     adamw_rate: Rate = Field(2e-3, description="peak learning rate of everything else")
-    models: Annotated[dict[AdaptedName, AdaptedModel], BeforeValidator(_without_null)] = Field(
-        default_factory=dict,
+    models: Annotated[dict[AdaptedName, AdaptedModel], BeforeValidator(_drop_null)] = Field(
+        default={
+            STEPS: AdaptedModel(caches=("full",), measure="samples"),
+            "adapted:2lines": AdaptedModel(caches=("scheduled+merge-2lines",)),
+        },
         description="by name: base+steps, adapted, adapted:2lines …; null: none, or not this one",
     )
 
@@ -207,9 +162,9 @@ class TaskSettings(Section):
     """What a model draws beside images of a class from their first token on."""
 
     model: str = Field(BASE, description="whose weights: base, or one of adaptation.models")
-    caches: tuple[str, ...] = Field(min_length=1, description="by their names")
+    caches: tuple[CacheName, ...] = Field(min_length=1, description="by their names")
     labelled: bool = Field(True, description="false: the model is not told the class")
-    given: int = Field(0, ge=0, description="lines of test images that are to be completed")
+    prompt_lines: int = Field(0, ge=0, description="lines of test images that are to be completed")
     guidance: float | None = Field(
         None, ge=0, description="scale of classifier-free guidance; null: that of sampling"
     )
@@ -218,7 +173,9 @@ class TaskSettings(Section):
 class SamplingSettings(Section):
     """How images are drawn, the same under every cache."""
 
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2), min_length=1, description="of the noise"
+    )
     samples: int = Field(1000, gt=1, description="images of a seed")
     batch: Positive = Field(250, description="images decoded together")
     shards: Positive = Field(2, description="jobs that share the images of one cache")
@@ -231,7 +188,9 @@ class SamplingSettings(Section):
 class QualitySettings(Section):
     """FID, KID, IS, precision and recall."""
 
-    features: FeatureNetwork = Field("classifier", description="what images are compared by")
+    features: Literal["classifier", "efficientnet-lite0", "inception"] = Field(
+        "classifier", description="what images are compared by"
+    )
     neighbours: Positive = Field(3, description="k of precision and recall")
     kid_subsets: Positive = Field(100, description="that KID is the mean over")
     kid_subset_size: Positive = Field(500, description="images; at most the samples of a seed")
@@ -253,7 +212,7 @@ class CalibrationSettings(Section):
         32, description="the next ones: what each head loses when it is limited"
     )
     batch: Positive = Field(50, description="images of a forward")
-    carried: Path | None = Field(
+    transferred: Path | None = Field(
         None, description="calibration of another grid: what it is worth here, calibration_curve"
     )
 
@@ -265,7 +224,7 @@ class CostSettings(Section):
     repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")
 
 
-def _budget(written: object) -> Budget | None:
+def _read_budget(written: object) -> Budget | None:
     if written is None or isinstance(written, Budget):
         return written
     try:
@@ -274,20 +233,22 @@ def _budget(written: object) -> Budget | None:
         raise ValueError(str(error)) from None
 
 
-def _written(budget: Budget | None) -> dict[str, str] | None:
+def _write_budget(budget: Budget | None) -> dict[str, str] | None:
     return None if budget is None else {budget.unit: str(budget.amount)}
 
 
 class CacheSettings(Section):
-    """One line of `caches`: `{policy: lines, budget: {lines: 3}}`."""
+    """One line of `caches`: `{policy: lines, budget: {lines: 3}}`. Lists multiply: `{policy: [lines,
+    streaming], budget: {lines: [3, 2]}}` are four caches."""
 
     policy: str = Field(description="a file of src/fewlines/cache/policies, by its name")
-    budget: Annotated[Any, BeforeValidator(_budget), PlainSerializer(_written)] = Field(
+    budget: Annotated[Any, BeforeValidator(_read_budget), PlainSerializer(_write_budget)] = Field(
         None, description="`{lines: 3}`, `{fraction: 1/6}` or `{tokens: 21}`; null for `full` alone"
     )
-    fold: bool = Field(False, description="victims are folded into a summary slot, not dropped")
-    split: Split = Field(
-        "uniform", description="of the total over layers and heads; summaries: several slots too"
+    merge: bool = Field(False, description="victims are merged into a merge slot, not dropped")
+    allocation: str = Field(
+        "uniform",
+        description="of the total over layers and heads, a file of src/fewlines/cache/allocations",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
     measure: Measure = Field(
@@ -305,14 +266,19 @@ class CacheSettings(Section):
         return self
 
     def build(self) -> Cache:
-        return Cache(make_policy(self.policy, self.options), self.budget, self.fold, self.split)
+        """Build the cache."""
+        policy = make_policy(self.policy, self.options)
+        return Cache(policy, self.budget, self.merge, self.allocation)
+
+
+SeveralCaches = Annotated[tuple[CacheSettings, ...], BeforeValidator(multiply)]
 
 
 class EfficiencyRun(Section):
     """Every grid with every batch, and with the batch that fills every cap, is one setting."""
 
-    shape: Annotated[str, BeforeValidator(_known_shape)] = Field(
-        "llamagen-b", description=f"one of {', '.join(SHAPES)}"
+    shape: Annotated[str, BeforeValidator(_check_shape)] = Field(
+        "llamagen-b", description="a published shape: llamagen-b … llamagen-3b, janus-1b, lumina-7b"
     )
     grids: tuple[Positive, ...] = Field((64,), description="tokens of a side")
     batches: tuple[Positive, ...] = Field((), description="images decoded together")
@@ -324,7 +290,7 @@ class EfficiencyRun(Section):
     engines: tuple[Literal["lean", "stock", "hf-dynamic", "hf-static"], ...] = Field(
         ("lean", "stock"), description="that run the full cache"
     )
-    caches: tuple[CacheSettings, ...] = Field((), description="that run beside it")
+    caches: SeveralCaches = Field((), description="that run beside it")
     full_run: bool = Field(False, description="decode whole images too, to check the sum of steps")
 
 
@@ -333,12 +299,13 @@ class EfficiencySettings(Section):
 
     repeats: Positive = Field(2, description="measurements of each row, interleaved")
     limit_seconds: Rate = Field(300, description="for one measurement")
-    runs: tuple[EfficiencyRun, ...] = (
-        EfficiencyRun(
-            grids=(64,),
-            batches=(32,),
-            caches=(CacheSettings(policy="streaming", budget={"lines": 4}),),
+    runs: tuple[EfficiencyRun, ...] = Field(
+        (
+            EfficiencyRun(
+                batches=(16,), caches=(CacheSettings(policy="streaming", budget={"lines": 4}),)
+            ),
         ),
+        description="what is measured",
     )
 
 
@@ -349,7 +316,7 @@ class TrainingCostSettings(Section):
     grids: tuple[Positive, ...] = Field((14, 32, 64), description="tokens of a side")
     tokens: Positive = Field(4096, description="of a step, at most, but one image at least")
     repeats: Positive = Field(5, description="steps of each, interleaved")
-    caches: tuple[CacheSettings, ...] = Field(
+    caches: SeveralCaches = Field(
         (), description="beside the full one; calibrated ones know one grid only"
     )
 
@@ -357,6 +324,8 @@ class TrainingCostSettings(Section):
 class PaperSettings(Section):
     """The paper's table: full cache against this one, where the cache is what fills memory."""
 
-    cache: str = Field("scheduled+fold-3lines", description="one of caches, by its name")
+    cache: CacheName | None = Field(
+        "scheduled+merge-3lines", description="a cache, by its name; null: no such table"
+    )
     batch: Positive = Field(256, description="images decoded together")
     repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from fewlines import machine
-from fewlines.cache.geometry import Geometry
-from fewlines.models.transformer import Transformer, TransformerShape
+from fewlines.geometry import Geometry
+from fewlines.models.llamagen.model import Transformer
+from fewlines.models.llamagen.shape import TransformerShape
 
 
 class RasterRotary(nn.Module):
@@ -31,8 +32,8 @@ class RasterRotary(nn.Module):
         return self.cos[position_ids].to(x.dtype), self.sin[position_ids].to(x.dtype)
 
 
-def as_llama(model: Transformer) -> LlamaForCausalLM:
-    """A Llama with the model's own weights, in the precision of its matrices. Embedded labels go
+def make_llama(model: Transformer) -> LlamaForCausalLM:
+    """Make a Llama with the model's own weights, in the precision of its matrices. Embedded labels go
     in as `inputs_embeds`, codes come out."""
     shape = model.shape
     config = LlamaConfig(
@@ -91,7 +92,7 @@ def _halves(weight: Tensor, shape: TransformerShape) -> Tensor:
 
 
 def generate_codes(llama: LlamaForCausalLM, prefix: Tensor, n_tokens: int, cache: Any) -> Tensor:
-    """Greedy codes `(B, N)` after an embedded prefix `(B, P, dim)`, by `generate`."""
+    """Draw greedy codes `(B, N)` after an embedded prefix `(B, P, dim)`, by `generate`."""
     return llama.generate(  # type: ignore[no-any-return]
         inputs_embeds=prefix.to(llama.dtype),
         attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device),
@@ -101,8 +102,8 @@ def generate_codes(llama: LlamaForCausalLM, prefix: Tensor, n_tokens: int, cache
     )
 
 
-def empty_cache(llama: LlamaForCausalLM, entries: int, static: bool) -> Any:
-    """A cache of transformers for `entries` positions: all of it at once, or growing."""
+def make_cache(llama: LlamaForCausalLM, entries: int, static: bool) -> Any:
+    """Make a cache of transformers for `entries` positions: all of it at once, or growing."""
     config = llama.config
     return StaticCache(config, max_cache_len=entries) if static else DynamicCache(config=config)
 
@@ -117,7 +118,7 @@ class LlamaSteps:
         self.static, self.steps = static, steps
 
     def seconds(self, position: int) -> float:
-        """Of a step, from image token `position` on."""
+        """Time a step, from image token `position` on."""
         entries = self.geometry.prefix + position
         cache = self._filled(entries)
         self._continue(cache, entries, 1)
@@ -128,10 +129,10 @@ class LlamaSteps:
         return (time.perf_counter() - start) / self.steps
 
     def whole(self) -> float:
-        """Of a whole batch."""
+        """Time a whole batch."""
         n_tokens = self.geometry.n_tokens
         prefix = torch.zeros(self.batch, self.geometry.prefix, self.llama.config.hidden_size)
-        cache = empty_cache(self.llama, self.geometry.prefix + n_tokens, self.static)
+        cache = make_cache(self.llama, self.geometry.prefix + n_tokens, self.static)
         machine.synchronise()
         start = time.perf_counter()
         generate_codes(self.llama, prefix.to(machine.device()), n_tokens, cache)
@@ -140,7 +141,7 @@ class LlamaSteps:
 
     def _filled(self, entries: int) -> Any:
         config, total = self.llama.config, self.geometry.prefix + self.geometry.n_tokens
-        cache = empty_cache(self.llama, total, self.static)
+        cache = make_cache(self.llama, total, self.static)
         row = torch.randn(config.head_dim).to(self.llama.device, self.llama.dtype)
         shape = (self.batch, config.num_key_value_heads, entries, config.head_dim)
         for layer in range(config.num_hidden_layers):

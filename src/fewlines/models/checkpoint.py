@@ -10,48 +10,45 @@ from torch import nn
 
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors, write_tensors
-from fewlines.models.classifier import Classifier, ClassifierShape
-from fewlines.models.tokenizer import Tokenizer, TokenizerShape
-from fewlines.models.transformer import Transformer, TransformerShape
+from fewlines.models.base import list_families
+from fewlines.models.classifier import Classifier
+from fewlines.models.tokenizer import Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def _shape(cls: type[Any], content: dict[str, Any]) -> Any:
-    """A shape from JSON, whose lists are tuples here."""
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
-
-
-KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
-    "tokenizer": (Tokenizer, TokenizerShape),
-    "classifier": (Classifier, ClassifierShape),
-    "transformer": (Transformer, TransformerShape),
-}
+def list_kinds() -> dict[str, Any]:
+    """List the classes of networks by the kind that a file's header names."""
+    return {"tokenizer": Tokenizer, "classifier": Classifier, **list_families()}
 
 
 def save_network(path: Path, network: nn.Module) -> None:
     """Write a network, with its kind and shape, as safetensors."""
-    (kind,) = (kind for kind, (cls, _) in KINDS.items() if isinstance(network, cls))
+    (kind,) = (kind for kind, cls in list_kinds().items() if type(network) is cls)
     header = {"kind": kind, "shape": asdict(network.shape)}  # type: ignore[call-overload]
     write_tensors(path, network.state_dict(), header)
 
 
 def load_network(path: Path, wanted: type[Network]) -> Network:
-    """The network in a file, ready for use.
+    """Load the network in a file, ready for use.
+
+    Args:
+        path: the file.
+        wanted: its class, or `Model` for any family.
 
     Raises:
         FewlinesError: no such file, not a complete one, another kind of network, weights that do
             not fit the shape that the header states, or numbers that are not finite.
     """
     tensors, header = read_tensors(path)
-    kind = header.get("kind")
-    if kind not in KINDS:
+    kind, kinds = header.get("kind"), list_kinds()
+    if kind not in kinds:
         raise FewlinesError(f"{path} does not say what network it holds: not a file of fewlines")
-    cls, shape = KINDS[kind]
+    cls = kinds[kind]
     if not issubclass(cls, wanted):
         raise FewlinesError(f"{path} holds a {kind}, not a {wanted.__name__.lower()}")
     try:
-        network = cls(_shape(shape, header["shape"]))
+        network = cls(_make_shape(cls, header["shape"]))
     except (KeyError, TypeError, ValueError):
         raise FewlinesError(f"{path} does not say which {kind} it holds; train it again") from None
     try:
@@ -64,3 +61,15 @@ def load_network(path: Path, wanted: type[Network]) -> Network:
         raise FewlinesError(f"{path}: {broken[0]} is not finite everywhere; train it again")
     assert isinstance(network, wanted)
     return network.eval().requires_grad_(False)
+
+
+def load_shape(path: Path) -> tuple[Any, Any]:
+    """Load the class and the shape of the network in a file, without its weights."""
+    _, header = read_tensors(path, names=())
+    cls = list_kinds()[header["kind"]]
+    return cls, _make_shape(cls, header["shape"])
+
+
+def _make_shape(cls: Any, content: dict[str, Any]) -> Any:
+    """A shape from JSON, whose lists are tuples here."""
+    return cls.Shape(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})

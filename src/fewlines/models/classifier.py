@@ -22,6 +22,8 @@ class ClassifierShape:
 class Classifier(nn.Module):
     """Images `(B, C, H, W)` uint8 → features `(B, F)` and logits `(B, K)`."""
 
+    Shape = ClassifierShape
+
     def __init__(self, shape: ClassifierShape) -> None:
         super().__init__()
         self.shape = shape

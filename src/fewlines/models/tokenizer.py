@@ -95,6 +95,8 @@ class Quantizer(nn.Module):
 class Tokenizer(nn.Module):
     """Images `(B, C, H, W)` in [−1, 1] ↔ indices `(B, H/s, W/s)` for a stride `s`."""
 
+    Shape = TokenizerShape
+
     def __init__(self, shape: TokenizerShape) -> None:
         super().__init__()
         self.shape = shape

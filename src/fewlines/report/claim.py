@@ -5,14 +5,17 @@ from __future__ import annotations
 import pandas as pd
 
 from fewlines.config import BASE
-from fewlines.report.readable import with_interval
+from fewlines.report.readable import format_interval
 from fewlines.report.results import Results
 
 
-def claim(results: Results, table: pd.DataFrame, paper: pd.DataFrame) -> str:
-    """Memory, time and quality of the cache of the paper's comparison against the best full cache,
+def state_claim(results: Results, table: pd.DataFrame, paper: pd.DataFrame) -> str:
+    """Say what memory, time and quality of the cache of the paper's comparison against the best full cache,
     and what the best adapted model makes of it."""
-    cache = results.experiment.cache(results.experiment.paper.cache)
+    if results.experiment.paper_cache is None:
+        full = table[table["policy"] == "full"].iloc[0]
+        return f"The model has {full['nll']:.4f} nats/token and FID {full['fid_mean']:.2f}."
+    cache = results.experiment.get_cache(results.experiment.paper_cache)
     base = table[table["model"] == BASE]
     this = (base["policy"] == cache.policy_text) & (base["budget"] == cache.budget_text)
     row, full = base[this].iloc[0], base[base["policy"] == "full"].iloc[0]
@@ -23,7 +26,7 @@ def claim(results: Results, table: pd.DataFrame, paper: pd.DataFrame) -> str:
         f"{ours['peak_memory_ratio']:.1f} times less memory and {ours['time_ratio']:.2f} times "
         f"less time than the best full cache. FID is {row['fid_mean']:.2f} against "
         f"{full['fid_mean']:.2f} (± {full['fid_sd']:.2f} over seeds), and held-out images cost "
-        f"{with_interval(row, 'nll_delta', '+.4f')} nats/token."
+        f"{format_interval(row, 'nll_delta', '+.4f')} nats/token."
     )
     if "trained_for" not in table:
         return text
@@ -34,6 +37,6 @@ def claim(results: Results, table: pd.DataFrame, paper: pd.DataFrame) -> str:
     best = adapted.sort_values("steps_delta").iloc[0]
     return (
         f"{text} A model adapted to its cache, {best['policy']} at {best['budget']}, is "
-        f"{with_interval(best, 'steps_delta', '+.4f')} nats/token from a full cache after as many "
+        f"{format_interval(best, 'steps_delta', '+.4f')} nats/token from a full cache after as many "
         "steps of training."
     )

@@ -8,25 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
-from fewlines.cache.placement import cache as make_cache
-from fewlines.measure.cost import ratio_interval
-from fewlines.measure.efficiency import host, largest_batch
-from fewlines.measure.operators import SMALL_OPERATORS, Decode, Device, weight_bytes
-from fewlines.models.shapes import published_shape
-from fewlines.report.figures import STYLE, save
+from fewlines import machine
+from fewlines.bench.cost import pair_ratios
+from fewlines.bench.efficiency import describe_host, find_largest_batch
+from fewlines.cache.spec import make_cache
+from fewlines.devices import Device
+from fewlines.models.base import find_published
+from fewlines.report.style import COLOURS, draw_themes, save
 
 CAPS = (8, 24, 80)  # GB
 KEYS = ["shape", "batch", "dtype", "storage", "engine", "policy", "budget"]
 
 
-def efficiency_table(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per setting and row of it. Times are seconds per image, their median over repeats;
+def make_efficiency_table(results: list[dict[str, Any]]) -> pd.DataFrame:
+    """Make one row per setting and row of it. Times are seconds per image, their median over repeats;
     speed-ups are medians of paired ratios to the full caches of the same setting, and what the
     roofline allows is beside them in `speedup_bound`."""
     rows = [row for result in results for row in _rows(result)]
@@ -65,11 +66,11 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _device(result: dict[str, Any], row: dict[str, Any]) -> Device:
-    return host(result["probes"][str(row["batch"])], result["dtype"], row["batch"])
+    return describe_host(result["probes"][str(row["batch"])], result["dtype"], row["batch"])
 
 
-def roofline_seconds(result: dict[str, Any], row: dict[str, Any]) -> tuple[float, float]:
-    """Of an image: its linear layers at the best rate, its keys and values at the bandwidth."""
+def bound_seconds(result: dict[str, Any], row: dict[str, Any]) -> tuple[float, float]:
+    """Bound the seconds of an image: its linear layers at the best rate, its keys and values at the bandwidth."""
     device, probe = _device(result, row), result["probes"][str(row["batch"])]
     linear = probe["linear_flops"] / device.rate(row["batch"])
     read = row["mean_read_bytes"] / device.bandwidth
@@ -79,12 +80,13 @@ def roofline_seconds(result: dict[str, Any], row: dict[str, Any]) -> tuple[float
 
 def _measured(result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     low, median, high = np.quantile(row["seconds"], [0.25, 0.5, 0.75])
-    linear, read = roofline_seconds(result, row)
+    linear, read = bound_seconds(result, row)
     device = _device(result, row)
-    shape = published_shape(result["shape"])
-    itemsize = 4 if result["dtype"] == "float32" else 2
-    steps = result["n_tokens"] / row["batch"]
-    small = SMALL_OPERATORS * shape.layers * device.operator * steps
+    family, published = find_published(result["shape"])
+    dtypes = (machine.DTYPES[result["dtype"]], machine.DTYPES[row["storage"]])
+    shape = published.on(tuple(result["grid"]))
+    cost = family.Cost(shape, row["batch"], make_cache("full"), *dtypes)
+    small = cost.operators * device.operator * result["n_tokens"] / row["batch"]
     whole = row.get("full_run_seconds")
     return {
         "seconds_per_image": median,
@@ -92,7 +94,7 @@ def _measured(result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         "seconds_high": high,
         "images_per_second": 1 / median,
         "peak_bytes": row["peak_bytes"],
-        "weight_bytes": weight_bytes(shape.on(result["grid"]), itemsize),
+        "weight_bytes": cost.weight_bytes,
         "roofline_fraction": (linear + read) / median,
         "linear_seconds": linear,
         "read_seconds": read,
@@ -117,7 +119,7 @@ def _against(
     for name, full in (("lean", lean), ("stock", stock)):
         if full is not None:
             pairs = min(len(full["seconds"]), len(row["seconds"]))
-            median, low, high = ratio_interval(full["seconds"][:pairs], row["seconds"][:pairs])
+            median, low, high = pair_ratios(full["seconds"][:pairs], row["seconds"][:pairs])
             ratios |= {
                 f"speedup_{name}": median,
                 f"speedup_{name}_low": low,
@@ -125,15 +127,13 @@ def _against(
                 f"memory_saving_{name}": full["peak_bytes"] / row["peak_bytes"],
             }
     if lean is not None:
-        ratios["speedup_bound"] = sum(roofline_seconds(result, lean)) / sum(
-            roofline_seconds(result, row)
-        )
+        ratios["speedup_bound"] = sum(bound_seconds(result, lean)) / sum(bound_seconds(result, row))
         ratios["bound_reached"] = ratios["speedup_lean"] / ratios["speedup_bound"]
     return ratios
 
 
-def scaling_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Exponents of time, of what the roofline allows, and of memory in the number of tokens, fitted
+def make_scaling_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Fit exponents of time, of what the roofline allows, and of memory in the number of tokens, fitted
     over the grids of each row that has three or more. A line is longer on a larger grid, so a cache
     of four lines grows too."""
     rows = []
@@ -158,8 +158,8 @@ def _exponent(group: pd.DataFrame, cost: pd.Series) -> float:
     return float(np.polyfit(np.log(group["n_tokens"]), np.log(cost), 1)[0])
 
 
-def caps_table(table: pd.DataFrame) -> pd.DataFrame:
-    """LlamaGen-B at 64×64 under a memory cap: the largest batch by exact bytes, and its images/s
+def make_caps_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Predict LlamaGen-B at 64×64 under a memory cap: the largest batch by exact bytes, and its images/s
     by the cost model of this machine, beside what was measured."""
     base = table[
         (table["shape"] == "llamagen-b")
@@ -177,7 +177,8 @@ def caps_table(table: pd.DataFrame) -> pd.DataFrame:
         base["operator_seconds"].median(),
         dict(zip(rates.index.tolist(), rates.tolist(), strict=True)),
     )
-    shape = published_shape("llamagen-b").on((64, 64))
+    family, published = find_published("llamagen-b")
+    shape = published.on((64, 64))
     rows = []
     for cap, (name, cache) in itertools.product(
         CAPS,
@@ -186,24 +187,24 @@ def caps_table(table: pd.DataFrame) -> pd.DataFrame:
             ("streaming, 4 lines", make_cache("streaming", lines=4)),
         ),
     ):
-        decode = Decode(shape, 1, cache, 4, 2)
-        batch = largest_batch(decode, cap * 1e9)
+        decode = family.Cost(shape, 1, cache, torch.float32, torch.float16)
+        batch = find_largest_batch(decode, cap * 1e9)
         measured = base[(base["memory_cap"] == cap * 1e9) & (base["policy"] == cache.policy_text)]
         rows.append(
             {
                 "cap, GB": cap,
                 "cache": name,
                 "largest batch": batch,
-                "images/s, predicted": batch / replace(decode, rows=batch).seconds(device),
+                "images/s, predicted": batch / replace(decode, rows=batch).predict(device),
                 "images/s, measured": measured["images_per_second"].max(),
             }
         )
     return pd.DataFrame(rows)
 
 
-@mpl.rc_context(STYLE)
+@draw_themes
 def draw_efficiency(table: pd.DataFrame, path: Path) -> None:
-    """Time and memory against the number of tokens, speed-up against the batch, every row beside
+    """Draw time and memory against the number of tokens, speed-up against the batch, every row beside
     its roofline, and images/s under a memory cap. Colours are caches, markers precisions."""
     table = table[table["outcome"] == "ok"]
     table = table.assign(
@@ -213,7 +214,7 @@ def draw_efficiency(table: pd.DataFrame, path: Path) -> None:
         ),
     )
     names, precisions = table["name"].unique(), table["precision"].unique()
-    colours = dict(zip(names, itertools.cycle(mpl.color_sequences["tab10"]), strict=False))
+    colours = dict(zip(names, itertools.cycle(COLOURS), strict=False))
     markers = dict(zip(precisions, "os^vD", strict=False))
     given = table[table["memory_cap"].isna()]
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
@@ -304,7 +305,7 @@ def _draw_roofline(
 
 
 def _draw_caps(axis: plt.Axes, table: pd.DataFrame) -> None:
-    caps = caps_table(table)
+    caps = make_caps_table(table)
     if caps.empty:
         axis.axis("off")
         return

@@ -1,8 +1,9 @@
-"""The figures: quality against memory and time, the same seeds side by side, memory over steps."""
+"""The figures of a run: quality against memory and time, the same seeds side by side, likelihood
+against the size of the cache, memory over steps. They know no names: what is in the tables is drawn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -13,275 +14,207 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
+from fewlines.bench.harness import OK
 from fewlines.config import BASE, STEPS
-from fewlines.files import read_tensors, replacing, write_text
-from fewlines.measure.outcome import OK
+from fewlines.files import read_tensors
+from fewlines.models.base import AttentionModel
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.results import Results
-from fewlines.report.tables import whole_images
+from fewlines.report.style import COLOURS, cycle_looks, draw_themes, name_lines, save
+from fewlines.report.tables import drop_tasks
 
-mpl.use("Agg")
-STYLE = {
-    "figure.dpi": 150,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "savefig.bbox": "tight",
-    "svg.hashsalt": "fewlines",
-}
-TWENTY = mpl.color_sequences["tab20"]  # a dark and a light one of each
-DELTAS = ("_delta", "_delta_low", "_delta_high")
-PICTURES, FIRST = 10, 8  # of each cache in the grid of samples; codes that tell them apart
+PICTURES, FIRST, SCALE = 8, 8, 3  # of a row of samples; codes that tell them apart; magnification
+SMALLEST = 1e-4  # nats/token: below it, differences are noise
+INK = "text.color"
 
 
-def row_name(model: str, cache: str) -> str:
-    """Of a row: the base model goes without saying."""
-    return cache if model == BASE else f"{model}: {cache}"
+def name_row(model: str, cache: str) -> str:
+    """Name a row: the base model goes without saying."""
+    return cache if model == BASE else f"{model}\n{cache}"
 
 
-def save(figure: plt.Figure, path: Path, numbers: pd.DataFrame | None = None) -> None:
-    """Write a picture and, under the same name, the numbers that it shows."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], metadata={"Software": None})
-    plt.close(figure)
-    if numbers is not None:
-        write_text(path.with_suffix(".csv"), numbers.to_csv(index=False, float_format="%.6g"))
-
-
-@mpl.rc_context(STYLE)
-def draw_quality(table: pd.DataFrame, floors: pd.DataFrame, path: Path) -> None:
-    """FID and ΔNLL of every cache against decode memory and time. Times are relative to the lean
-    full cache's in the same interleaved run: absolute ones drift from run to run."""
-    table = whole_images(table).dropna(subset=["fid_mean", "speedup_lean"])
-    joined = [_series(row) for row in table.to_dict("records")]
-    table = table.assign(relative_time=1 / table["speedup_lean"], series=joined)
-    table = table[table["series"] != ""]
-    for delta in DELTAS:  # adapted models against a full cache that had as many steps
-        after = table.get(f"steps{delta}", np.nan)
-        table[delta.strip("_")] = table[f"nll{delta}"].where(table["model"] == BASE, after)
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6), sharex="col", layout="constrained")
-    full = table[table["series"] == "full"].iloc[0]
-    columns = (
-        ("kv_bytes", 1e-3 / full["cost_batch"], "KV cache of an image, kB"),
-        ("relative_time", 1, "decode time ÷ that of full, lean"),
-    )
-    for column, (cost, scale, label) in enumerate(columns):
-        for axis, quality in zip(axes[:, column], ("fid_mean", "delta"), strict=True):
-            axis.set_prop_cycle(color=[*TWENTY[::2], *TWENTY[1::2]])
-            for name, group in table.groupby("series", sort=False):
-                look: dict[str, Any] = {"marker": "o", "ms": 4, "lw": 1.2}
-                if name == "full":
-                    look = {"marker": "*", "ms": 11, "lw": 0}
-                elif (group["model"] != BASE).all():
-                    look |= {"marker": "s", "ls": ":"}
-                ends = [group["fid_sd"]] * 2
-                if quality == "delta":
-                    low, high = group["delta_low"], group["delta_high"]
-                    ends = [group["delta"] - low, high - group["delta"]]
-                axis.errorbar(
-                    group[cost] * scale,
-                    group[quality],
-                    yerr=ends,
-                    elinewidth=1,
-                    capsize=2,
-                    label=str(name),
-                    **look,
-                )
-        axes[1, column].set_xlabel(label)
-        axes[0, column].set_yscale("log")
-        axes[1, column].set_yscale("symlog", linthresh=2e-3)
-        axes[1, column].set_ylim(bottom=min(-1e-3, table["delta_low"].min()))
-        for floor, style in (("reconstruction", "--"), ("real", ":")):
-            level = floors.set_index("floor").loc[floor, "fid_mean"]
-            axes[0, column].axhline(level, color="grey", ls=style, lw=1, label=f"{floor} images")
-    axes[0, 0].set_ylabel("FID (± sd over seeds)")
-    axes[1, 0].set_ylabel("ΔNLL to full, nats/token (95%)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7.5)
-    figure.suptitle("Quality against memory and time", size=10)
-    shown = ["model", "policy", "budget", "series", "kv_bytes", "relative_time"]
-    shown += ["fid_mean", "fid_sd", "delta", "delta_low", "delta_high"]
-    save(figure, path, table[shown])
-
-
-def _series(row: dict[Hashable, Any]) -> str:
-    """What a row's points are joined with: those of a policy, or of models adapted alike; nothing
-    for a cache that a model was not adapted to."""
+def name_series(row: dict[Any, Any]) -> str:
+    """Name what a row's points are joined with: those of a policy, or of models adapted alike."""
     if row["model"] == BASE:
         return str(row["policy"])
-    if row["trained_for"] == "other":
-        return ""
-    one = row["trained_for"] == "several"
-    name = "adapted: one set of weights" if one else "adapted: weights for the budget"
     if row["model"].startswith(STEPS):
-        name = "more steps, full cache"
-    return f"{name}, distilled" if row["distil"] else name
+        return "more steps" + (", distilled" if row["distil"] else "")
+    one = ", one set of weights" if row["trained_for"] == "several" else ""
+    if row["trained_for"] == "other":
+        one = f", not to {row['policy']}"
+    return "adapted" + (", distilled" if row["distil"] else "") + one
 
 
-@mpl.rc_context(STYLE)
-def draw_budgets(table: pd.DataFrame, path: Path) -> None:
-    """ΔNLL against the size of the cache: policies of the base model, and models adapted to their
-    cache; beside it, where there are several, how many steps of adaptation take how much away."""
-    base, adapted = table[table["model"] == BASE], _adapted(table)
-    stages = [rows for _, rows in adapted.groupby(["policy", "budget"]) if _stages(rows) > 1]
+def _compare(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of whole images with their series and their ΔNLL: of the base model against its own full
+    cache, of others against the full cache after as many steps."""
+    table = drop_tasks(table).copy()
+    table["series"] = [name_series(row) for row in table.to_dict("records")]
+    for end in ("", "_low", "_high"):
+        after = table.get(f"steps_delta{end}", np.nan)
+        table[f"delta{end}"] = table[f"nll_delta{end}"].where(table["model"] == BASE, after)
+    return table
+
+
+@draw_themes
+def draw_curves(table: pd.DataFrame, path: Path) -> None:
+    """Draw ΔNLL against the size of the cache, with 95% intervals."""
+    table = _compare(table)
+    rows = table[(table["delta"] > 0) & table["capacity"].notna()]
+    several = [(name, group.sort_values("capacity")) for name, group in rows.groupby("series")]
+    several.sort(key=lambda each: each[1]["delta"].iloc[-1])
+    height = max(3.6, 0.16 * len(several))
+    figure, axis = plt.subplots(figsize=(5.4, height), layout="constrained")
+    ends = []
+    for (name, group), look in zip(several, cycle_looks(), strict=False):
+        reach = group[["delta_low", "delta_high"]].clip(lower=SMALLEST / 10)
+        reach = reach.sub(group["delta"], axis=0).abs().T.to_numpy()
+        axis.errorbar(
+            group["capacity"], group["delta"], reach, marker="o", ms=3.5, lw=1.3, capsize=2, **look
+        )
+        last = group.iloc[-1]
+        ends.append((last["capacity"], last["delta"], str(name), look["color"]))
+    total = int(table["n_tokens"].iloc[0])
+    axis.set(yscale="log", xscale="log", xlabel=f"cache entries of a head (an image has {total})")
+    axis.set_ylabel("ΔNLL against the full cache, nats/token")
+    sizes = sorted(rows["capacity"].unique())
+    axis.set_xticks([], minor=True)  # the sizes themselves, not powers of ten
+    axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    if ends:
+        name_lines(axis, ends)
+    names = ["model", "policy", "budget", "series", "capacity", "delta", "delta_low", "delta_high"]
+    save(figure, path, table[names])
+
+
+@draw_themes
+def draw_quality(table: pd.DataFrame, reference: pd.DataFrame, path: Path) -> None:
+    """Draw FID and ΔNLL of every cache against memory and time. Times are relative to the lean full
+    cache's in the same interleaved run: absolute ones drift from run to run."""
+    table = _compare(table).dropna(subset="fid_mean")
+    table["kilobytes"] = table["kv_bytes"] / table["cost_batch"].max() * 1e-3
+    table["relative_time"] = 1 / table["speedup_lean"]
+    costs = {
+        "kilobytes": "keys and values of an image, kB",
+        "relative_time": "decode time ÷ that of the length-exact full cache",
+    }
+    figure, axes = plt.subplots(2, 2, figsize=(8.5, 6), sharex="col", layout="constrained")
+    for (cost, label), column in zip(costs.items(), axes.T, strict=True):
+        for axis, quality in zip(column, ("fid_mean", "delta"), strict=True):
+            for (name, group), look in zip(table.groupby("series"), cycle_looks(), strict=False):
+                marker = {"-": "o", "--": "s", "-.": "^", ":": "D"}[look["ls"]]
+                ends = group[["fid_sd", "fid_sd"]].T.to_numpy()
+                if quality == "delta":
+                    reach = group[["delta_low", "delta_high"]].sub(group["delta"], axis=0)
+                    ends = reach.abs().T.to_numpy()
+                point = {"marker": marker, "color": look["color"], "ms": 5, "ls": ""}
+                axis.errorbar(group[cost], group[quality], ends, capsize=2, label=name, **point)
+        column[0].set_yscale("log")
+        column[1].set_yscale("symlog", linthresh=2e-3)
+        column[1].set_xlabel(label)
+        for name, score in reference.set_index("reference")["fid_mean"].items():
+            style = "--" if name == "reconstruction" else ":"
+            column[0].axhline(score, color="grey", ls=style, lw=1, label=f"{name} images")
+    axes[0, 0].set_ylabel("FID (± sd over seeds)")
+    axes[1, 0].set_ylabel("ΔNLL, nats/token (95%)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7.5)
+    names = ["model", "policy", "budget", "series", "kilobytes", "relative_time"]
+    save(figure, path, table[[*names, "fid_mean", "fid_sd", "delta", "delta_low", "delta_high"]])
+
+
+@draw_themes
+def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
+    """Draw the same seeds and classes under every cache, a row each, beside what a head of the
+    middle layer holds when three quarters of the image are drawn."""
+    shown = results.shown
+    drawn = []
     figure, axes = plt.subplots(
-        1,
-        1 + bool(stages),
-        figsize=(6.5 + 4 * bool(stages), 4),
+        len(shown),
+        2,
+        figsize=(8.6, 1.02 * len(shown)),
         layout="constrained",
         squeeze=False,
+        width_ratios=[1, PICTURES],
     )
-    axis = axes[0, 0]
-    folded = ("scheduled+fold", "scheduled+fold+budgets", "scheduled+fold+summaries")
-    drawn = ("lines", "streaming", "linear", "scheduled", *folded)
-    for policy in drawn:
-        _curve(axis, base[base["policy"] == policy], "nll_delta", label=policy)
-    most = adapted[adapted["extra_steps"] == adapted["extra_steps"].max()]
-    taught = _adapted(table, taught=True)
-    for models, policy, trained_for, text, style in (
-        (most, "scheduled+fold", "several", "one set of weights", "--"),
-        (most, "scheduled+fold", "this", "weights for each budget", "-"),
-        (most, "scheduled+fold+budgets", "this", "and for each head's share", ":"),
-        (taught, "scheduled+fold+budgets", "this", "and taught by the base model", "-."),
-    ):
-        rows = models[(models["trained_for"] == trained_for) & (models["policy"] == policy)]
-        label = f"scheduled+fold, adapted: {text}"
-        _curve(axis, rows, "steps_delta", label=label, color="black", lw=2, ls=style)
-    tokens = int(table["n_tokens"].iloc[0])
-    axis.set(yscale="log", xscale="log", xlabel=f"cache entries a head, of {tokens + 1}")
-    axis.set_xticks([], minor=True)  # the sizes themselves, not powers of ten
-    sizes = table.loc[table["policy"].isin(drawn), "capacity"].unique()
-    axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
-    axis.set_ylabel("ΔNLL to the full cache, nats/token (95%)")
-    axis.legend(fontsize=8, handlelength=4)
-    for rows in stages:
-        _draw_stages(axes[0, 1], rows, base)
-    names = ["model", "policy", "budget", "capacity", "extra_steps", "trained_for"]
-    names += [f"{delta}{end}" for delta in ("nll", "steps") for end in DELTAS]
-    save(figure, path, pd.concat([base, adapted, taught]).reindex(columns=names))
-
-
-def _stages(rows: pd.DataFrame) -> int:
-    return int(rows.loc[rows["trained_for"] == "this", "extra_steps"].nunique())
-
-
-def _draw_stages(axis: plt.Axes, rows: pd.DataFrame, base: pd.DataFrame) -> None:
-    """ΔNLL of models adapted to one cache against their steps, from none on."""
-    rows = rows[rows["trained_for"] == "this"].sort_values("extra_steps")
-    policy, budget = rows[["policy", "budget"]].iloc[0]
-    start = base[(base["policy"] == policy) & (base["budget"] == budget)].iloc[0]
-    columns = ["{}", "{}_low", "{}_high"]
-    before = start[[name.format("nll_delta") for name in columns]].to_numpy(float)
-    after = rows[[name.format("steps_delta") for name in columns]].to_numpy(float)
-    delta, low, high = np.vstack([before, after]).T
-    reach = [delta - low, high - delta]
-    steps = [0, *rows["extra_steps"]]
-    axis.errorbar(
-        steps, delta, yerr=reach, marker="o", ms=4, capsize=2, label=f"{policy}, {budget}"
-    )
-    axis.axhline(0, color="grey", lw=0.8)
-    axis.set(xlabel="steps of adaptation", ylabel="ΔNLL to as many steps with a full cache")
-    axis.legend(fontsize=8)
-
-
-def _adapted(table: pd.DataFrame, taught: bool = False) -> pd.DataFrame:
-    """Rows of models that go on from the base model, trained as a whole, by likelihood alone or
-    else `taught`."""
-    if "steps_delta" not in table:
-        return table.iloc[:0].assign(trained_for="", steps_delta=0.0, extra_steps=0)
-    plain = (table["trained"] == "all") & ((table["distil"] > 0) == taught)
-    plain &= table["registers"] == 0
-    plain &= (table["lora_rank"] == 0) & (table["start"] == "base")
-    adapted: pd.DataFrame = table[plain & ~table["model"].str.startswith(STEPS)]
-    return adapted
-
-
-def _curve(axis: plt.Axes, rows: pd.DataFrame, column: str, **style: Any) -> None:
-    """A line of ΔNLL over capacities, with 95% intervals; nothing if there are no rows."""
-    rows = rows[rows[column] > 0].sort_values("capacity")
-    if len(rows) == 0:
-        return
-    ends = rows[[f"{column}_low", f"{column}_high"]].clip(lower=1e-5)
-    reach = ends.sub(rows[column], axis=0).abs().T.to_numpy()
-    axis.errorbar(rows["capacity"], rows[column], yerr=reach, marker="o", ms=4, capsize=2, **style)
-
-
-@mpl.rc_context(STYLE)
-def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
-    """The same seeds and classes under every cache, a row each."""
-    rows, drawn = [], []
-    for model, slug in results.shown:
-        tensors, header = read_tensors(results.samples(slug, model))
+    for (model, slug), (held, axis) in zip(shown, axes, strict=True):
+        tensors, header = read_tensors(results.find_samples(slug, model))
         codes = tensors[f"seed_{results.experiment.sampling.seeds[0]}"][:PICTURES]
         drawn.append([" ".join(map(str, image[:FIRST].tolist())) for image in codes])
-        rows.append(tokenizer.decode(codes.unflatten(1, header["grid"])))
-    figure, axes = plt.subplots(
-        len(rows), 1, figsize=(8, 0.8 * len(rows)), layout="constrained", squeeze=False
-    )
-    for axis, images, row in zip(axes[:, 0], rows, results.shown, strict=True):
-        axis.imshow(_strip(images), cmap="gray_r" if images.shape[1] == 1 else None)
-        axis.set_yticks([]), axis.set_xticks([])
-        axis.grid(False)
-        axis.set_ylabel(row_name(*row), rotation=0, ha="right", va="center", size=8)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-    figure.suptitle("The same classes and noise under each cache", size=10)
-    named = pd.DataFrame(results.shown, columns=["model", "cache"])
+        images = tokenizer.decode(codes.unflatten(1, header["grid"]))
+        axis.imshow(_join(images), cmap="gray_r" if images.shape[1] == 1 else None)
+        _draw_held(held, results, model, slug)
+        held.set_ylabel(name_row(model, slug), rotation=0, ha="right", va="center", size=8)
+        for each in (held, axis):
+            each.set(xticks=[], yticks=[])
+            each.grid(False)
+            for spine in each.spines.values():
+                spine.set_visible(False)
+    axes[0, 0].set_title("held", size=8)
+    axes[0, 1].set_title("the same classes and noise under each cache", size=8)
+    named = pd.DataFrame(shown, columns=["model", "cache"])
     beginnings = pd.DataFrame(drawn, columns=[f"first_codes_of_{n}" for n in range(PICTURES)])
     save(figure, path, named.join(beginnings))
 
 
-def _strip(images: Tensor) -> np.ndarray:
-    """Images `(n, C, H, W)` side by side: `(H, n·(W+2))`, or with three channels."""
+def _join(images: Tensor) -> np.ndarray:
+    """Images `(n, C, H, W)` side by side, magnified: `(H, n·(W+2))`, or with three channels."""
     padded = torch.nn.functional.pad(images, (1, 1))
     strip = torch.cat(list(padded), dim=-1).permute(1, 2, 0).numpy()
+    strip = strip.repeat(SCALE, 0).repeat(SCALE, 1)
     return strip.squeeze(-1) if strip.shape[-1] == 1 else strip
 
 
-@mpl.rc_context(STYLE)
+def _draw_held(axis: plt.Axes, results: Results, model: str, slug: str) -> None:
+    """Which tokens a head of the middle layer holds, where the evictions are known beforehand."""
+    network = results.load_network(model)
+    grid, step = network.spec.grid, network.spec.n_tokens * 3 // 4
+    token = np.arange(network.spec.n_tokens)
+    state = np.where(token <= step, 2.0, 0.0)
+    if isinstance(network, AttentionModel):
+        plan = results.get_cache(slug).plan(network.geometry)
+        if plan.victims is not None:
+            evicted = plan.evicted_at[network.geometry.layers // 2, 0]
+            state[(token <= step) & (evicted <= step)] = 1.0
+        else:
+            axis.text(0.5, 0.5, "by\nscore", ha="center", va="center", size=7)
+            state[:] = np.nan
+    colours = mpl.colors.ListedColormap(["#b8b8b8", "#e3e3e3", COLOURS[0]])
+    axis.imshow(state.reshape(grid), cmap=colours, vmin=0, vmax=2)
+
+
+@draw_themes
 def draw_memory(results: Results, path: Path) -> None:
-    """Resident memory above the weights over the steps of one decode."""
+    """Draw resident memory above the weights over the steps of one decode."""
     cost = results.paper
-    figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
-    names = {"full": "full, lean", "stock": "full, stock"}
+    figure, axis = plt.subplots(figsize=(5.4, 3.2), layout="constrained")
+    names = {"full": "full, length-exact", "stock": "full, preallocated"}
     measured = [row for row in cost["rows"] if row["outcome"] == OK]
-    for row in measured:
+    ends = []
+    for row, look in zip(measured, cycle_looks(), strict=False):
         megabytes = np.array(row["timeline"]) / 1e6
-        (line,) = axis.plot(megabytes, label=names.get(row["name"], row["name"]))
-        axis.axhline(row["kv_bytes"] / 1e6, color=line.get_color(), ls=":", lw=0.8)
-    axis.set_xlabel("image token")
-    axis.set_ylabel("memory above the weights, MB")
-    axis.set_ylim(bottom=0)
-    axis.set_title(f"{cost['batch']} images at once; dotted: bytes of the cache's buffers", size=9)
-    axis.legend(fontsize=8)
-    timelines = {row["name"]: row["timeline"] for row in measured}
-    save(
-        figure,
-        path,
-        pd.DataFrame(timelines).add_suffix("_bytes").rename_axis("token").reset_index(),
-    )
+        axis.plot(megabytes, **look)
+        axis.axhline(row["kv_bytes"] / 1e6, color=look["color"], ls=":", lw=0.8)
+        name = names.get(row["name"], row["name"])
+        ends.append((len(megabytes) - 1, megabytes[-1], name, look["color"]))
+    axis.set(xlabel="image token", ylabel="memory above the weights, MB", ylim=(0, None))
+    axis.set_title(f"{cost['batch']} images at once; dotted: bytes of keys and values", size=9)
+    name_lines(axis, ends)
+    timelines = pd.DataFrame({row["name"]: row["timeline"] for row in measured})
+    save(figure, path, timelines.add_suffix("_bytes").rename_axis("token").reset_index())
 
 
-@mpl.rc_context(STYLE)
+@draw_themes
 def draw_lines(results: Results, path: Path) -> None:
-    """KL(full ‖ cache) of every line of the image, of the base model: where a small cache hurts."""
-    figure, axis = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
-    styles = ("-", "--", "-.", ":")
-    drawn: dict[str, int] = {}  # how many lines each policy has so far
-    found: dict[str, list[float]] = {}
-    for model, slug in results.shown:
-        cache = results.experiment.cache(slug)
-        if cache.budget is None or model != BASE:
-            continue
-        policy = cache.policy_text
-        nth = drawn[policy] = drawn.get(policy, -1) + 1
-        colour = mpl.color_sequences["tab10"][list(drawn).index(policy) % 10]
-        kl = found[slug] = results.likelihood(slug)["kl_by_line"]
-        style = styles[nth % len(styles)]
-        axis.plot(range(1, len(kl) + 1), kl, color=colour, ls=style, lw=1.3, label=slug)
-    axis.set(xlabel="line of the image", yscale="log", ylim=(1e-4, None))
+    """Draw KL(full ‖ cache) of every line of the image: where a small cache hurts."""
+    slugs = [slug for model, slug in results.experiment.rows if model == BASE and slug != "full"]
+    found = {slug: results.read_likelihood(slug)["kl_by_line"] for slug in slugs}
+    found = dict(sorted(found.items(), key=lambda each: each[1][-1]))
+    figure, axis = plt.subplots(figsize=(5.4, max(3.2, 0.16 * len(found))), layout="constrained")
+    ends = []
+    for (slug, kl), look in zip(found.items(), cycle_looks(), strict=False):
+        axis.plot(range(1, len(kl) + 1), kl, lw=1.3, **look)
+        ends.append((len(kl), max(kl[-1], SMALLEST), slug, look["color"]))
+    axis.set(xlabel="line of the image", yscale="log", ylim=(SMALLEST, None))
     axis.set_ylabel("KL(full ‖ cache), nats/token")
-    figure.legend(loc="outside right upper", fontsize=7.5)
+    if ends:
+        name_lines(axis, ends)
     save(figure, path, pd.DataFrame(found).rename_axis("line").reset_index())

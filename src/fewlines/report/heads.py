@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib import pyplot as plt
 
-from fewlines.cache.calibration import Calibration, apart
-from fewlines.cache.placement import Placement
-from fewlines.report.figures import STYLE, save
+from fewlines.cache.plan import EvictionPlan
+from fewlines.calibration.data import Calibration, measure_offsets
+from fewlines.report.style import draw_themes, save
 
 UP, LEFT = 5, 6  # lines and columns that are shown
 
 
-def attention_by_offset(calibration: Calibration) -> npt.NDArray[np.float64]:
-    """Mean attention `(L, H, UP + 1, 2·LEFT + 1)` to a token so many lines up and columns to the
+def average_by_offset(calibration: Calibration) -> npt.NDArray[np.float64]:
+    """Average the attention `(L, H, UP + 1, 2·LEFT + 1)` to a token so many lines up and columns to the
     left or right, over the queries that have such a token."""
-    up, left = (offset[:-1, :-1] for offset in apart(calibration.grid))  # the last never asks
+    up, left = (
+        offset[:-1, :-1] for offset in measure_offsets(calibration.grid)
+    )  # the last never asks
     shown = (up >= 0) & (up <= UP) & (abs(left) <= LEFT) & np.tri(len(up), dtype=bool)
     cell = (up * (2 * LEFT + 1) - left + LEFT)[shown]
     cells = (UP + 1) * (2 * LEFT + 1)
@@ -32,26 +33,26 @@ def attention_by_offset(calibration: Calibration) -> npt.NDArray[np.float64]:
     return means.reshape(layers, heads, UP + 1, 2 * LEFT + 1)
 
 
-@mpl.rc_context(STYLE)
-def draw_heads(calibration: Calibration, placement: Placement, path: Path) -> None:
-    """Left of each pair: attention by offset, the query's own line at the bottom. Right: which
+@draw_themes
+def draw_heads(calibration: Calibration, plan: EvictionPlan, path: Path) -> None:
+    """Draw, left of each pair, attention by offset, the query's own line at the bottom. Right: which
     tokens (across) are resident at which step (down)."""
-    offsets = attention_by_offset(calibration)
+    offsets = average_by_offset(calibration)
     layers, heads = offsets.shape[:2]
     figure, axes = plt.subplots(
         layers, 2 * heads, figsize=(2.2 * heads, 1.15 * layers), layout="constrained", squeeze=False
     )
-    n = placement.geometry.n_tokens
+    n = plan.geometry.n_tokens
     step, token = np.arange(n)[:, None], np.arange(n)
     for layer, head in np.ndindex(layers, heads):
         look, keep = axes[layer, 2 * head], axes[layer, 2 * head + 1]
         top = offsets[layer, head].max()
         look.imshow(offsets[layer, head][::-1], vmin=0, vmax=top, cmap="magma", aspect="auto")
         look.set_ylabel(f"layer {layer}\nhead {head}", size=5)
-        resident = (token <= step) & (step < placement.evicted_at[layer, head])
+        resident = (token <= step) & (step < plan.evicted_at[layer, head])
         keep.imshow(resident, cmap="gray_r", aspect="auto", interpolation="nearest")
-        room = int(placement.room[layer, head])
-        keep.set_ylabel(f"{room} tokens", size=5)
+        capacity = int(plan.capacity[layer, head])
+        keep.set_ylabel(f"{capacity} tokens", size=5)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.grid(False)

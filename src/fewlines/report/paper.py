@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fewlines.measure.cost import ratio_interval
-from fewlines.report.efficiency import efficiency_table
+from fewlines.bench.cost import pair_ratios
+from fewlines.report.efficiency import make_efficiency_table
 from fewlines.report.results import Results
 
 # The paper's own table: GB, seconds per image, FID.
@@ -18,8 +18,8 @@ PUBLISHED = (
 )
 
 
-def paper_table(results: Results) -> pd.DataFrame:
-    """The paper's two rows, and ours below them: both full caches and the few lines.
+def make_paper_table(results: Results) -> pd.DataFrame:
+    """Make the paper's two rows, and ours below them: both full caches and the few lines.
 
     Ratios of memory and time are full ÷ few lines, that of FID few lines ÷ full; ours stand in the
     row of the full cache that they compare with, with quartiles over interleaved repeats for time
@@ -45,15 +45,17 @@ def paper_table(results: Results) -> pd.DataFrame:
     slug = cost["cache"]
     measured = {row["name"]: row for row in cost["rows"]}
     few = measured[slug]
-    few_quality = pd.DataFrame(results.quality(slug)["sets"])["fid"]
+    few_quality = pd.DataFrame(results.read_quality(slug)["sets"])["fid"]
     for name, label in (("stock", "full, stock"), ("full", "full, lean"), (slug, slug)):
         row = measured[name]
-        quality = pd.DataFrame(results.quality(slug if name == slug else "full")["sets"])["fid"]
+        quality = pd.DataFrame(results.read_quality(slug if name == slug else "full")["sets"])[
+            "fid"
+        ]
         rows.append(
             {
                 "source": "fewlines",
                 "shape": results.experiment.name,
-                "grid": "{}x{}".format(*results.geometry.grid),
+                "grid": "{}x{}".format(*results.load_network().spec.grid),
                 "cache": label,
                 "outcome": row["outcome"],
                 "batch": cost["batch"],
@@ -66,7 +68,7 @@ def paper_table(results: Results) -> pd.DataFrame:
             }
         )
         if name != slug:
-            median, low, high = ratio_interval(row["seconds"], few["seconds"])
+            median, low, high = pair_ratios(row["seconds"], few["seconds"])
             ratios = few_quality.to_numpy() / quality.to_numpy()  # the same noise in both
             rows[-1] |= {
                 "process_memory_ratio": row["process_bytes"] / few["process_bytes"],
@@ -79,14 +81,16 @@ def paper_table(results: Results) -> pd.DataFrame:
                 "fid_ratio_low": ratios.min(),
                 "fid_ratio_high": ratios.max(),
             }
-    large = large_grids(efficiency_table(results.efficiency))
+    large = compare_large_grids(make_efficiency_table(results.efficiency))
     return pd.concat([pd.DataFrame(rows), large], ignore_index=True)
 
 
-def large_grids(table: pd.DataFrame) -> pd.DataFrame:
-    """The same comparison at published shapes with random weights, so without a quality: of each
+def compare_large_grids(table: pd.DataFrame) -> pd.DataFrame:
+    """Make the same comparison at published shapes with random weights, so without a quality: of each
     grid and batch of `efficiency.csv`, both full caches and the first of the few-lines ones."""
     rows = []
+    if table.empty:
+        return table
     ours = table[table["engine"].isin(("lean", "stock"))]
     for _, setting in ours.groupby(["shape", "grid", "batch"], sort=False):
         measured = setting[setting["outcome"] == "ok"]

@@ -13,8 +13,8 @@ from fewlines.config import Experiment
 CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
 
 
-def provenance(config: Experiment, checkout: Path) -> dict[str, Any]:
-    """What a reader needs to place a run, and to repeat it."""
+def describe_run(config: Experiment, checkout: Path) -> dict[str, Any]:
+    """Describe what a reader needs to place a run, and to repeat it."""
     dtype = machine.resolve_precision(config.precision)
     return {
         "experiment": config.name,
@@ -34,8 +34,8 @@ def _git(checkout: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def origin(facts: dict[str, Any]) -> str:
-    """Which commit, machine and versions numbers come from, in a sentence."""
+def format_origin(facts: dict[str, Any]) -> str:
+    """Say which commit, machine and versions numbers come from, in a sentence."""
     modified = " (modified)" if facts["modified"] else ""
     return (
         f"Commit `{facts['commit'][:12]}`{modified}, {facts['precision']}, "

@@ -14,18 +14,18 @@ DIGITS = 6
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
-    """CSV with everything, bytes to the last one; Markdown and LaTeX for reading."""
+    """Write CSV with everything, bytes to the last one; Markdown and LaTeX for reading."""
     counts = table.filter(regex="_bytes$")
     whole = table.assign(**{str(name): counts[name].round().astype("Int64") for name in counts})
     write_text(folder / f"{name}.csv", whole.to_csv(index=False, float_format=f"%.{DIGITS}g"))
-    readable = readable_table(table)
+    readable = make_readable(table)
     write_text(folder / f"{name}.md", readable.to_markdown(index=False) + "\n")
     latex = readable.to_latex(index=False, escape=True)
     write_text(folder / f"{name}.tex", latex)
 
 
-def readable_table(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns a reader wants, in the units a reader wants, as text."""
+def make_readable(table: pd.DataFrame) -> pd.DataFrame:
+    """Make the columns a reader wants, in the units a reader wants, as text."""
     columns: dict[str, list[str]] = {}
 
     def column(title: str, source: str, form: str, scale: float | None = 1) -> None:
@@ -35,7 +35,17 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
                 for value in table[source]
             ]
 
-    names = ("source", "shape", "grid", "batch", "floor", "storage", "engine", "model", "policy")
+    names = (
+        "source",
+        "shape",
+        "grid",
+        "batch",
+        "reference",
+        "storage",
+        "engine",
+        "model",
+        "policy",
+    )
     for name in (*names, "cache", "budget", "outcome"):
         if name not in table:
             continue
@@ -55,7 +65,7 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     ):
         if f"{source}_low" in table:
             columns[title] = [
-                with_interval(row, source, f"+.{digits}f") for row in table.to_dict("records")
+                format_interval(row, source, f"+.{digits}f") for row in table.to_dict("records")
             ]
     column("KL", "kl", "{:.4f}")
     if "fid_sd" in table:
@@ -87,13 +97,13 @@ def readable_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def with_interval(row: Mapping[Any, Any] | pd.Series[Any], column: str, form: str) -> str:
-    """`value (low … high)` of a column; nothing where it was not measured."""
+def format_interval(row: Mapping[Any, Any] | pd.Series[Any], column: str, form: str) -> str:
+    """Format `value (low … high)` of a column; nothing where it was not measured."""
     value, low, high = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
     return "" if pd.isna(value) else f"{value:{form}} ({low:{form}} … {high:{form}})"
 
 
-def with_half_interval(row: Mapping[Any, Any] | pd.Series[Any], column: str) -> str:
-    """`value ± half` of the interval of a column."""
+def format_half(row: Mapping[Any, Any] | pd.Series[Any], column: str) -> str:
+    """Format `value ± half` of the interval of a column."""
     half = (row[f"{column}_high"] - row[f"{column}_low"]) / 2
     return f"{row[column]:+.4f} ± {half:.4f}"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fewlines import machine
-from fewlines.cache.calibration import Calibration
-from fewlines.cache.geometry import Geometry
-from fewlines.cache.placement import Cache
+from fewlines.bench.efficiency import make_settings
+from fewlines.bench.harness import OK
+from fewlines.cache.spec import Cache
+from fewlines.calibration.data import Calibration
 from fewlines.config import BASE, Experiment
 from fewlines.files import read_json
-from fewlines.measure.efficiency import settings_of
-from fewlines.measure.outcome import OK
-from fewlines.models.checkpoint import load_network
-from fewlines.models.transformer import Transformer, TransformerShape
+from fewlines.models.base import Model
+from fewlines.models.checkpoint import load_shape
 
 UNKNOWN = {"outcome": OK} | dict.fromkeys(("kv_bytes", "peak_bytes", "process_bytes"), math.nan)
 
@@ -28,6 +29,15 @@ def _complete(cost: dict[str, Any]) -> dict[str, Any]:
     return {**cost, "rows": [{**row, "seconds": row["seconds"] or [math.nan]} for row in rows]}
 
 
+@lru_cache
+def _load_network(path: Path) -> Model:
+    """Without its weights."""
+    family, shape = load_shape(path)
+    with torch.device("meta"):
+        network: Model = family(shape)
+    return network
+
+
 @dataclass(frozen=True)
 class Results:
     """Everything that was measured in `folder` for an experiment."""
@@ -35,72 +45,71 @@ class Results:
     experiment: Experiment
     folder: Path
 
-    @cached_property
-    def geometry(self) -> Geometry:
-        """Of the run's model."""
-        return self.shape.geometry
-
-    @cached_property
-    def shape(self) -> TransformerShape:
-        return load_network(self.folder / BASE / "model.safetensors", Transformer).shape
+    def load_network(self, model: str = BASE) -> Model:
+        """Load a model of the run, without its weights; a task has its model's."""
+        weights = self.experiment.get_weights(model)
+        return _load_network(self.folder / weights / "model.safetensors")
 
     @property
     def shown(self) -> list[tuple[str, str]]:
         """The rows, model and cache, whose images are shown."""
-        return [row for row in self.experiment.rows if self.experiment.shown(row[1], row[0])]
+        return [row for row in self.experiment.rows if self.experiment.is_shown(row[1], row[0])]
 
     @cached_property
     def calibration(self) -> Calibration:
         """The base model's; raises if there is none."""
         return Calibration.load(self.folder / BASE / "calibration.safetensors")
 
-    def cache(self, slug: str) -> Cache:
-        """With the run's calibration, if it needs one."""
-        cache = self.experiment.cache(slug)
-        if cache.split == "summaries":
-            return cache.calibrated(self.folder / BASE / "summaries.safetensors")
-        return replace(cache, calibration=self.calibration) if cache.needs_calibration else cache
+    def get_cache(self, slug: str) -> Cache:
+        """Give a cache with the run's calibration, if it needs one."""
+        cache = self.experiment.get_cache(slug)
+        if cache.requires == "band losses":
+            return cache.calibrated(self.folder / BASE / "bands.safetensors")
+        return replace(cache, calibration=self.calibration) if cache.requires else cache
 
-    @property
-    def scheduled(self) -> list[str]:
-        """Caches that go by a schedule, the calibrated splits first."""
-        caches = self.experiment.cache_by_slug
-        found = [slug for slug, cache in caches.items() if cache.policy.name == "scheduled"]
-        return sorted(found, key=lambda slug: caches[slug].split != "calibrated")
-
-    def quality(self, cache: str, model: str = BASE) -> dict[str, Any]:
+    def read_quality(self, cache: str, model: str = BASE) -> dict[str, Any]:
+        """Read what was measured of the images of a row; empty where none were drawn."""
+        if not self.experiment.is_drawn(cache, model):
+            return {}
         return self._read(f"{model}/quality/{cache}.json")
 
-    def likelihood(self, cache: str, model: str = BASE) -> dict[str, Any]:
+    def read_likelihood(self, cache: str, model: str = BASE) -> dict[str, Any]:
+        """Read the likelihood of a row."""
         return self._read(f"{model}/likelihood/{cache}.json")
 
-    def cost(self, cache: str) -> dict[str, Any]:
+    def read_cost(self, cache: str) -> dict[str, Any]:
+        """Read time and memory of a cache."""
         return _complete(self._read(f"cost/{cache}.json"))
 
-    def floor(self, name: str) -> dict[str, Any]:
-        """`real` or `reconstruction`."""
-        return self._read(f"floors/{name}.json")
+    def read_reference(self, name: str) -> dict[str, Any]:
+        """Read the reference scores of `real` images or their `reconstruction`."""
+        return self._read(f"reference/{name}.json")
 
     @property
     def paper(self) -> dict[str, Any]:
+        """Time and memory at the batch of the paper's comparison."""
         return _complete(self._read("paper.json"))
 
     @property
     def storage(self) -> list[dict[str, Any]]:
+        """What 16 bits change."""
         rows: list[dict[str, Any]] = read_json(self.folder / "storage.json")
         return rows
 
     @property
     def efficiency(self) -> list[dict[str, Any]]:
-        """Of every setting of published shapes."""
-        names = settings_of(self.experiment.efficiency, machine.cores())
+        """Every setting of published shapes; none where the family has no such shapes."""
+        if not self.experiment.family.published:
+            return []
+        names = make_settings(self.experiment.efficiency, machine.cores())
         return [self._read(f"efficiency/{name}.json") for name in names]
 
-    def metrics(self, network: str) -> dict[str, Any]:
-        """Of the `tokenizer`, the `classifier`, or a model: `base/model`, `base/model-test`."""
+    def read_metrics(self, network: str) -> dict[str, Any]:
+        """Read of the `tokenizer`, the `classifier`, or a model: `base/model`, `base/model-test`."""
         return self._read(f"{network}.json")
 
-    def samples(self, cache: str, model: str = BASE) -> Path:
+    def find_samples(self, cache: str, model: str = BASE) -> Path:
+        """Find the file of a row's samples."""
         return self.folder / f"{model}/samples/{cache}.safetensors"
 
     def _read(self, name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,42 +9,42 @@ import pandas as pd
 import torch
 
 from fewlines import machine
-from fewlines.cache.policy import HindsightPolicy
-from fewlines.config import BASE, AdaptedModel
-from fewlines.measure.cost import ratio_interval
-from fewlines.measure.likelihood import named_interval
+from fewlines.bench.cost import pair_ratios
+from fewlines.config import BASE
+from fewlines.config.settings import AdaptedModel
+from fewlines.metrics.likelihood import name_interval
 from fewlines.report.results import Results
 
 MEASURES = ("fid", "kid", "is", "precision", "recall")
 
 
-def cache_table(results: Results) -> pd.DataFrame:
-    """One row per model and cache, in the order of the configuration. Bytes are bytes, times
+def make_cache_table(results: Results) -> pd.DataFrame:
+    """Make one row per model and cache, in the order of the configuration. Bytes are bytes, times
     seconds, likelihoods nats per token, deltas against `full` of the same model. A row of
     `measure: likelihood` has no samples and no times."""
     rows = [_cache_row(results, model, slug) for model, slug in results.experiment.rows]
     return pd.DataFrame(rows)
 
 
-def whole_images(table: pd.DataFrame) -> pd.DataFrame:
-    """Its rows of whole images of a class: no task."""
+def drop_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """Drop the rows of tasks: whole images of a class remain."""
     rows: pd.DataFrame = table[table["task"].isna()] if "task" in table else table
     return rows
 
 
-def likelihood_table(results: Results) -> pd.DataFrame:
-    """Likelihood alone, one row per model and cache: all that is needed to rank policies, in a
+def make_likelihood_table(results: Results) -> pd.DataFrame:
+    """Make one row of likelihood alone per model and cache: all that is needed to rank policies, in a
     fraction of the time."""
     rows = [
-        {**_identity(results, *row), **_likelihood(results, *row), **_versus(results, *row)}
+        {**_identify(results, *row), **_likelihood(results, *row), **_versus(results, *row)}
         for row in results.experiment.rows
     ]
     return pd.DataFrame(rows)
 
 
-def quality_table(results: Results) -> pd.DataFrame:
-    """Likelihood and the measures of samples, of the rows that have samples: no times."""
-    measured = [(row, _quality(results, *row)) for row in results.experiment.rows]
+def make_quality_table(results: Results) -> pd.DataFrame:
+    """Make the rows of likelihood and the measures of samples, of those that have samples: no times."""
+    measured = [(row, results.read_quality(row[1], row[0])) for row in results.experiment.rows]
     rows = [
         {
             **_quality_row(results, *row, quality),
@@ -58,68 +57,66 @@ def quality_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rank_table(results: Results) -> pd.DataFrame:
-    """The base model's caches of each budget, the best first, and how far each is behind the one
+def make_rank_table(results: Results) -> pd.DataFrame:
+    """Rank the base model's caches of each budget, the best first, and how far each is behind the one
     before it: paired over images, so that ranks are told apart that intervals against the full
     cache do not tell apart."""
     rows = []
     by_budget: dict[str, list[str]] = {}
     for model, slug in results.experiment.rows:
-        cache = results.experiment.cache(slug)
+        cache = results.experiment.get_cache(slug)
         if model == BASE and cache.budget is not None:
             by_budget.setdefault(cache.budget_text, []).append(slug)
     for budget, slugs in by_budget.items():
-        found = {slug: torch.tensor(results.likelihood(slug)["nll_of_images"]) for slug in slugs}
+        found = {
+            slug: torch.tensor(results.read_likelihood(slug)["nll_of_images"]) for slug in slugs
+        }
         ordered = sorted(slugs, key=lambda slug: found[slug].mean().item())
         for rank, slug in enumerate(ordered):
             row = {
                 "budget": budget,
                 "rank": rank + 1,
-                "policy": results.experiment.cache(slug).policy_text,
-                "nll_delta": results.likelihood(slug)["nll_delta"],
+                "policy": results.experiment.get_cache(slug).policy_text,
+                "nll_delta": results.read_likelihood(slug)["nll_delta"],
             }
             if rank:
-                row |= named_interval("behind", found[slug] - found[ordered[rank - 1]])
+                row |= name_interval("behind", found[slug] - found[ordered[rank - 1]])
             rows.append(row)
     # All columns, also where no budget has two policies.
     names = ["budget", "rank", "policy", "nll_delta", "behind", "behind_low", "behind_high"]
     return pd.DataFrame(rows, columns=names)
 
 
-def _identity(results: Results, model: str, slug: str) -> dict[str, Any]:
+def _identify(results: Results, model: str, slug: str) -> dict[str, Any]:
     """What a row is about."""
-    cache, geometry = results.experiment.cache(slug), results.geometry
-    registers = _registers(results, model)
+    cache, network = results.experiment.get_cache(slug), results.load_network(model)
     return {
         "model": model,
         "policy": cache.policy_text,
         "budget": cache.budget_text,
-        "capacity": geometry.prefix + registers + cache.tokens(geometry),
-        "n_tokens": geometry.n_tokens,
+        "capacity": network.count_entries(cache),
+        "n_tokens": network.spec.n_tokens,
     }
-
-
-def _registers(results: Results, model: str) -> int:
-    experiment = results.experiment
-    weights = experiment.weights(model)
-    return 0 if weights == BASE else experiment.adapted(weights).registers
 
 
 def _likelihood(results: Results, model: str, slug: str) -> dict[str, float]:
     keys = ("nll", "nll_delta", "nll_delta_low", "nll_delta_high", "kl")
-    return {key: results.likelihood(slug, model)[key] for key in keys}
+    return {key: results.read_likelihood(slug, model)[key] for key in keys}
 
 
 def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
     """How many images likelihood was measured on, of which task, and the paired difference to the
     full cache of the model that was trained for the same steps without a limit."""
-    found, task = results.likelihood(slug, model), results.experiment.task_name(model)
+    found, task = results.read_likelihood(slug, model), results.experiment.get_task_name(model)
     versus: dict[str, Any] = {"likelihood_images": found["images"], "task": task}
     if task or model == BASE:
         return versus
-    adapted, baseline = results.experiment.adapted(model), results.experiment.baseline(model)
+    adapted, baseline = (
+        results.experiment.get_adapted(model),
+        results.experiment.find_baseline(model),
+    )
     versus |= {
-        "extra_steps": results.experiment.continued(adapted).steps,
+        "extra_steps": results.experiment.get_training(adapted).steps,
         "trained_for": _trained_for(adapted, slug),
         "start": adapted.start,
         "trained": adapted.trained,
@@ -128,8 +125,8 @@ def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
         "registers": adapted.registers,
     }
     if baseline:
-        with_full = torch.tensor(results.likelihood("full", baseline)["nll_of_images"])
-        versus |= named_interval("steps_delta", torch.tensor(found["nll_of_images"]) - with_full)
+        with_full = torch.tensor(results.read_likelihood("full", baseline)["nll_of_images"])
+        versus |= name_interval("steps_delta", torch.tensor(found["nll_of_images"]) - with_full)
     return versus
 
 
@@ -141,19 +138,14 @@ def _trained_for(adapted: AdaptedModel, slug: str) -> str:
 
 
 def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
-    timed, quality = results.experiment.shown(slug), _quality(results, model, slug)
+    timed, quality = results.experiment.is_shown(slug), results.read_quality(slug, model)
     return {
         **_quality_row(results, model, slug, quality),
-        "kv_bytes": _kv_bytes(results, model, slug),
-        **(_cost(results.cost(slug), slug) if timed else {}),
+        "kv_bytes": _count_bytes(results, model, slug),
+        **(_cost(results.read_cost(slug), slug) if timed else {}),
         **_versus(results, model, slug),
         "extractor": quality.get("extractor", ""),
     }
-
-
-def _quality(results: Results, model: str, slug: str) -> dict[str, Any]:
-    """What was measured of a row's samples; empty where there are none."""
-    return results.quality(slug, model) if results.experiment.drawn(slug, model) else {}
 
 
 def _quality_row(
@@ -162,7 +154,7 @@ def _quality_row(
     """Likelihood, and the measures of samples where there are any."""
     sets = pd.DataFrame(quality.get("sets", []), columns=MEASURES)
     return {
-        **_identity(results, model, slug),
+        **_identify(results, model, slug),
         "samples": quality.get("samples", np.nan),
         "seeds": len(sets) or np.nan,
         **_likelihood(results, model, slug),
@@ -170,32 +162,31 @@ def _quality_row(
     }
 
 
-def _kv_bytes(results: Results, model: str, slug: str) -> float:
-    """Keys and values of a batch of `cost.batch`, as the buffers hold them."""
-    cache, shape, experiment = results.cache(slug), results.shape, results.experiment
-    if isinstance(cache.policy, HindsightPolicy):
-        return np.nan  # not a cache
-    shape = replace(shape, registers=_registers(results, model))
-    placement, storage = cache.place(shape.geometry), machine.DTYPES[experiment.storage]
-    return experiment.cost.batch * placement.kv_bytes(shape.head_dim, storage)
+def _count_bytes(results: Results, model: str, slug: str) -> float:
+    """What is kept of a batch of `cost.batch`."""
+    experiment, cache = results.experiment, results.get_cache(slug)
+    storage = machine.DTYPES[experiment.storage]
+    return results.load_network(model).count_bytes(cache, experiment.cost.batch, storage)
 
 
 def _cost(cost: dict[str, Any], slug: str) -> dict[str, Any]:
     """Memory and time of a cache: the same for all weights."""
     rows = {row["name"]: row for row in cost["rows"]}
-    full, stock, this = rows["full"], rows["stock"], rows[slug]
-    lean_ratio, lean_low, lean_high = ratio_interval(full["seconds"], this["seconds"])
-    stock_ratio, stock_low, stock_high = ratio_interval(stock["seconds"], this["seconds"])
+    full, this = rows["full"], rows[slug]
+    ratios = {}
+    for name, other in (("lean", full), ("stock", rows.get("stock", {}))):
+        seconds = other.get("seconds", [np.nan] * len(this["seconds"]))
+        ratios[name] = pair_ratios(seconds, this["seconds"])
     return {
         "peak_bytes": this["peak_bytes"],
         "seconds_per_image": float(np.median(this["seconds"])) / cost["batch"],
-        "speedup_lean": lean_ratio,
-        "speedup_stock": stock_ratio,
+        "speedup_lean": ratios["lean"][0],
+        "speedup_stock": ratios["stock"][0],
         "memory_saving": full["peak_bytes"] / this["peak_bytes"],
-        "speedup_lean_low": lean_low,
-        "speedup_lean_high": lean_high,
-        "speedup_stock_low": stock_low,
-        "speedup_stock_high": stock_high,
+        "speedup_lean_low": ratios["lean"][1],
+        "speedup_lean_high": ratios["lean"][2],
+        "speedup_stock_low": ratios["stock"][1],
+        "speedup_stock_high": ratios["stock"][2],
         "outcome": this["outcome"],
         "cost_batch": cost["batch"],
         "arithmetic": cost["precision"],
@@ -215,30 +206,30 @@ def _over_seeds(sets: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def floor_table(results: Results) -> pd.DataFrame:
-    """What a perfect model would reach, by the same instruments and as many images."""
+def make_reference_table(results: Results) -> pd.DataFrame:
+    """Make the reference scores: what a perfect model would reach, by the same instruments and as many images."""
     rows = []
     for name in ("real", "reconstruction"):
-        sets = pd.DataFrame(results.floor(name)["sets"])
+        sets = pd.DataFrame(results.read_reference(name)["sets"])
         rows.append(
             {
-                "floor": name,
-                "samples": results.floor(name)["samples"],
+                "reference": name,
+                "samples": results.read_reference(name)["samples"],
                 **_over_seeds(sets),
             }
         )
     return pd.DataFrame(rows)
 
 
-def storage_table(results: Results) -> pd.DataFrame:
-    """What keeping keys and values in 16 bits changes, against float32."""
+def make_storage_table(results: Results) -> pd.DataFrame:
+    """Make a table of what keeping keys and values in 16 bits changes, against float32."""
     return pd.DataFrame(results.storage)
 
 
-def network_table(results: Results) -> pd.DataFrame:
-    """How well the networks learned, and how close training came to the machine's rate."""
+def make_network_table(results: Results) -> pd.DataFrame:
+    """Make a table of how well the networks learned, and how close training came to the machine's rate."""
     tokenizer, model, test = map(
-        results.metrics, ("tokenizer", f"{BASE}/model", f"{BASE}/model-test")
+        results.read_metrics, ("tokenizer", f"{BASE}/model", f"{BASE}/model-test")
     )
     rows = [
         ("tokenizer", "mean squared error on [−1, 1], test", f"{tokenizer['mse']:.4f}"),
@@ -247,7 +238,7 @@ def network_table(results: Results) -> pd.DataFrame:
         ("model", f"nats/token, {test['images']:,} test images", f"{test['nll']:.4f}"),
     ]
     if results.experiment.quality.features == "classifier":
-        accuracy = results.metrics("classifier")["accuracy"]
+        accuracy = results.read_metrics("classifier")["accuracy"]
         rows.append(("classifier", "accuracy, test", f"{accuracy:.1%}"))
     if model["gemm_share"]:
         share = f"{model['gemm_share']:.0%} of {model['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s"

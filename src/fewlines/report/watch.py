@@ -35,8 +35,8 @@ class Frame:
     held: Pixels
 
 
-def residents(evicted_at: npt.NDArray[np.int64], step: int, grid: tuple[int, int]) -> Pixels:
-    """What is held after image token `step` was written, `(…, h, w)`, of `evicted_at` `(…, N)`."""
+def find_residents(evicted_at: npt.NDArray[np.int64], step: int, grid: tuple[int, int]) -> Pixels:
+    """Find what is held after image token `step` was written, `(…, h, w)`, of `evicted_at` `(…, N)`."""
     token = np.arange(evicted_at.shape[-1])
     held = np.where(evicted_at > step, HELD, GONE)
     held = np.where(token > step, UNBORN, held)
@@ -45,7 +45,7 @@ def residents(evicted_at: npt.NDArray[np.int64], step: int, grid: tuple[int, int
 
 
 def write_animation(frames: Sequence[Frame], caption: str, path: Path) -> None:
-    """A GIF that stays on its last frame for two seconds."""
+    """Write a GIF that stays on its last frame for two seconds."""
     pictures = [_compose(frame, caption) for frame in frames]
     times = [MILLISECONDS] * (len(pictures) - 1) + [2000]
     with replacing(path) as temporary:
@@ -60,7 +60,7 @@ def write_animation(frames: Sequence[Frame], caption: str, path: Path) -> None:
 
 
 def write_page(frames: Sequence[Frame], caption: str, path: Path) -> None:
-    """One HTML file with a slider, pictures inside."""
+    """Write one HTML file with a slider, pictures inside."""
     encoded = []
     for frame in frames:
         buffer = io.BytesIO()

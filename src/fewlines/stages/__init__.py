@@ -10,51 +10,30 @@ import importlib
 from collections.abc import Callable
 
 # Where each stage is defined: a process imports no more than its own stage needs.
-MODULES = {
-    "fetch-data": "networks",
-    "train-tokenizer": "networks",
-    "train-classifier": "networks",
-    "tokenize": "networks",
-    "train-model": "networks",
-    "adapt": "networks",
-    "import-model": "imports",
-    "import-tokens": "imports",
-    "calibrate": "calibrate",
-    "calibrate-summaries": "calibrate",
-    "calibration-curve": "calibrate",
-    "export-schedule": "calibrate",
-    "generate": "samples",
-    "gather": "samples",
-    "measure-quality": "quality",
-    "measure-floors": "quality",
-    "measure-model": "likelihood",
-    "measure-likelihood": "likelihood",
-    "measure-on-training": "likelihood",
-    "measure-storage": "likelihood",
-    "measure-cost": "cost",
-    "measure-paper": "cost",
-    "measure-efficiency": "efficiency",
-    "measure-choices": "efficiency",
-    "measure-training-cost": "efficiency",
-    "measure-policy-times": "efficiency",
-    "efficiency": "efficiency",
-    "bench": "efficiency",
-    "plan": "plan",
-    "watch": "watch",
-    "tables": "report",
-    "likelihood-table": "report",
-    "quality-table": "report",
-    "figures": "report",
-    "report": "report",
-    "publish": "report",
-    "publish-efficiency": "report",
-    "publish-table": "report",
-    "document-config": "report",
+OF_MODULES = {
+    "networks": ("fetch-data", "train-tokenizer", "train-classifier", "tokenize"),
+    "models": ("train-model", "adapt", "import-model", "import-tokens"),
+    "calibrate": ("calibrate", "calibration-curve", "export-schedule"),
+    "samples": ("generate", "gather"),
+    "quality": ("measure-quality", "measure-reference"),
+    "likelihood": (
+        "measure-model",
+        "measure-likelihood",
+        "measure-on-training",
+        "measure-storage",
+    ),
+    "cost": ("measure-cost", "measure-training-cost"),
+    "efficiency": ("measure-efficiency", "measure-kernels", "measure-policy-times", "efficiency"),
+    "plan": ("plan",),
+    "watch": ("watch",),
+    "report": ("tables", "likelihood-table", "quality-table", "figures", "report"),
+    "publish": ("publish", "fill-blocks"),
 }
+MODULES = {name: module for module, names in OF_MODULES.items() for name in names}
 
 
 def load_stage(name: str) -> Callable[..., None]:
-    """The function of a stage."""
+    """Load the function of a stage."""
     module = importlib.import_module(f"{__name__}.{MODULES[name]}")
     stage: Callable[..., None] = getattr(module, name.replace("-", "_"))
     return stage

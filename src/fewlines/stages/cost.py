@@ -1,4 +1,4 @@
-"""Time and memory of each cache, beside both full caches."""
+"""Time and memory of each cache, beside both full caches; and what a step of training costs."""
 
 from __future__ import annotations
 
@@ -7,50 +7,66 @@ from pathlib import Path
 import torch
 
 from fewlines import machine
-from fewlines.cache.placement import Cache
+from fewlines.bench.cost import Configuration, Workload
+from fewlines.bench.cost import measure_cost as measure
+from fewlines.bench.memory import peak_method
+from fewlines.bench.training_cost import measure_training
 from fewlines.config import Experiment
-from fewlines.files import write_json
-from fewlines.measure.cost import Configuration, Workload
-from fewlines.measure.cost import measure_cost as measure
-from fewlines.measure.memory import peak_method
-from fewlines.stages.samples import sampler
+from fewlines.files import write_csv, write_json
+from fewlines.stages.samples import make_sampler
 
 
 def measure_cost(
-    config: Experiment, model: Path, cache: str, output: Path, calibration: Path | None = None
+    config: Experiment,
+    model: Path,
+    cache: str,
+    output: Path,
+    calibration: Path | None = None,
+    paper: bool = False,
 ) -> None:
-    """Time and memory of one cache beside both full caches, interleaved in one run."""
-    limited = config.cache(cache).calibrated(calibration)
-    _write_cost(config, model, limited, config.cost.batch, config.cost.repeats, output)
+    """Measure time and memory of one cache beside both full caches, interleaved in one run.
 
-
-def measure_paper(
-    config: Experiment, model: Path, output: Path, calibration: Path | None = None
-) -> None:
-    """The paper's comparison, at a batch where the cache is what fills memory."""
-    limited = config.cache(config.paper.cache).calibrated(calibration)
-    _write_cost(config, model, limited, config.paper.batch, config.paper.repeats, output)
-
-
-def _write_cost(
-    config: Experiment, model: Path, cache: Cache, batch: int, repeats: int, output: Path
-) -> None:
-    full = config.cache("full")
-    configurations = [Configuration("full", full, "lean"), Configuration("stock", full, "stock")]
-    if cache.slug != "full":
-        configurations.append(Configuration(cache.slug, cache, "lean"))
-    precision = machine.resolve_precision(config.precision)
-    storage = machine.DTYPES[config.storage]
-    threads = torch.get_num_threads()
-    workload = Workload(model, batch, sampler(config.sampling), precision, storage, threads)
-    rows = measure(configurations, workload, repeats)
+    Args:
+        config: the experiment.
+        model: weights of the base model.
+        cache: its name in the experiment.
+        output: JSON to write.
+        calibration: of the model, for caches that go by one.
+        paper: at the batch of the paper's table, where the cache is what fills memory.
+    """
+    settings = config.paper if paper else config.cost
+    full, limited = config.get_cache("full"), config.get_cache(cache).calibrated(calibration)
+    names = {"lean": "full", "stock": "stock"}
+    configurations = [
+        Configuration(names[engine], full, engine) for engine in config.family.engines
+    ]
+    if limited.slug != "full":
+        configurations.append(Configuration(limited.slug, limited, "lean"))
+    workload = Workload(
+        model,
+        settings.batch,
+        make_sampler(config.sampling),
+        machine.resolve_precision(config.precision),
+        machine.DTYPES[config.storage],
+        torch.get_num_threads(),
+    )
     content = {
-        "cache": cache.slug,
-        "batch": batch,
-        "precision": machine.dtype_name(precision),
+        "cache": limited.slug,
+        "batch": settings.batch,
+        "precision": machine.dtype_name(workload.precision),
         "storage": config.storage,
         "peak_method": peak_method(),
         "threads": workload.threads,
-        "rows": rows,
+        "rows": measure(configurations, workload, settings.repeats),
     }
     write_json(output, content)
+
+
+def measure_training_cost(config: Experiment, output: Path) -> None:
+    """Time a step of training with each cache in the loop, beside full attention.
+
+    Args:
+        config: the experiment.
+        output: CSV to write.
+    """
+    write_csv(output, measure_training(config.family, config.model, config.training_cost))

@@ -3,49 +3,64 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 from fewlines import machine
-from fewlines.config import BASE, Experiment, SamplingSettings
+from fewlines.config import BASE, Experiment
+from fewlines.config.settings import SamplingSettings
+from fewlines.decode.loop import generate as draw
+from fewlines.decode.sampler import Sampler
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors, write_tensors
-from fewlines.generate.decode import generate as draw
-from fewlines.generate.sampler import Sampler
+from fewlines.models.base import Model
 from fewlines.models.checkpoint import load_network
-from fewlines.models.transformer import Transformer
 from fewlines.progress import progress
-from fewlines.stages.tokens import given_tokens, labels_of, read_tokens
+from fewlines.stages.tokens import choose_labels, count_prompt, read_tokens
 
 
 def generate(
     config: Experiment,
     model: Path,
     cache: str,
-    shard: int,
+    shard: Annotated[int, typer.Option(min=0, help="which part of the images, from 0")],
     output: Path,
     calibration: Path | None = None,
     row: str = BASE,
     tokens: Path | None = None,
 ) -> None:
-    """Draw one shard of the images of one cache, under every seed; `row` names a task as tables do,
-    `base:completion`, whose images begin as those of `tokens`."""
-    limited = config.cache(cache).calibrated(calibration)
-    network = load_network(model, Transformer).to(machine.device())
-    sampling = config.sampling_of(row)
+    """Draw one shard of the images of one cache, under every seed.
+
+    Args:
+        config: the experiment.
+        model: weights.
+        cache: its name in the experiment.
+        shard: which part of the images.
+        output: safetensors file to write.
+        calibration: of the base model, for caches that go by one.
+        row: a task as tables name it, `base:completion`.
+        tokens: whose images a completion begins with.
+    """
+    limited = config.get_cache(cache).calibrated(calibration)
+    network = load_network(model, Model).to(machine.device())
+    sampling = config.get_sampling(row)
+    if shard >= sampling.shards:
+        raise FewlinesError(f"--shard {shard}: there are {sampling.shards}, from 0")
     edges = [sampling.samples * part // sampling.shards for part in range(sampling.shards + 1)]
     numbers = range(edges[shard], edges[shard + 1])
-    labels, given = torch.tensor(numbers) % network.shape.classes, None
-    task = config.task(row)
-    if task and task.given:
+    labels, prompt = torch.tensor(numbers) % network.spec.classes, None
+    task = config.get_task(row)
+    if task and task.prompt_lines:
         if tokens is None:
             raise FewlinesError(f"{row} completes images; --tokens names the file that has them")
-        tensors, _ = read_tokens(tokens, network.shape)
+        tensors, _ = read_tokens(tokens, network.spec)
         images = torch.tensor(numbers) % len(tensors["test_codes"])
         labels = tensors["test_labels"][images]
-        given = tensors["test_codes"][images, : given_tokens(task, network)].long()
+        prompt = tensors["test_codes"][images, : count_prompt(task, network)].long()
     if task:
-        labels = labels_of(task, network, labels)
+        labels = choose_labels(task, network, labels)
     bar = progress(f"generate {cache} {shard}", len(numbers) * len(sampling.seeds), "images")
     codes = {
         f"seed_{seed}": draw(
@@ -55,25 +70,30 @@ def generate(
             seed,
             first=numbers.start,
             batch=sampling.batch,
-            sampler=sampler(sampling),
+            sampler=make_sampler(sampling),
             precision=machine.resolve_precision(config.precision),
             storage=machine.DTYPES[config.storage],
-            given=given,
+            prompt=prompt,
             done=bar.update,
         ).to("cpu", torch.int32)
         for seed in sampling.seeds
     }
     bar.close()
-    write_tensors(output, {**codes, "labels": labels}, {"grid": network.shape.grid})
+    write_tensors(output, {**codes, "labels": labels}, {"grid": network.spec.grid})
 
 
-def gather(shards: list[Path], output: Path) -> None:
-    """Put the shards of a cache's images together again."""
-    parts = [read_tensors(shard) for shard in shards]
+def gather(shard: list[Path], output: Path) -> None:
+    """Put the shards of a cache's images together again.
+
+    Args:
+        shard: a file that `generate` wrote; given again for each, in order.
+        output: safetensors file to write.
+    """
+    parts = [read_tensors(each) for each in shard]
     tensors = {name: torch.cat([part[name] for part, _ in parts]) for name in parts[0][0]}
     write_tensors(output, tensors, parts[0][1])
 
 
-def sampler(sampling: SamplingSettings) -> Sampler:
-    """The sampler of the settings."""
+def make_sampler(sampling: SamplingSettings) -> Sampler:
+    """Make the sampler of the settings."""
     return Sampler(sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance)

@@ -1,48 +1,83 @@
-"""The file of tokens that the transformer is trained and judged on."""
+"""The file of tokens that the model is trained and judged on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fewlines.config import TaskSettings
+from fewlines.config.settings import TaskSettings
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors
-from fewlines.models.transformer import Transformer, TransformerShape
+from fewlines.models.base import Model, TokenSpec
 
 
 def read_tokens(
-    path: Path, shape: TransformerShape | None = None
+    path: Path, spec: TokenSpec | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """`{train,test}_{codes,labels}`, and the header with `grid`, `codes` and `classes`; raises if
-    they are not those of a model's `shape`."""
+    """Read a file of tokens.
+
+    Args:
+        path: the file.
+        spec: of the model that they are for; None takes any.
+
+    Returns:
+        `{train,test}_{codes,labels}`, and the header with `grid`, `codes` and `classes`.
+
+    Raises:
+        FewlinesError: it is no such file, or not for this model.
+    """
     tensors, header = read_tensors(path)
     if not {"grid", "codes", "classes"} <= set(header):
         raise FewlinesError(f"{path} is not a file of tokens; 'fewlines tokenize' writes one")
-    found = (tuple(header["grid"]), header["codes"], header["classes"])
-    if shape is not None and found != (shape.grid, shape.codes, shape.classes):
-        wanted = _described(shape.grid, shape.codes, shape.classes)
-        raise FewlinesError(
-            f"{path} holds {_described(*found)}, but the model was made for {wanted}"
-        )
+    found = TokenSpec(tuple(header["grid"]), header["codes"], header["classes"])
+    if spec is not None and found != spec:
+        raise FewlinesError(f"{path} holds {found}, but the model was made for {spec}")
     return tensors, header
 
 
-def labels_of(task: TaskSettings, network: Transformer, labels: Tensor) -> Tensor:
-    """The classes `(n,)` that a model is told in a task."""
-    return labels if task.labelled else torch.full_like(labels, network.null_class)
+def read_codes(codes: Path, labels: Path, spec: TokenSpec) -> tuple[Tensor, Tensor]:
+    """Read codes `(n, N)` int32 and classes `(n,)`, as LlamaGen's scripts extract them.
+
+    Args:
+        codes: a `.npy` file.
+        labels: another.
+        spec: of the model that they are for.
+
+    Raises:
+        FewlinesError: a file is no such array, or the arrays are not for this model.
+    """
+    try:
+        images, classes = (np.load(path, allow_pickle=False) for path in (codes, labels))
+    except (OSError, ValueError) as error:
+        raise FewlinesError(f"{codes}, {labels}: not both .npy files ({error})") from None
+    images, n = images.reshape(len(images), -1), spec.n_tokens
+    if images.shape[1] != n or classes.shape != (len(images),):
+        raise FewlinesError(
+            f"{codes} has {images.shape[1]} codes an image and {labels} the shape {classes.shape}; "
+            f"wanted are {n} codes and a class for each of the {len(images)} images"
+        )
+    for values, limit, path in ((images, spec.codes, codes), (classes, spec.classes, labels)):
+        if not 0 <= values.min() <= values.max() < limit:
+            raise FewlinesError(f"{path}: values must lie in 0 … {limit - 1}")
+    return torch.from_numpy(images.astype(np.int32)), torch.from_numpy(classes.astype(np.int64))
 
 
-def given_tokens(task: TaskSettings, network: Transformer) -> int:
-    """How many tokens of an image a task starts from; raises if that is all of them."""
-    height, width = network.shape.grid
-    if task.given >= height:
-        raise FewlinesError(f"tasks: {task.given} lines are given of an image of {height}")
-    return task.given * width
+def choose_labels(task: TaskSettings, model: Model, labels: Tensor) -> Tensor:
+    """Choose the classes `(n,)` that a model is told in a task."""
+    return labels if task.labelled else torch.full_like(labels, model.null_class)
 
 
-def _described(grid: tuple[int, ...], codes: int, classes: int) -> str:
-    return f"{grid[0]}×{grid[1]} tokens of {codes} codes in {classes} classes"
+def count_prompt(task: TaskSettings, model: Model) -> int:
+    """Count the tokens of an image that a task starts from.
+
+    Raises:
+        FewlinesError: that is all of them.
+    """
+    height, width = model.spec.grid
+    if task.prompt_lines >= height:
+        raise FewlinesError(f"tasks: {task.prompt_lines} prompt lines of an image of {height}")
+    return task.prompt_lines * width

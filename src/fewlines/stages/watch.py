@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from torch import Tensor
 
-from fewlines.cache.buffer import BoundedCache
-from fewlines.cache.placement import Placement
-from fewlines.cache.slots import RankedSlots
+from fewlines.attention.slots import RankedSlots
+from fewlines.cache.plan import EvictionPlan
 from fewlines.config import Experiment
-from fewlines.generate.decode import decode
-from fewlines.generate.packed import prepare
-from fewlines.generate.sampler import draw_noise
+from fewlines.decode.loop import decode
+from fewlines.decode.sampler import draw_noise
+from fewlines.models.base import AttentionModel
 from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
-from fewlines.models.transformer import Transformer
-from fewlines.report.watch import Frame, Pixels, residents, write_animation, write_page
-from fewlines.stages.samples import sampler
+from fewlines.report.watch import Frame, Pixels, find_residents, write_animation, write_page
+from fewlines.stages.samples import make_sampler
 
 
 def watch(
@@ -30,27 +30,40 @@ def watch(
     output: Path,
     page: Path | None = None,
     calibration: Path | None = None,
-    seed: int = 0,
-    label: int = 0,
-    frames: int = 60,
+    seed: Annotated[int, typer.Option(min=0, help="of the noise")] = 0,
+    label: Annotated[int, typer.Option(min=0, help="class of the image")] = 0,
+    frames: Annotated[int, typer.Option(min=1, help="of the animation")] = 60,
 ) -> None:
     """Draw one image under a cache and under the full cache, with what each head still holds: an
-    animated GIF, and perhaps an HTML page with a slider."""
-    network, pictures = load_network(model, Transformer), load_network(tokenizer, Tokenizer)
-    limited = config.cache(cache).calibrated(calibration)
-    geometry = network.shape.geometry
+    animated GIF, and perhaps an HTML page with a slider.
+
+    Args:
+        config: the experiment.
+        model: weights.
+        tokenizer: its weights.
+        cache: its name in the experiment.
+        output: GIF to write.
+        page: HTML to write.
+        calibration: of the base model, for caches that go by one.
+        seed: of the noise.
+        label: class of the image.
+        frames: of the animation.
+    """
+    network, pictures = load_network(model, AttentionModel), load_network(tokenizer, Tokenizer)
+    limited = config.get_cache(cache).calibrated(calibration)
+    geometry = network.geometry
     noise, labels = draw_noise(seed, [0], geometry.n_tokens), torch.tensor([label])
-    ready, how = prepare(network, torch.float32, 1), sampler(config.sampling)
+    ready, how = network.prepare(torch.float32, 1), make_sampler(config.sampling)
     steps = np.unique(np.linspace(0, geometry.n_tokens - 1, frames).round().astype(int)).tolist()
-    evictions = _Evictions(limited.place(geometry))
+    evictions = _Evictions(limited.plan(geometry))
     few = decode(ready, labels, noise, limited, how, watch=evictions.see)
-    full = decode(ready, labels, noise, config.cache("full"), how)
+    full = decode(ready, labels, noise, config.get_cache("full"), how)
     made = [
         Frame(
             step,
             _so_far(pictures, few, step, geometry.grid),
             _so_far(pictures, full, step, geometry.grid),
-            residents(evictions.evicted_at, step, geometry.grid),
+            find_residents(evictions.evicted_at, step, geometry.grid),
         )
         for step in steps
     ]
@@ -62,18 +75,16 @@ def watch(
 class _Evictions:
     """The step at which each token goes, `(L, H, N)`: known beforehand, or seen while drawing."""
 
-    def __init__(self, placement: Placement) -> None:
-        self.scored = placement.scoring is not None
-        shape = (*placement.capacity.shape, placement.geometry.n_tokens)
-        self.evicted_at = (
-            np.full(shape, placement.geometry.n_tokens) if self.scored else placement.evicted_at
-        )
+    def __init__(self, plan: EvictionPlan) -> None:
+        self.scored = plan.scoring is not None
+        shape = (*plan.capacity.shape, plan.geometry.n_tokens)
+        self.evicted_at = np.full(shape, plan.geometry.n_tokens) if self.scored else plan.evicted_at
 
-    def see(self, step: int, buffers: BoundedCache) -> None:
-        """After image token `step` was drawn; the newest that is written is the one before."""
+    def see(self, step: int, state: Any) -> None:
+        """Look after image token `step` was drawn; the newest that is written is the one before."""
         if not self.scored or step == 0:
             return
-        for layer, groups in enumerate(buffers.layers):
+        for layer, groups in enumerate(state.buffers.layers):
             for group in groups:
                 assert isinstance(group.slots, RankedSlots)
                 for head, held in zip(group.heads, group.slots.positions[0].numpy(), strict=True):

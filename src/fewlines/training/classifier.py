@@ -11,10 +11,10 @@ from torch import Tensor
 from fewlines.config import ClassifierSettings
 from fewlines.files import digest
 from fewlines.models.classifier import Classifier, ClassifierShape
-from fewlines.training.loop import Task, batch_indices
+from fewlines.training.loop import Objective, draw_rows
 
 
-class ClassifierTask(Task):
+class ClassifierObjective(Objective):
     """Cross-entropy of `labels` `(n,)` for `images` `(n, C, H, W)` uint8."""
 
     def __init__(
@@ -40,14 +40,14 @@ class ClassifierTask(Task):
             digest([self.images, self.labels]),
         ]
 
-    def loss(self, step: int) -> Tensor:
-        rows = batch_indices(len(self.labels), self.settings.batch, step, self.seed)
+    def compute_loss(self, step: int) -> Tensor:
+        rows = draw_rows(len(self.labels), self.settings.batch, step, self.seed)
         _, logits = self.network(self.images[rows])
         return F.cross_entropy(logits, self.labels[rows])
 
 
 @torch.no_grad()
-def accuracy(classifier: Classifier, images: Tensor, labels: Tensor, batch: int) -> float:
-    """Share of images `(n, C, H, W)` whose class `(n,)` is found."""
+def measure_accuracy(classifier: Classifier, images: Tensor, labels: Tensor, batch: int) -> float:
+    """Measure the share of images `(n, C, H, W)` whose class `(n,)` is found."""
     guesses = [classifier(part)[1].argmax(-1) for part in images.split(batch)]
     return (torch.cat(guesses) == labels).float().mean().item()

@@ -11,14 +11,14 @@ from torch import Tensor
 from fewlines.config import TokenizerSettings
 from fewlines.files import digest
 from fewlines.models.tokenizer import Quantized, Tokenizer, TokenizerShape, to_signed
-from fewlines.training.loop import Task, batch_indices, step_generator
+from fewlines.training.loop import Objective, draw_rows, make_generator
 
 REVIVE_EVERY = 20  # steps
 REVIVE_BELOW = 0.03  # of the mean count of a code
 REVIVE_UNTIL = 0.8  # of the training: the last codes need time to settle
 
 
-class TokenizerTask(Task):
+class TokenizerObjective(Objective):
     """Mean squared error of `images` `(n, C, H, W)` uint8 on [−1, 1]."""
 
     def __init__(self, settings: TokenizerSettings, images: Tensor, seed: int) -> None:
@@ -41,7 +41,7 @@ class TokenizerTask(Task):
     def fingerprint(self) -> list[Any]:
         return [self.settings.model_dump(mode="json"), self.seed, digest([self.images])]
 
-    def loss(self, step: int) -> Tensor:
+    def compute_loss(self, step: int) -> Tensor:
         images = self._batch(step)
         reconstructed, quantized = self.network(
             images, self.settings.commitment, self._replacements(step)
@@ -59,7 +59,7 @@ class TokenizerTask(Task):
             counts.zero_()
 
     def _batch(self, step: int) -> Tensor:
-        rows = batch_indices(len(self.images), self.settings.batch, step, self.seed)
+        rows = draw_rows(len(self.images), self.settings.batch, step, self.seed)
         return to_signed(self.images[rows])
 
     def _replacements(self, step: int) -> Tensor | None:
@@ -74,7 +74,7 @@ class TokenizerTask(Task):
         stride = self.network.shape.stride
         side = (self.images.shape[-2] // stride, self.images.shape[-1] // stride)
         shape = (self.settings.batch, *side)
-        generator = step_generator(self.seed + 2, step)
+        generator = make_generator(self.seed + 2, step)
         codes = torch.randint(self.settings.codes, shape, generator=generator)
         return codes.masked_fill(torch.rand(shape, generator=generator) >= share, -1)
 
@@ -88,7 +88,7 @@ class TokenizerTask(Task):
     def _revive(self, dead: Tensor, encoded: Tensor, step: int) -> None:
         """Dead codes take the place of random encodings."""
         rows = torch.randint(
-            len(encoded), (int(dead.sum()),), generator=step_generator(self.seed + 1, step)
+            len(encoded), (int(dead.sum()),), generator=make_generator(self.seed + 1, step)
         )
         self.network.quantizer.embedding.weight[dead] = encoded[rows]
 

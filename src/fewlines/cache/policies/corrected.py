@@ -1,7 +1,7 @@
 """The schedule, corrected by what this image shows: ours.
 
-A resident is worth what the schedule expects of it, times a power of how much the last line's
-queries looked at it, compared with what they were expected to; the line's own tokens are worth
+A resident is scored by what the schedule expects of it, times a power of how much the last line's
+queries looked at it, compared with what they were expected to; the line's own tokens are score
 what the schedule expects. Asked once per line, it says who goes at each of the line's steps.
 """
 
@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.cache.policy import ForesightPolicy, Need, View
+from fewlines.cache.policy import LookaheadPolicy, Need, View
 
 
 @dataclass(frozen=True)
-class Corrected(ForesightPolicy):
+class Corrected(LookaheadPolicy):
     """`power` 0 is the schedule itself. `floor` is added to both attentions: so little
     says nothing about a token. Both were chosen on training images of Fashion-MNIST."""
 
@@ -28,13 +28,13 @@ class Corrected(ForesightPolicy):
     power: float = 0.5
     floor: float = 0.01
 
-    def foresee(self, view: View, steps: range) -> Tensor:
+    def score_ahead(self, view: View, steps: range) -> Tensor:
         assert view.expectation is not None
         queries = self.interval(view.geometry, view.positions.shape[-1])
-        expected = view.expectation.of_the_line(view, queries)
+        expected = view.expectation.average_line(view, queries)
         ratio = (view.line_mean + self.floor) / (expected + self.floor)
         correction = F.pad(ratio**self.power, (0, len(steps)), value=1.0)  # (B, G, R + S)
         own = torch.arange(steps.start, steps.stop, device=ratio.device)
         positions = torch.cat([view.positions, own.expand(*ratio.shape[:2], -1)], dim=-1)
-        worth: Tensor = view.expectation.to_come(positions, steps) * correction[:, :, None]
-        return worth
+        score: Tensor = view.expectation.sum_future(positions, steps) * correction[:, :, None]
+        return score

@@ -1,7 +1,7 @@
 """DiagonalAttn (arXiv 2609.19702): what a head looks at is a set of relative offsets.
 
 The paper keeps a fixed set of offsets, measured once. Here the offsets are weighed by the mean
-attention they got, and a token is worth what the offsets still to come will give it: the schedule
+attention they got, and a token is scored by what the offsets still to come will give it: the schedule
 (`scheduled`) that is left when the position of the query is forgotten. Our reading.
 """
 
@@ -10,17 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fewlines.cache.calibration import Calibration
-from fewlines.cache.geometry import Geometry, Table
 from fewlines.cache.policies.scheduled import Scheduled
 from fewlines.cache.policy import CalibratedPolicy
+from fewlines.calibration.data import Calibration
+from fewlines.geometry import Geometry, Table
 
 
 @dataclass(frozen=True)
 class Diagonal(CalibratedPolicy):
-    """The schedule, from means over equal offsets: what could be carried to another grid."""
+    """The schedule, from means over equal offsets: what could be transferred to another grid."""
 
     name: ClassVar[str] = "diagonal"
 
-    def victims(self, geometry: Geometry, room: Table, calibration: Calibration) -> Table:
-        return Scheduled().victims(geometry, room, calibration.by_offset)
+    def choose_victims(
+        self, geometry: Geometry, capacity: Table, calibration: Calibration
+    ) -> Table:
+        return Scheduled().choose_victims(geometry, capacity, calibration.by_offset)

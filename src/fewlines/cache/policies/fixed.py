@@ -12,25 +12,25 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewlines.cache.geometry import Geometry, Table
-from fewlines.cache.policy import NOBODY, StaticPolicy
+from fewlines.cache.policy import NO_VICTIM, StaticPolicy
+from fewlines.geometry import Geometry, Table
 
 
 @dataclass(frozen=True)
 class Fixed(StaticPolicy):
-    """As many last columns as the room holds for all lines, at least one; tokens left of them go
+    """As many last columns as the capacity holds for all lines, at least one; tokens left of them go
     first, oldest first. Where even the columns do not fit, the oldest of them go."""
 
     name: ClassVar[str] = "fixed"
 
-    def victims(self, geometry: Geometry, room: Table) -> Table:
+    def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
         height, width = geometry.grid
-        victims = np.full((*room.shape, geometry.n_tokens), NOBODY)
-        for layer, head in np.ndindex(room.shape):
-            columns = max(1, (int(room[layer, head]) - width) // max(1, height - 1))
+        victims = np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)
+        for layer, head in np.ndindex(capacity.shape):
+            columns = max(1, (int(capacity[layer, head]) - width) // max(1, height - 1))
             resident: list[int] = []
             for step in range(geometry.n_tokens):
-                if len(resident) == room[layer, head]:
+                if len(resident) == capacity[layer, head]:
                     line = step - step % width
                     left = (t for t in resident if t < line and t % width < width - columns)
                     victim = next(left, resident[0])

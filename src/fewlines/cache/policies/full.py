@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewlines.cache.geometry import Geometry, Table
-from fewlines.cache.policy import NOBODY, StaticPolicy
+from fewlines.cache.policy import NO_VICTIM, StaticPolicy
+from fewlines.geometry import Geometry, Table
 
 
 @dataclass(frozen=True)
@@ -17,5 +17,5 @@ class Full(StaticPolicy):
 
     name: ClassVar[str] = "full"
 
-    def victims(self, geometry: Geometry, room: Table) -> Table:
-        return np.full((*room.shape, geometry.n_tokens), NOBODY)
+    def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
+        return np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)

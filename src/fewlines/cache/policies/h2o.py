@@ -1,4 +1,4 @@
-"""H2O (arXiv 2306.14048): what was attended to most, and half the room for the last tokens."""
+"""H2O (arXiv 2306.14048): what was attended to most, and half the capacity for the last tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewlines.cache.policy import Need, ScoringPolicy, View
 
 @dataclass(frozen=True)
 class H2O(ScoringPolicy):
-    """Worth: the attention of all queries so far; the last `recent` share of the residents goes
+    """Score: the attention of all queries so far; the last `recent` share of the residents goes
     last. Asked once per line, where the paper evicts at every step (`every=1`): our reading, as
     for all scoring policies here."""
 

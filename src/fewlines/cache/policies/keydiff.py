@@ -13,7 +13,7 @@ from fewlines.cache.policy import ScoringPolicy, View
 
 @dataclass(frozen=True)
 class KeyDiff(ScoringPolicy):
-    """Worth: how far a key's direction is from the mean key's."""
+    """Score: how far a key's direction is from the mean key's."""
 
     name: ClassVar[str] = "keydiff"
 

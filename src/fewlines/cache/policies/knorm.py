@@ -12,7 +12,7 @@ from fewlines.cache.policy import ScoringPolicy, View
 
 @dataclass(frozen=True)
 class KNorm(ScoringPolicy):
-    """Worth: a small norm of the key."""
+    """Score: a small norm of the key."""
 
     name: ClassVar[str] = "knorm"
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewlines.cache.geometry import Geometry, Table
-from fewlines.cache.policy import NOBODY, StaticPolicy
+from fewlines.cache.policy import NO_VICTIM, StaticPolicy
+from fewlines.geometry import Geometry, Table
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Lines(StaticPolicy):
 
     name: ClassVar[str] = "lines"
 
-    def victims(self, geometry: Geometry, room: Table) -> Table:
+    def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
         step = np.arange(geometry.n_tokens)
-        room = room[..., None]
-        return np.where(step < room, NOBODY, step - room)
+        capacity = capacity[..., None]
+        return np.where(step < capacity, NO_VICTIM, step - capacity)

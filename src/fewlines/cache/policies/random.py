@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewlines.cache.geometry import Geometry, Table
-from fewlines.cache.policy import NOBODY, StaticPolicy
+from fewlines.cache.policy import NO_VICTIM, StaticPolicy
+from fewlines.geometry import Geometry, Table
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,13 @@ class Random(StaticPolicy):
     name: ClassVar[str] = "random"
     seed: int = 0
 
-    def victims(self, geometry: Geometry, room: Table) -> Table:
+    def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
         random = np.random.default_rng(self.seed)
-        victims = np.full((*room.shape, geometry.n_tokens), NOBODY)
-        for layer, head in np.ndindex(room.shape):
+        victims = np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)
+        for layer, head in np.ndindex(capacity.shape):
             resident: list[int] = []
             for step in range(geometry.n_tokens):
-                if len(resident) == room[layer, head]:
+                if len(resident) == capacity[layer, head]:
                     chosen = int(random.integers(len(resident)))
                     victims[layer, head, step] = resident.pop(chosen)
                 resident.append(step)

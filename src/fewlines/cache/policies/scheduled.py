@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewlines.cache.calibration import Calibration
-from fewlines.cache.geometry import Geometry, Table
-from fewlines.cache.policy import NOBODY, CalibratedPolicy
+from fewlines.cache.policy import NO_VICTIM, CalibratedPolicy
+from fewlines.calibration.data import Calibration
+from fewlines.geometry import Geometry, Table
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,17 @@ class Scheduled(CalibratedPolicy):
 
     name: ClassVar[str] = "scheduled"
 
-    def victims(self, geometry: Geometry, room: Table, calibration: Calibration) -> Table:
+    def choose_victims(
+        self, geometry: Geometry, capacity: Table, calibration: Calibration
+    ) -> Table:
         n = geometry.n_tokens
-        victims = np.full((*room.shape, n), NOBODY)
-        for layer, head in np.ndindex(room.shape):
+        victims = np.full((*capacity.shape, n), NO_VICTIM)
+        for layer, head in np.ndindex(capacity.shape):
             resident = np.zeros(n, dtype=bool)
             for step in range(n):
-                if resident.sum() == room[layer, head]:
-                    worth = np.where(resident, calibration.future[layer, head, step], np.inf)
-                    victims[layer, head, step] = worth.argmin()
+                if resident.sum() == capacity[layer, head]:
+                    score = np.where(resident, calibration.future[layer, head, step], np.inf)
+                    victims[layer, head, step] = score.argmin()
                     resident[victims[layer, head, step]] = False
                 resident[step] = True
         return victims

@@ -14,7 +14,7 @@ from fewlines.cache.policy import Need, ScoringPolicy, View
 
 @dataclass(frozen=True)
 class SnapKV(ScoringPolicy):
-    """Worth: the attention of the last `window` queries, averaged over `kernel` residents that are
+    """Score: the attention of the last `window` queries, averaged over `kernel` residents that are
     neighbours in raster order; the window's own tokens go last. A window is at most a line."""
 
     name: ClassVar[str] = "snapkv"

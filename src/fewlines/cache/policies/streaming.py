@@ -7,22 +7,22 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewlines.cache.geometry import Geometry, Table
-from fewlines.cache.policy import NOBODY, StaticPolicy
+from fewlines.cache.policy import NO_VICTIM, StaticPolicy
+from fewlines.geometry import Geometry, Table
 
 
 @dataclass(frozen=True)
 class Streaming(StaticPolicy):
-    """Keeps the first `sinks` image tokens and the last `room − sinks`.
+    """Keeps the first `sinks` image tokens and the last `capacity − sinks`.
 
-    Where the room is too small for `sinks` and the token being decoded, fewer sinks are kept.
+    Where the capacity is too small for `sinks` and the token being decoded, fewer sinks are kept.
     """
 
     name: ClassVar[str] = "streaming"
     sinks: int = 4
 
-    def victims(self, geometry: Geometry, room: Table) -> Table:
+    def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
         step = np.arange(geometry.n_tokens)
-        room = room[..., None]
-        window = room - np.minimum(self.sinks, room - 1)
-        return np.where(step < room, NOBODY, step - window)
+        capacity = capacity[..., None]
+        window = capacity - np.minimum(self.sinks, capacity - 1)
+        return np.where(step < capacity, NO_VICTIM, step - window)

@@ -12,7 +12,7 @@ from fewlines.cache.policy import Need, ScoringPolicy, View
 
 @dataclass(frozen=True)
 class Tova(ScoringPolicy):
-    """Worth: the attention of the last query."""
+    """Score: the attention of the last query."""
 
     name: ClassVar[str] = "tova"
     needs: ClassVar[Need | None] = "attention"

@@ -1,0 +1,297 @@
+"""Where the next token goes: read from a table, or ranked by a policy, once per line."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewlines.cache.plan import EvictionPlan
+from fewlines.cache.policy import NO_VICTIM, Expectation, ScoringPolicy
+from fewlines.geometry import Geometry
+
+# Rows of `Slots.now`; from MERGED on there is one for each summary.
+EVICTS, LENGTH, BAND, MERGED = range(4)
+
+
+class Slots(ABC):
+    """The writes of a group of `G` heads, step by step. The tensors stay where they are and change
+    what they hold, so that a compiled kernel or a CUDA graph can keep their addresses.
+
+    Attributes:
+        slot: `(B, G)` int64, the entry that the new token takes.
+        now: `(3 + S, G)` int64: whether somebody is there; entries written, from the first on,
+            merge_slots not counted; which of `S` merge_slots takes the victim; victims in each of them
+            so far, that one included.
+        shortest, longest: of the entries written.
+        evicting: whether any head evicts at this step.
+        evicted: whether any head has evicted, at this step or before.
+        seen: `(B, G, E)` float32, where the attention on each entry is added up; None if nobody
+            asks.
+        peak: whether `seen` keeps the largest instead of the sum.
+        table: `(N, 4 + S, G)`, the slots where they are known before, and then `now`, of every
+            step.
+    """
+
+    slot: Tensor
+    now: Tensor
+    table: np.ndarray[Any, Any]
+    shortest = longest = 0
+    evicting = evicted = False
+    seen: Tensor | None = None
+    peak = False
+    bytes = 0
+
+    @abstractmethod
+    def read(self, row: Tensor) -> None:
+        """Follow a row `(4 + S, G)`, into which the table's will be copied step by step."""
+
+    @abstractmethod
+    def advance(self, step: int, keys: Tensor) -> None:
+        """To image token `step`; `keys` `(B, G, E, D)` are the group's buffer."""
+
+    def observe(self, q: Tensor) -> None:  # noqa: B027
+        """See the layer's queries `(B, H·r, D)` of the step."""
+
+    @abstractmethod
+    def seek(self, step: int) -> None:
+        """As if all tokens before `step` had come: for instruments."""
+
+
+class TableSlots(Slots):
+    """The slots of a plan whose victims are known: the same for every row of the batch."""
+
+    def __init__(self, plan: EvictionPlan, layer: int, heads: list[int], batch: int) -> None:
+        geometry, merge_slots = plan.geometry, int(plan.merge_slots[layer, heads[0]])
+        slots = plan.slots[layer, heads].T + geometry.prefix  # (N, G)
+        victims = plan.known_victims[layer, heads].T
+        evicts = victims != NO_VICTIM
+        band = np.where(evicts, geometry.band(victims, merge_slots), 0)
+        merged = [(evicts & (band == each)).cumsum(0) for each in range(merge_slots)]
+        length = np.maximum.accumulate(slots, axis=0) + 1
+        self.batch = batch
+        self.table = np.stack([slots, evicts, length, band, *merged], axis=1)
+        self.host = list(
+            zip(
+                length.min(1).tolist(),
+                length.max(1).tolist(),
+                evicts.any(1).tolist(),
+                evicts.cumsum(0).any(1).tolist(),
+                strict=True,
+            )
+        )
+
+    def read(self, row: Tensor) -> None:
+        self.slot, self.now = row[0].expand(self.batch, -1), row[1:]
+
+    def advance(self, step: int, keys: Tensor) -> None:
+        self.shortest, self.longest, self.evicting, self.evicted = self.host[step]
+
+    def seek(self, step: int) -> None:
+        """The table has it all."""
+
+
+class RankedSlots(Slots):
+    """The slots that a scoring policy picks, row by row, at the start of every line."""
+
+    def __init__(
+        self,
+        plan: EvictionPlan,
+        policy: ScoringPolicy,
+        layer: int,
+        batch: int,
+        heads: list[int],
+        entries: int,
+        device: torch.device,
+    ) -> None:
+        self.policy, self.geometry = policy, plan.geometry
+        self.expectation = plan.get_expectation(layer, heads, device)
+        self.prefix = self.geometry.prefix
+        merges = int(plan.merge_slots[layer, heads[0]])
+        self.capacity = entries - self.prefix - merges
+        self.every = policy.interval(self.geometry, self.capacity)
+        self.recorded = torch.full((batch, len(heads), self.capacity), NO_VICTIM, device=device)
+        self.victims = self.recorded[..., :0]  # (B, G, ·), slots in the order they go
+        self.come = self.gone = 0  # tokens so far, and victims since the ranking
+        self.slot = torch.zeros(batch, len(heads), dtype=torch.long, device=device)
+        steps = np.arange(self.geometry.n_tokens)
+        length = self.prefix + np.minimum(steps + 1, self.capacity)
+        merged = np.maximum(steps - self.capacity + 1, 0)
+        first = np.zeros_like(steps)  # of the merge_slots, and the only one
+        rows = [self.prefix + steps, steps >= self.capacity, length, first]
+        known = np.stack([*rows, merged] if merges else rows, axis=1)
+        self.table = np.repeat(known[..., None], len(heads), axis=-1)
+        self.heads = torch.tensor(heads, device=device)
+        needs = policy.needs
+        self.peak = needs == "line_max"
+        shape = (batch, len(heads), entries)
+        if needs in ("line_mean", "line_max", "total"):
+            self.seen = torch.zeros(shape, device=device)
+        elif needs == "attention":
+            self.window = min(policy.window, self.geometry.width)
+            self.history = torch.zeros(self.window, *shape, device=device)
+        self.query: Tensor | None = None  # (B, G, r, D), sum over the queries since the ranking
+
+    @property
+    def bytes(self) -> int:  # type: ignore[override]
+        """Bytes of the policy's own bookkeeping."""
+        kept = [self.recorded, self.seen, self.query, getattr(self, "history", None)]
+        return sum(tensor.nbytes for tensor in kept if tensor is not None)
+
+    def read(self, row: Tensor) -> None:
+        self.now = row[1:]
+
+    @property
+    def positions(self) -> Tensor:
+        """`(B, G, R)`, the image position of the token in each slot; NO_VICTIM where none has come."""
+        if self.gone:
+            taken = self.victims[..., : self.gone]
+            tokens = torch.arange(self.come - self.gone, self.come, device=taken.device)
+            # A line's own tokens may go as well: then the last that came to a slot is there.
+            self.recorded.scatter_reduce_(-1, taken, tokens.expand_as(taken), "amax")
+            self.victims, self.gone = self.victims[..., self.gone :], 0
+        return self.recorded
+
+    def advance(self, step: int, keys: Tensor) -> None:
+        if step % self.every == 0:
+            self._rank(step, keys)
+        self.evicting = self.evicted = step >= self.capacity
+        self.shortest = self.longest = self.prefix + min(step + 1, self.capacity)
+        if self.evicting:
+            torch.add(self.victims[..., self.gone], self.prefix, out=self.slot)
+            self.gone += 1
+        else:
+            self.recorded[..., step] = step
+            self.slot.fill_(self.prefix + step)
+        self.come = step + 1
+        if self.policy.needs == "attention":
+            self.seen = self.history[step % self.window].zero_()
+
+    def observe(self, q: Tensor) -> None:
+        if self.policy.needs == "line_query":
+            q = q.unflatten(1, (self.geometry.heads, -1))[:, self.heads].float()
+            if self.query is None:
+                self.query = torch.zeros_like(q)
+            self.query += q
+
+    def _rank(self, step: int, keys: Tensor) -> None:
+        """Fix the order in which tokens go until the next ranking."""
+        steps = range(step, min(step + self.every, self.geometry.n_tokens))
+        going = max(0, steps.stop - max(step, self.capacity))
+        if going:
+            in_raster_order = self.positions[..., : min(step, self.capacity)].argsort(-1)
+            view = RankedView(self, step, in_raster_order, keys)
+            self.victims = self._slots_of(
+                self.policy.rank_evictions(view, steps, going), in_raster_order
+            )
+        if self.query is not None:
+            self.query.zero_()
+        if self.seen is not None and self.policy.needs != "attention":  # which forgets by itself
+            self.seen.mul_(self.policy.decay if self.policy.needs == "total" else 0)
+
+    def _slots_of(self, evictions: Tensor, residents: Tensor) -> Tensor:
+        """The slots of the tokens that go, `(B, G, going)`: a line's own tokens fill what is free
+        and then take their victims' places, in which they may be overwritten in turn."""
+        resident, going = residents.shape[-1], evictions.shape[-1]
+        free = torch.arange(resident, self.capacity, device=residents.device)
+        first = torch.cat([residents, free.expand(*residents.shape[:2], -1)], dim=-1)
+        # Whose place each takes, those of the first slots their own; doubled until nobody is left.
+        own = torch.arange(self.capacity, device=residents.device).expand_as(first)
+        place = torch.cat([own, evictions], dim=-1)
+        for _ in range(going.bit_length()):
+            place = place.gather(-1, place)
+        return first.gather(-1, place[..., self.capacity :])
+
+    def seek(self, step: int) -> None:
+        newest = min(step, self.capacity)
+        self.recorded[..., :newest] = torch.arange(step - newest, step)
+        self.come, self.gone = step, 0
+        if step % self.every and step > self.capacity:
+            self.victims = self.recorded.argsort(-1)
+
+
+class Tables:
+    """The tables of all groups side by side, so that one copy turns them all: on a GPU a copy for
+    each would take longer than a layer's attention."""
+
+    def __init__(self, slots: list[Slots], device: torch.device) -> None:
+        _, rows, widths = zip(*(each.table.shape for each in slots), strict=True)
+        padded = [
+            np.pad(each.table, ((0, 0), (0, max(rows) - own), (0, 0)))
+            for each, own in zip(slots, rows, strict=True)
+        ]
+        whole = np.ascontiguousarray(np.concatenate(padded, axis=-1))
+        self.table = torch.tensor(whole, device=device)  # (N, 4 + S, ΣG), S the most of any group
+        self.row = torch.zeros_like(self.table[0])
+        parts = self.row.split(widths, dim=-1)
+        for each, own, part in zip(slots, rows, parts, strict=True):
+            each.read(part[:own])
+
+    def advance(self, step: int) -> None:
+        """To image token `step`."""
+        self.row.copy_(self.table[step])
+
+
+@dataclass(frozen=True)
+class RankedView:
+    """What `RankedSlots` lets its policy see: a `View`."""
+
+    slots: RankedSlots
+    step: int
+    order: Tensor  # (B, G, R), slots of the residents in raster order
+    buffer: Tensor
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.slots.geometry
+
+    @property
+    def positions(self) -> Tensor:
+        return self.slots.positions.gather(-1, self.order)
+
+    @property
+    def keys(self) -> Tensor:
+        rows = (self.order + self.slots.prefix)[..., None].expand(-1, -1, -1, self.buffer.shape[-1])
+        return self.buffer.gather(2, rows).float()
+
+    @property
+    def line_mean(self) -> Tensor:
+        return self._seen / min(self.step, self.slots.every)
+
+    @property
+    def line_max(self) -> Tensor:
+        return self._seen
+
+    @property
+    def line_query(self) -> Tensor:
+        assert self.slots.query is not None
+        return self.slots.query / min(self.step, self.slots.every)
+
+    @property
+    def total(self) -> Tensor:
+        return self._seen
+
+    @property
+    def expectation(self) -> Expectation | None:
+        return self.slots.expectation
+
+    @property
+    def attention(self) -> Tensor:
+        window, positions = self.slots.window, self.positions
+        rows = [
+            self._residents(self.slots.history[query % window]).masked_fill(positions > query, 0)
+            for query in range(max(0, self.step - window), self.step)
+        ]
+        return torch.stack(rows, dim=2)
+
+    @property
+    def _seen(self) -> Tensor:
+        assert self.slots.seen is not None
+        return self._residents(self.slots.seen)
+
+    def _residents(self, entries: Tensor) -> Tensor:
+        return entries.gather(-1, self.order + self.slots.prefix)

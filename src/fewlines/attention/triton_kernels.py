@@ -1,0 +1,316 @@
+"""Decode attention for a GPU: a kernel per group of heads that writes a token, merges and attends.
+
+What `kernels` is to the CPU. Of torch's operators the same step takes some forty a layer, and their
+attention under a mask, which a growing or merged cache needs, reads at a third of memory's speed.
+How much is written is read from `Slots.now` on the device, so one CUDA graph serves every length.
+
+Where rows and heads are too few to fill the GPU, programs of their own read segments of a head's
+entries first, and the softmaxes are put together (split-KV, as FlashDecoding does).
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# The fastest of nine on an H100, for few rows and many: more warps wait for each other's sums. With
+# more programs than FULL to a multiprocessor, shorter segments are no faster.
+ENTRIES, WARPS, FULL = 32, 1, 12
+
+
+def block(r: int) -> int:
+    """Entries at once, for `r` query heads to a key-value head: more would not fit registers."""
+    return max(ENTRIES // int(triton.next_power_of_2(r)), 16)
+
+
+def segments(heads: int, entries: int, device: torch.device) -> int:
+    """Programs that share the entries of each of so many heads, rows counted: a power of two."""
+    if device.type != "cuda":
+        return 1
+    wanted = FULL * torch.cuda.get_device_properties(device).multi_processor_count // heads
+    share = max(min(wanted, entries // ENTRIES), 1)
+    return 1 << (share.bit_length() - 1)
+
+
+@triton.jit
+def _write(
+    new, buffer, mean, d, real, D: tl.constexpr, row, E, to, evicts, band, merged,
+    S: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Put `new` `(D,)` into the entry `to` and its victim into the summary `band`; returns both as
+    stored, in the precision of the arithmetic."""
+    first = buffer + row * E * D
+    summary = new
+    if S > 0:
+        last = first + (E - S + band) * D + d
+        held = mean + (row * S + band) * D + d if EXACT else last
+        summary = tl.load(held, mask=real, other=0.0).to(new.dtype)
+        if evicts:
+            victim = tl.load(first + to * D + d, mask=real, other=0.0).to(new.dtype)
+            summary += (victim - summary) / merged
+            tl.store(held, summary, mask=real)
+            tl.store(last, summary.to(buffer.dtype.element_ty), mask=real)
+        summary = summary.to(buffer.dtype.element_ty).to(new.dtype)
+    stored = new.to(buffer.dtype.element_ty)
+    tl.store(first + to * D + d, stored, mask=real)
+    return stored.to(new.dtype), summary
+
+
+@triton.jit
+def _query(q, head, r, d, a, D: tl.constexpr, SCALE: tl.constexpr, q_head, ACC: tl.constexpr):
+    """`(R2, D2)`, the scaled queries of a key-value head."""
+    asked = (a < r)[:, None] & (d < D)[None, :]
+    where = q + (head * r + a)[:, None] * q_head + d[None, :]
+    return tl.load(where, mask=asked, other=0.0).to(ACC) * SCALE
+
+
+@triton.jit
+def _attend(
+    query, keys, values, start, end, to, y, total, top,
+    D: tl.constexpr, D2: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Go on with a softmax over the entries `start … end−1` of a head, `to` left out: the sum of
+    values `y` `(R2, D2)`, of weights `total` and the highest score `top`, both `(R2,)`."""
+    d = tl.arange(0, D2)
+    for first in range(start, end, BLOCK):
+        e = first + tl.arange(0, BLOCK)
+        read = (e < end) & (e != to)
+        there = read[:, None] & (d < D)[None, :]
+        where = e[:, None] * D + d[None, :]
+        key = tl.load(keys + where, mask=there, other=0.0).to(ACC)  # (BLOCK, D2)
+        value = tl.load(values + where, mask=there, other=0.0).to(ACC)
+        score = tl.sum(key[:, None, :] * query[None, :, :], 2)  # (BLOCK, R2)
+        score = tl.where(read[:, None], score, float("-inf"))
+        highest = tl.maximum(top, tl.max(score, 0))
+        old, share = tl.exp(top - highest), tl.exp(score - highest[None, :])
+        y = y * old[:, None] + tl.sum(share[:, :, None] * value[:, None, :], 0)
+        total, top = total * old + tl.sum(share, 0), highest
+    return y, total, top
+
+
+@triton.jit
+def _observe(
+    query, keys, kept, start, end, to, total, top, r,
+    D: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    PEAK: tl.constexpr,
+):  # fmt: skip
+    """Add to `kept` what the entries `start … end−1` were given, `to` left out."""
+    d, a = tl.arange(0, D2), tl.arange(0, R2)
+    mean = tl.where(a < r, 1.0 / r, 0.0).to(ACC)  # over the group's query heads
+    for first in range(start, end, BLOCK):
+        e = first + tl.arange(0, BLOCK)
+        read = (e < end) & (e != to)
+        there = read[:, None] & (d < D)[None, :]
+        key = tl.load(keys + e[:, None] * D + d[None, :], mask=there, other=0.0).to(ACC)
+        score = tl.sum(key[:, None, :] * query[None, :, :], 2)
+        share = tl.exp(score - top[None, :]) / total[None, :] * mean[None, :]
+        given = tl.sum(share, 1).to(tl.float32)
+        before = tl.load(kept + e, mask=read, other=0.0)
+        after = tl.maximum(before, given) if PEAK else before + given
+        tl.store(kept + e, after, mask=read)
+
+
+@triton.jit
+def _segment(
+    q, heads, slot, now, q_row, q_head, slot_row, slot_head, now_row, r,
+    D: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr,
+    BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
+):  # fmt: skip
+    """What this program reads: its row of the buffer, the entries `start … end−1` but `to`, and
+    the query that asks them."""
+    b, g, s = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    n = tl.load(now + now_row + g)
+    long = tl.cdiv(tl.cdiv(n, SEGMENTS), BLOCK) * BLOCK
+    query = _query(
+        q + b * q_row, tl.load(heads + g), r, tl.arange(0, D2), tl.arange(0, R2),
+        D, SCALE, q_head, ACC,
+    )  # fmt: skip
+    to = tl.load(slot + b * slot_row + g * slot_head)
+    return b * tl.num_programs(1) + g, s * long, tl.minimum(n, (s + 1) * long), to, query
+
+
+@triton.jit
+def _read_segment(
+    q, heads, keys, values, slot, now, sums, ends,  # (B, G, parts, r, D), (B, G, parts + 1, r, 2)
+    q_row, q_head, slot_row, slot_head, now_row, E, r,
+    D: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr,
+    BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
+):  # fmt: skip
+    """The softmax over a segment of a head's old entries, for `_step` to go on with."""
+    row, start, end, to, query = _segment(
+        q, heads, slot, now, q_row, q_head, slot_row, slot_head, now_row, r,
+        D, SCALE, ACC, D2, R2, BLOCK, SEGMENTS,
+    )  # fmt: skip
+    s, d, a = tl.program_id(2), tl.arange(0, D2), tl.arange(0, R2)
+    y, total, top = _attend(
+        query, keys + row * E * D, values + row * E * D, start, end, to,
+        tl.zeros((R2, D2), ACC), tl.zeros((R2,), ACC), tl.full((R2,), -1e30, ACC),
+        D, D2, ACC, BLOCK,
+    )  # fmt: skip
+    part = (row * SEGMENTS + s) * r + a
+    tl.store(sums + part[:, None] * D + d[None, :], y, mask=(a < r)[:, None] & (d < D)[None, :])
+    end_of = ends + ((row * (SEGMENTS + 1) + s) * r + a) * 2
+    tl.store(end_of, total, mask=a < r)
+    tl.store(end_of + 1, top, mask=a < r)
+
+
+@triton.jit
+def _step(
+    q, k, v, out,  # (B, H·r, D), (B, H, D) twice, (B, H·r, D)
+    heads, keys, values, mean_k, mean_v,  # (G,), (B, G, E, D) twice, (B, G, S, D) twice
+    slot, now, seen,  # (B, G), (3 + S, G), (B, G, E)
+    sums, ends,  # of `_read_segment`
+    q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head, slot_row, slot_head, now_row,
+    E, r,
+    D: tl.constexpr, SCALE: tl.constexpr,
+    ACC: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr, BLOCK: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    S: tl.constexpr, EXACT: tl.constexpr, OBSERVE: tl.constexpr, PEAK: tl.constexpr,
+):  # fmt: skip
+    b, g, G = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    row = b * G + g
+    head = tl.load(heads + g)
+    to = tl.load(slot + b * slot_row + g * slot_head)
+    evicts = tl.load(now + g) > 0
+    n = tl.load(now + now_row + g)
+    band = tl.load(now + 2 * now_row + g)
+    merged = tl.load(now + (3 + band) * now_row + g) if S > 0 else band
+
+    d, a = tl.arange(0, D2), tl.arange(0, R2)
+    real, asked = d < D, (a < r)[:, None] & (d < D)[None, :]
+    new_k = tl.load(k + b * k_row + head * k_head + d, mask=real, other=0.0).to(ACC)
+    new_v = tl.load(v + b * v_row + head * v_head + d, mask=real, other=0.0).to(ACC)
+    new_k, sum_k = _write(
+        new_k, keys, mean_k, d, real, D, row, E, to, evicts, band, merged.to(ACC), S, EXACT
+    )
+    new_v, sum_v = _write(
+        new_v, values, mean_v, d, real, D, row, E, to, evicts, band, merged.to(ACC), S, EXACT
+    )
+    query = _query(q + b * q_row, head, r, d, a, D, SCALE, q_head, ACC)
+
+    # The new token and its victim's summary are at hand: what was just written is never read back.
+    top = tl.sum(query * new_k[None, :], 1)  # (R2,)
+    own = top
+    total = tl.full((R2,), 1, ACC)
+    y = tl.zeros((R2, D2), ACC) + new_v[None, :]
+    for s in tl.static_range(S):
+        if S > 1:
+            other = (row * E + E - S + s) * D + d
+            other_k = tl.load(keys + other, mask=real, other=0.0).to(ACC)
+            other_v = tl.load(values + other, mask=real, other=0.0).to(ACC)
+            merged = tl.load(now + (3 + s) * now_row + g)
+            this_k, this_v = (
+                tl.where(s == band, sum_k, other_k),
+                tl.where(s == band, sum_v, other_v),
+            )
+        else:
+            this_k, this_v = sum_k, sum_v
+        of_sum = tl.sum(query * this_k[None, :], 1) + tl.log(tl.maximum(merged, 1).to(ACC))
+        of_sum = tl.where(merged > 0, of_sum, float("-inf"))
+        highest = tl.maximum(top, of_sum)
+        y = y * tl.exp(top - highest)[:, None] + tl.exp(of_sum - highest)[:, None] * this_v[None, :]
+        total, top = total * tl.exp(top - highest) + tl.exp(of_sum - highest), highest
+
+    first = row * E * D
+    if SEGMENTS == 1:
+        y, total, top = _attend(
+            query, keys + first, values + first, 0, n, to, y, total, top, D, D2, ACC, BLOCK
+        )
+    else:
+        for s in range(SEGMENTS):
+            part = (row * SEGMENTS + s) * r + a
+            theirs = tl.load(sums + part[:, None] * D + d[None, :], mask=asked, other=0.0)
+            end_of = ends + ((row * (SEGMENTS + 1) + s) * r + a) * 2
+            their_total = tl.load(end_of, mask=a < r, other=0.0)
+            their_top = tl.load(end_of + 1, mask=a < r, other=-1e30)
+            highest = tl.maximum(top, their_top)
+            old, share = tl.exp(top - highest), tl.exp(their_top - highest)
+            y = y * old[:, None] + theirs * share[:, None]
+            total, top = total * old + their_total * share, highest
+    answer = (y / total[:, None]).to(out.dtype.element_ty)
+    of_query = (head * r + a)[:, None]
+    tl.store(out + b * o_row + of_query * o_head + d[None, :], answer, mask=asked)
+
+    if OBSERVE:
+        mean = tl.where(a < r, 1.0 / r, 0.0).to(ACC)  # over the group's query heads
+        kept = seen + row * E
+        tl.store(kept + to, tl.sum(tl.exp(own - top) / total * mean, 0).to(tl.float32))
+        if SEGMENTS == 1:
+            _observe(
+                query, keys + first, kept, 0, n, to, total, top, r, D, D2, R2, ACC, BLOCK, PEAK
+            )
+        else:
+            end_of = ends + ((row * (SEGMENTS + 1) + SEGMENTS) * r + a) * 2
+            tl.store(end_of, total, mask=a < r)
+            tl.store(end_of + 1, top, mask=a < r)
+
+
+@triton.jit
+def _observe_segment(
+    q, heads, keys, slot, now, seen, ends,
+    q_row, q_head, slot_row, slot_head, now_row, E, r,
+    D: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr,
+    BLOCK: tl.constexpr, SEGMENTS: tl.constexpr, PEAK: tl.constexpr,
+):  # fmt: skip
+    """What the old entries of a segment were given, when `_step` knows the whole softmax."""
+    row, start, end, to, query = _segment(
+        q, heads, slot, now, q_row, q_head, slot_row, slot_head, now_row, r,
+        D, SCALE, ACC, D2, R2, BLOCK, SEGMENTS,
+    )  # fmt: skip
+    a = tl.arange(0, R2)
+    end_of = ends + ((row * (SEGMENTS + 1) + SEGMENTS) * r + a) * 2
+    total = tl.load(end_of, mask=a < r, other=1.0)
+    top = tl.load(end_of + 1, mask=a < r, other=0.0)
+    _observe(
+        query, keys + row * E * D, seen + row * E, start, end, to, total, top, r,
+        D, D2, R2, ACC, BLOCK, PEAK,
+    )  # fmt: skip
+
+
+def decode_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    heads: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    merge_slots: int,
+    mean_k: Tensor,
+    mean_v: Tensor,
+    slot: Tensor,
+    now: Tensor,
+    seen: Tensor | None,
+    peak: bool,
+) -> None:
+    """A step of a group of heads, of one layer; arguments as those of `kernels.decode_step`, on the
+    device, in float32, or float64 where storage is. The rows of q, k, v and out are contiguous."""
+    B, G, E, D = keys.shape
+    r = q.shape[1] // k.shape[1]
+    assert all(x.stride(-1) == 1 for x in (q, k, v, out, now, heads)), "rows must be contiguous"
+    parts = segments(B * G, E, keys.device)
+    exact = torch.promote_types(keys.dtype, torch.float32)
+    sums = torch.empty((B, G, parts, r, D) if parts > 1 else 0, dtype=exact, device=keys.device)
+    ends = torch.empty((B, G, parts + 1, r, 2) if parts > 1 else 0, dtype=exact, device=keys.device)
+    place = (*slot.stride(), now.stride(0), E, r)
+    constants = {
+        "D": D, "SCALE": D**-0.5, "ACC": tl.float64 if exact == torch.float64 else tl.float32,
+        "D2": triton.next_power_of_2(D), "R2": triton.next_power_of_2(r), "BLOCK": block(r),
+        "SEGMENTS": parts, "num_warps": WARPS,
+    }  # fmt: skip
+    if parts > 1:
+        _read_segment[(B, G, parts)](
+            q, heads, keys, values, slot, now, sums, ends, *q.stride()[:2], *place, **constants
+        )
+    _step[(B, G)](
+        q, k, v, out, heads, keys, values, mean_k, mean_v, slot, now,
+        mean_k if seen is None else seen, sums, ends,
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2], *place, **constants,
+        S=merge_slots, EXACT=mean_k.dtype != keys.dtype, OBSERVE=seen is not None, PEAK=peak,
+    )  # fmt: skip
+    if parts > 1 and seen is not None:
+        _observe_segment[(B, G, parts)](
+            q, heads, keys, slot, now, seen, ends, *q.stride()[:2], *place, **constants, PEAK=peak
+        )

@@ -1,0 +1,357 @@
+"""What decoding costs at a published shape: steps timed where they differ, and added up.
+
+A setting is a shape, a grid, a batch and a precision; its rows are the caches and engines that are
+compared there. Every measurement is a process of its own, so that peaks are its own and one that
+runs out of memory takes nobody with it; the rows of a setting take turns, so that whatever
+disturbs the machine disturbs them alike.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from fewlines import machine
+from fewlines.bench import memory, roofline
+from fewlines.bench.harness import OK, OUT_OF_MEMORY, Worker
+from fewlines.bench.profile import profile_steps
+from fewlines.cache.spec import Cache, make_cache
+from fewlines.config.settings import EfficiencyRun, EfficiencySettings
+from fewlines.decode.loop import Decoder
+from fewlines.devices import Device
+from fewlines.models.base import Model, find_published
+from fewlines.progress import progress
+
+FullEngine = Literal["lean", "stock", "hf-dynamic", "hf-static"]
+RESERVE = 1.0e9  # bytes that a measurement leaves free
+PROBE_SECONDS = 600  # more than any machine needs
+STEPS = 7  # timed at a position, where steps are alike
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of decoding: an `engine`, and the `cache` it keeps."""
+
+    engine: FullEngine
+    cache: Cache
+    batch: int
+    storage: torch.dtype
+
+    @property
+    def reads_all(self) -> bool:
+        """The whole buffer at every step, written or not."""
+        return self.engine in ("stock", "hf-static")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where rows are compared.
+
+    Attributes:
+        shape_name: of a published shape.
+        family: of the model.
+        shape: on the setting's grid.
+        precision: of the products.
+        rows: what is compared.
+        full_run: decode a whole image once as well, to check the sum of the steps.
+        limit_seconds: for one measurement.
+        threads: of torch.
+        cap: bytes that each row's batch was chosen to fill; None where the batch is given.
+    """
+
+    shape_name: str
+    family: type[Model]
+    shape: Any
+    precision: torch.dtype
+    rows: tuple[Row, ...]
+    full_run: bool
+    limit_seconds: float
+    threads: int
+    cap: float | None = None
+
+    def predict(self, row: Row) -> Any:
+        """Make the cost model of a row."""
+        sizes = (row.batch, row.cache, self.precision, row.storage)
+        return self.family.Cost(self.shape, *sizes, whole=row.reads_all)
+
+
+def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
+    """Measure all rows of a setting, in turns.
+
+    Args:
+        setting: where they are compared.
+        repeats: measurements of each.
+
+    Returns:
+        `probes` of the machine by batch, what the setting is, and for each row `outcome` (`ok`,
+        `out of memory`, `time limit`), `kv_bytes`, `peak_bytes` (above the weights), `seconds` (of
+        an image, each repeat), `steps` (seconds of a step at each position, each repeat),
+        `full_run_seconds`.
+    """
+    batches = sorted({row.batch for row in setting.rows if _fits(setting, row)})
+    bar = progress(setting.shape_name, len(batches) + len(setting.rows) * repeats, "measurements")
+    probes: dict[int, Any] = {}
+    for batch in batches:
+        probes[batch] = _ask(setting, PROBE_SECONDS, "probe", batch)
+        bar.update()
+    rows = [_blank(setting, row) for row in setting.rows]
+    for repeat in range(repeats):
+        for row, result in zip(setting.rows, rows, strict=True):
+            if not _fits(setting, row):
+                result["outcome"] = OUT_OF_MEMORY
+            if result["outcome"] == OK:
+                whole = setting.full_run and repeat == 0
+                _add(result, _ask(setting, setting.limit_seconds, "measure", row, whole))
+            bar.update()
+    bar.close()
+    return {
+        "shape": setting.shape_name,
+        "grid": setting.shape.grid,
+        "n_tokens": setting.shape.geometry.n_tokens,
+        "dtype": machine.dtype_name(setting.precision),
+        "memory_cap": setting.cap,
+        "gpu": machine.gpu(),
+        "processor": machine.processor(),
+        "instructions": machine.instructions(),
+        "cores": machine.cores(),
+        "torch": torch.__version__,
+        "peak_method": memory.peak_method(),
+        "probes": probes,
+        "rows": rows,
+    }
+
+
+def _fits(setting: Setting, row: Row) -> bool:
+    return setting.predict(row).process_bytes < machine.available_bytes() - RESERVE
+
+
+def _blank(setting: Setting, row: Row) -> dict[str, Any]:
+    decode = setting.predict(row)
+    return {
+        "engine": row.engine,
+        "policy": row.cache.policy_text,
+        "budget": row.cache.budget_text,
+        "batch": row.batch,
+        "storage": machine.dtype_name(row.storage),
+        "outcome": OK,
+        "mean_read_bytes": decode.average_bytes(),
+        "kv_bytes": decode.kv_bytes,
+        "predicted_peak_bytes": decode.peak_bytes,
+        "seconds": [],
+        "steps": [],
+    }
+
+
+def _add(result: dict[str, Any], answer: dict[str, Any] | str) -> None:
+    if isinstance(answer, str):
+        result["outcome"] = answer
+        return
+    for key in ("seconds", "steps"):
+        result[key].append(answer.pop(key))
+    result |= {key: value for key, value in answer.items() if key not in result}
+
+
+def _ask(setting: Setting, limit: float, question: str, *arguments: Any) -> Any:
+    """The answer of a new process, or what became of it."""
+    with Worker(setting.shape_name, Measurement, setting) as worker:
+        return worker.ask(question, *arguments, limit=limit)
+
+
+class Measurement:
+    """A setting at work, in a process of its own."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Take the threads of the setting."""
+        torch.set_num_threads(setting.threads)
+        self.setting = setting
+
+    def probe(self, batch: int) -> dict[str, Any]:
+        """Measure what the machine can do at best for a batch."""
+        setting = self.setting
+        row = replace(setting.rows[0], batch=batch)
+        return roofline.probe_machine(setting.predict(row))
+
+    @torch.inference_mode()
+    def measure(self, row: Row, whole: bool) -> dict[str, Any]:
+        """Measure a row once, and a whole image too where `whole`."""
+        setting, peer = self.setting, row.engine.startswith("hf")
+        steps = _peer(setting) if peer else _ours(make_random_model(setting, row.batch), setting)
+        steps(replace(row, batch=1)).seconds(0)  # libraries make their pools, kernels are compiled
+        memory.reset_peak()
+        before = memory.resident_bytes()
+        stepper = steps(row)
+        positions = _positions(setting, row)
+        seconds = {position: stepper.seconds(position) for position in positions}
+        n_tokens = setting.shape.geometry.n_tokens
+        mean = np.trapezoid(list(seconds.values()), positions) / (positions[-1] - positions[0])
+        result = {
+            "seconds": float(mean) * n_tokens / row.batch,
+            "steps": seconds,
+            "peak_bytes": memory.peak_bytes() - before,
+        }
+        if isinstance(stepper, DecodeSteps) and machine.device().type == "cpu":
+            result["profile"] = stepper.profile(positions[-1])
+        if whole:
+            result["full_run_seconds"] = stepper.whole() / row.batch
+        return result
+
+
+def _positions(setting: Setting, row: Row) -> list[int]:
+    """Image tokens to time steps at, so that costs between them lie on straight lines."""
+    geometry = setting.shape.geometry
+    plan = row.cache.plan(geometry)
+    last = geometry.n_tokens - 1 - geometry.width
+    if row.reads_all:
+        wanted = [0, last]
+    elif plan.is_full:
+        wanted = [0, last // 8, last // 4, last // 2, 3 * last // 4, last]
+    else:
+        full = int(plan.entries.max())
+        wanted = [0, full // 2, full, full + geometry.width, (full + last) // 2, last]
+    lines = {min(position, last) // geometry.width * geometry.width for position in wanted}
+    return sorted(lines)
+
+
+class DecodeSteps:
+    """Steps of our own engines, by a model that is `prepare`d."""
+
+    def __init__(self, model: Model, setting: Setting, row: Row) -> None:
+        """Begin a batch on buffers of random numbers."""
+        self.geometry, self.batch = setting.shape.geometry, row.batch
+        self.decoder = Decoder(model, row.batch, row.cache, None, row.engine, row.storage)
+        self.buffers: Any = getattr(self.decoder.state, "buffers")  # noqa: B009
+        self.buffers.fill(torch.Generator().manual_seed(1))
+        self.codes = torch.zeros(row.batch, dtype=torch.long, device=machine.device())
+        self.noise = torch.rand(row.batch, dtype=torch.float64, device=machine.device())
+        self.scores = row.cache.plan(self.geometry).scoring is not None
+
+    def seconds(self, position: int) -> float:
+        """Time a step, from image token `position` on: the mean over a line of a policy that works
+        once per line, the median of a few where steps are alike."""
+        self._steps(position, 1)  # for warming up
+        if self.scores:
+            return self.line(position)
+        return float(np.median(self._steps(position, STEPS)))
+
+    def line(self, position: int) -> float:
+        """Time a step, the mean over the line that begins at a position."""
+        return float(np.mean(self._steps(position, self.geometry.width)))
+
+    def _steps(self, position: int, count: int) -> list[float]:
+        self.buffers.seek(position)
+        seconds = []
+        for step in range(position, position + count):
+            machine.synchronise()
+            start = time.perf_counter()
+            self.codes = self.decoder.step(step, self.codes, self.noise)
+            machine.synchronise()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    def profile(self, position: int) -> dict[str, float]:
+        """Share out the seconds of a step, see `profile_steps`."""
+        spent = profile_steps(self.decoder.model, lambda: self.seconds(position))
+        return {name: seconds / sum(spent.values()) for name, seconds in spent.items()}
+
+    def whole(self) -> float:
+        """Time a whole batch, after the prefix."""
+        machine.synchronise()
+        start = time.perf_counter()
+        for step in range(self.geometry.n_tokens - 1):
+            self.codes = self.decoder.step(step, self.codes, self.noise)
+        machine.synchronise()
+        return time.perf_counter() - start
+
+
+def make_random_model(setting: Setting, batch: int) -> Model:
+    """Make a model of a setting's shape with random weights, ready to draw batches of that size."""
+    return _draw_weights(setting).prepare(setting.precision, batch, consume=True)
+
+
+def _draw_weights(setting: Setting) -> Any:
+    generator, family = torch.Generator().manual_seed(0), setting.family
+    return family.draw(setting.shape, setting.precision, generator).to(machine.device())
+
+
+def _ours(model: Model, setting: Setting) -> Callable[[Row], DecodeSteps]:
+    return lambda row: DecodeSteps(model, setting, row)
+
+
+def _peer(setting: Setting) -> Callable[[Row], Any]:
+    from fewlines.integrations.huggingface import LlamaSteps, make_llama
+
+    llama, geometry = make_llama(_draw_weights(setting)), setting.shape.geometry
+    return lambda row: LlamaSteps(llama, row.batch, geometry, row.engine == "hf-static", STEPS)
+
+
+def find_largest_batch(decode: Any, cap: float) -> int:
+    """Find the rows that fit into `cap` bytes, weights included; 0 if none does."""
+    most = max(1, int(cap // (decode.kv_bytes // decode.rows)))
+    rows = range(1, most + 1)
+    return bisect.bisect_right(rows, cap, key=lambda n: replace(decode, rows=n).process_bytes)
+
+
+def describe_host(probe: dict[str, Any], precision: str, batch: int) -> Device:
+    """Describe this machine, as a probe of it found it, for batches of that size."""
+    rate = max(probe["linear_rates"][precision].values())
+    return Device(
+        machine.processor(),
+        probe["bandwidth"],
+        rate,
+        machine.available_bytes(),
+        probe["operator_seconds"],
+        {batch: rate},
+    )
+
+
+def make_settings(efficiency: EfficiencySettings, threads: int) -> dict[str, Setting]:
+    """Make every setting of an experiment, by the name its file has."""
+    made = {}
+    for run in efficiency.runs:
+        precision = machine.resolve_precision(run.precision)
+        for grid, (batch, cap) in itertools.product(
+            run.grids,
+            [*((batch, None) for batch in run.batches), *((None, cap) for cap in run.caps)],
+        ):
+            family, published = find_published(run.shape)
+            shape = published.on((grid, grid))
+            setting = Setting(
+                run.shape,
+                family,
+                shape,
+                precision,
+                (),
+                run.full_run,
+                efficiency.limit_seconds,
+                threads,
+                None if cap is None else cap * 1e9,
+            )
+            size = f"batch{batch}" if batch else f"{cap:g}gb"
+            kept = f"{machine.dtype_name(precision)}-{run.storage}"
+            name = f"{run.shape}-{grid}x{grid}-{size}-{kept}"
+            made[name] = replace(setting, rows=_rows(run, setting, batch))
+    return made
+
+
+def _rows(run: EfficiencyRun, setting: Setting, batch: int | None) -> tuple[Row, ...]:
+    storage = machine.DTYPES[run.storage]
+    # Public code keeps keys and values in the precision that it multiplies in.
+    rows = [
+        Row(engine, make_cache("full"), 1, storage if engine == "lean" else setting.precision)
+        for engine in run.engines
+    ]
+    rows += [Row("lean", settings.build(), 1, storage) for settings in run.caches]
+    if batch is not None:
+        return tuple(replace(row, batch=batch) for row in rows)
+    assert setting.cap is not None
+    fitting = [
+        replace(row, batch=find_largest_batch(setting.predict(row), setting.cap)) for row in rows
+    ]
+    return tuple(row for row in fitting if row.batch)

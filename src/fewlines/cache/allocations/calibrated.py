@@ -1,0 +1,46 @@
+"""Each head gets the share with which the model was measured to lose the least likelihood."""
+
+from __future__ import annotations
+
+from fewlines.cache.allocation import (
+    Allocation,
+    add_merge_slot,
+    interpolate_losses,
+    minimise_losses,
+)
+from fewlines.cache.policy import CalibratedPolicy, Policy, ScoringPolicy
+from fewlines.calibration.data import Calibration
+from fewlines.errors import FewlinesError
+from fewlines.geometry import Geometry, Table
+
+
+class Calibrated(Allocation):
+    """The losses of single heads, measured with merging in place, are taken to add up."""
+
+    name = "calibrated"
+    label = "allocated"
+    requires = "losses"
+
+    def check(self, policy: Policy, merge: bool) -> None:
+        """Refuse policies that are not calibrated and caches that drop their victims."""
+        known = isinstance(policy, CalibratedPolicy | ScoringPolicy) and policy.calibrated
+        if not (merge and known):
+            raise FewlinesError(
+                f"cache: 'allocation: {self.name}' is measured with the schedule's victims merged; "
+                f"{policy}{'' if merge else ' without merge'} can be allocated by mass, or as "
+                "pyramid, headkv and ada do"
+            )
+
+    def allocate(
+        self,
+        policy: Policy,
+        geometry: Geometry,
+        total: int,
+        calibration: Calibration | None,
+        merge: bool,
+    ) -> tuple[Table, Table]:
+        """Divide the total where the curves of `LossCurves` fall most."""
+        assert calibration is not None
+        curves = calibration.require_curves()
+        losses = interpolate_losses(curves.capacities, curves.loss, geometry)
+        return add_merge_slot(minimise_losses(losses, total), merge)

@@ -1,0 +1,44 @@
+"""PyramidKV (arXiv 2406.02069): early layers hold more than late ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fewlines.cache.allocation import Allocation, add_merge_slot
+from fewlines.cache.policy import Policy
+from fewlines.calibration.data import Calibration
+from fewlines.calibration.losses import SMALLEST
+from fewlines.geometry import Geometry, Table
+
+STEEPNESS = 20  # the paper's β: the last layer gets a β-th of the mean
+
+
+class Pyramid(Allocation):
+    """Capacities fall evenly from the first layer to the last; what exceeds an image is given to
+    the layers above."""
+
+    name = "pyramid"
+    label = "pyramid"
+
+    def allocate(
+        self,
+        policy: Policy,
+        geometry: Geometry,
+        total: int,
+        calibration: Calibration | None,
+        merge: bool,
+    ) -> tuple[Table, Table]:
+        """Divide the total by layers."""
+        heads, n, layers = geometry.heads, geometry.n_tokens, geometry.layers
+        mean = total / (layers * heads)
+        low = mean / STEEPNESS
+        wanted = np.linspace(2 * mean - low, low, layers) if layers > 1 else np.array([mean])
+        capacity = np.clip(wanted.round().astype(int), SMALLEST, n)
+        left = total // heads - int(capacity.sum())
+        while left > 0:  # rounding and clipping: to the first layer that can take it
+            capacity[np.flatnonzero(capacity < n)[0]] += 1
+            left -= 1
+        while left < 0:  # or from the last that can give it
+            capacity[np.flatnonzero(capacity > SMALLEST)[-1]] -= 1
+            left += 1
+        return add_merge_slot(np.repeat(capacity[:, None], heads, axis=1), merge)

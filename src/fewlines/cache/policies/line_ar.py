@@ -1,0 +1,57 @@
+"""LineAR (arXiv 2512.04857): first tokens and last lines stay; of the middle, what the last line
+looked at. What is evicted never returns.
+
+Anchor size, recent size, how a line's queries are pooled and what goes where the pinned do not
+fit are our reading: the paper's code is not published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fewlines.cache.policy import Need, ScoringPolicy, View
+
+
+@dataclass(frozen=True)
+class LineAR(ScoringPolicy):
+    """Pins the first `anchor` tokens and the last `recent` lines; the others are scored by the
+    attention of the last finished line's queries: its mean, its maximum, or that of the mean
+    query, or that of all queries so far, each line's times `decay` (`pool`). Where room is short,
+    the oldest of the last lines go next, the anchors never."""
+
+    name: ClassVar[str] = "line_ar"
+    anchor: int = 4
+    recent: int = 1
+    pool: Literal["mean", "max", "query", "decayed"] = "mean"
+    decay: float = 0.5
+
+    @property
+    def needs(self) -> Need:  # type: ignore[override]
+        needs: dict[str, Need] = {
+            "mean": "line_mean",
+            "max": "line_max",
+            "query": "line_query",
+            "decayed": "total",
+        }
+        return needs[self.pool]
+
+    def score(self, view: View) -> Tensor:
+        score = self._attention(view)  # (B, H, R), at most 1
+        window = view.step - self.recent * view.geometry.width
+        score = torch.where(view.positions < window, score, 1.0 + view.positions)
+        return score.masked_fill(view.positions < self.anchor, torch.inf)
+
+    def _attention(self, view: View) -> Tensor:
+        if self.pool == "mean":
+            return view.line_mean
+        if self.pool == "max":
+            return view.line_max
+        if self.pool == "decayed":
+            return view.total / max(1, view.step)
+        scores = view.line_query @ view.keys.transpose(2, 3) * view.keys.shape[-1] ** -0.5
+        attention: Tensor = scores.softmax(-1).mean(2)
+        return attention

@@ -1,0 +1,45 @@
+"""Lists multiply: one line of `caches` can stand for many."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def multiply(lines: object) -> object:
+    """Multiply the lists in lines of `caches`; what is no such line is left to validation.
+
+    A list under `policy`, `merge`, `allocation` or an option, a list of budgets, or of amounts
+    (`budget: {lines: [3, 2]}`), stands for each of its values in turn.
+    """
+    if not isinstance(lines, list | tuple):
+        return lines
+    return [each for line in lines for each in _multiply_line(line)]
+
+
+def _multiply_line(line: object) -> Iterator[object]:
+    if not isinstance(line, Mapping):
+        yield line
+        return
+    budgets = line.get("budget")
+    choices: dict[str, list[Any]] = {
+        key: list(value) if isinstance(value, list | tuple) else [value]
+        for key, value in line.items()
+        if key not in ("budget", "options")
+    }
+    if "budget" in line:
+        several = budgets if isinstance(budgets, list | tuple) else [budgets]
+        choices["budget"] = [each for budget in several for each in _each_value(budget)]
+    if "options" in line:
+        choices["options"] = _each_value(line["options"])
+    for values in itertools.product(*choices.values()):
+        yield dict(zip(choices, values, strict=True))
+
+
+def _each_value(mapping: object) -> list[Any]:
+    """`{a: [1, 2], b: 3}` → `{a: 1, b: 3}` and `{a: 2, b: 3}`."""
+    if not isinstance(mapping, Mapping):
+        return [mapping]
+    several = [value if isinstance(value, list | tuple) else [value] for value in mapping.values()]
+    return [dict(zip(mapping, values, strict=True)) for values in itertools.product(*several)]

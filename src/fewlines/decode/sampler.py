@@ -1,0 +1,78 @@
+"""From logits to codes, by noise that belongs to the image and not to the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewlines.models.base import CHUNK
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How codes are drawn.
+
+    Attributes:
+        temperature: divides the logits.
+        top_k: keeps so many of the likeliest codes; 0 keeps all.
+        top_p: keeps the likeliest codes of this mass; 1 keeps all.
+        guidance: scale of classifier-free guidance; 1 is none.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+
+    @property
+    def guided(self) -> bool:
+        """Whether every image takes a second row, without its class."""
+        return self.guidance != 1
+
+    def guide(self, logits: Tensor) -> Tensor:
+        """Guide: logits of conditional and then unconditional rows `(2B, V)` → `(B, V)`."""
+        conditional, unconditional = logits.chunk(2)
+        return unconditional + (conditional - unconditional) * self.guidance
+
+    def __call__(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Draw by inverting the cumulative distribution.
+
+        Args:
+            logits: `(B, V)`.
+            noise: `(B,)`, uniform in [0, 1), float64.
+
+        Returns:
+            Codes `(B,)`.
+        """
+        if logits.device.type == "cpu" and len(logits) > CHUNK:
+            parts = zip(logits.split(CHUNK), noise.split(CHUNK), strict=True)
+            return torch.cat([self(*part) for part in parts])
+        logits = logits / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            lowest = logits.topk(self.top_k).values[:, -1:]
+            logits = logits.masked_fill(logits < lowest, -torch.inf)
+        probabilities = logits.softmax(-1)
+        if self.top_p < 1:
+            ordered, codes = probabilities.sort(descending=True)
+            ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0
+            probabilities = torch.zeros_like(probabilities).scatter(-1, codes, ordered)
+        cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+        target = noise[:, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+def draw_noise(seed: int, images: Sequence[int], n_tokens: int) -> Tensor:
+    """Draw uniform noise `(B, N)` float64: that of an image is the same in every batch, shard and
+    cache.
+
+    Args:
+        seed: of all images.
+        images: their numbers.
+        n_tokens: of an image.
+    """
+    rows = [np.random.default_rng([seed, image]).random(n_tokens) for image in images]
+    return torch.from_numpy(np.stack(rows))

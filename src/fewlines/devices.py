@@ -1,0 +1,57 @@
+"""Devices that are not at hand, by what counts for a decode step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a decode step asks of a device.
+
+    Attributes:
+        name: of the device.
+        bandwidth: bytes/s that reading reaches.
+        flops: FLOP/s that matrix products reach with very many rows.
+        memory: bytes.
+        operator: seconds that starting a small operator takes.
+        flops_at: FLOP/s measured at some numbers of rows, where they were measured.
+    """
+
+    name: str
+    bandwidth: float
+    flops: float
+    memory: float
+    operator: float
+    flops_at: Mapping[int, float] = field(default_factory=dict)
+
+    def rate(self, rows: int) -> float:
+        """Interpolate the FLOP/s of matrix products of so many rows."""
+        if not self.flops_at:
+            return self.flops
+        known = sorted(self.flops_at)
+        return float(np.interp(rows, known, [self.flops_at[count] for count in known]))
+
+
+def make_device(name: str, terabytes: float, teraflops: float, gigabytes: float) -> Device:
+    """Make a device from its data sheet: 85% of its bandwidth and 60% of its dense bf16 rate, which is
+    what well-tuned kernels reach; operators start from a CUDA graph."""
+    return Device(name, 0.85e12 * terabytes, 0.6e12 * teraflops, 1e9 * gigabytes, 2e-6)
+
+
+# Data sheets: TB/s, dense bf16 TFLOP/s, GB.
+DEVICES = {
+    device.name: device
+    for device in (
+        make_device("h200", 4.8, 989, 141),
+        make_device("h100", 3.35, 989, 80),
+        make_device("a100", 2.04, 312, 80),
+        make_device("a100-40gb", 1.56, 312, 40),
+        make_device("l40s", 0.864, 362, 48),
+        make_device("rtx4090", 1.01, 165, 24),
+        make_device("t4", 0.32, 65, 16),
+    )
+}

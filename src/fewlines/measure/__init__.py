@@ -1,1 +1,0 @@
-"""One file per instrument: quality, likelihood, cost."""

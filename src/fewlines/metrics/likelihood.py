@@ -1,0 +1,232 @@
+"""Teacher-forced likelihood under a cache, paired with that of the full cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from scipy import special
+from torch import Tensor
+
+from fewlines.attention.teacher_forced import Limits
+from fewlines.cache.plan import EvictionPlan
+from fewlines.cache.spec import Cache, make_cache
+from fewlines.calibration.capture import capture_attention
+from fewlines.decode.loop import decode
+from fewlines.decode.sampler import Sampler
+from fewlines.models.base import AttentionModel, Model
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What was measured of each image, in nats/token.
+
+    Attributes:
+        nll: `(n,)`, under the cache.
+        nll_full: `(n,)`, under the full cache.
+        kl: `(n, N)`, KL(full ‖ cache) at every token.
+        grid: `(h, w)` of them.
+    """
+
+    nll: Tensor
+    nll_full: Tensor
+    kl: Tensor
+    grid: tuple[int, int]
+
+    def average_by_line(self) -> Tensor:
+        """Average KL over images and columns, `(h,)`."""
+        by_line: Tensor = self.kl.unflatten(1, self.grid).double().mean((0, 2))
+        return by_line
+
+
+@torch.inference_mode()
+def measure_likelihoods(
+    model: Model,
+    labels: Tensor,
+    codes: Tensor,
+    caches: Sequence[Cache],
+    batch: int,
+    done: Callable[[int], object] = lambda images: None,
+    prompt: int = 0,
+) -> list[Likelihood]:
+    """Measure the likelihood under each cache, limited exactly as in sampling; the full cache's
+    forward, which all are compared with, runs once.
+
+    Args:
+        model: whose likelihood it is.
+        labels: class numbers `(n,)`.
+        codes: `(n, N)`.
+        caches: each what stays resident.
+        batch: images of a forward.
+        done: told of every batch under every cache.
+        prompt: so many first tokens are known; the likelihood is that of the others.
+    """
+    forwards = [_make_forward(model, cache) for cache in caches]
+    nll_full: list[Tensor] = []
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in caches]
+    parts = (x.to(model.device).split(batch) for x in (labels, codes.long()))
+    for rows, truth in zip(*parts, strict=True):
+        full = model.teacher_forced(rows, truth).float().log_softmax(-1)  # (B, N, V)
+        nll_full.append(_nll(full[:, prompt:], truth[:, prompt:]))
+        for forward, of_cache in zip(forwards, found, strict=True):
+            if forward is None:
+                kl = torch.zeros_like(truth, dtype=torch.float32)
+                of_cache.append((nll_full[-1], kl))
+            else:
+                under = forward(rows, truth).float().log_softmax(-1)
+                kl = F.kl_div(under, full, reduction="none", log_target=True).sum(-1)
+                of_cache.append((_nll(under[:, prompt:], truth[:, prompt:]), kl))
+            done(len(rows))
+    against = torch.cat(nll_full).cpu()
+    return [
+        Likelihood(nll, against, kl, model.spec.grid)
+        for nll, kl in (map(_join, zip(*of_cache, strict=True)) for of_cache in found)
+    ]
+
+
+def measure_likelihood(
+    model: Model, labels: Tensor, codes: Tensor, cache: Cache, batch: int, **how: Any
+) -> Likelihood:
+    """Measure under one cache, as `measure_likelihoods` does."""
+    return measure_likelihoods(model, labels, codes, [cache], batch, **how)[0]
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(parts)).cpu()
+
+
+def _make_forward(model: Model, cache: Cache) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """How logits `(B, N, V)` of codes `(B, N)` are had under this cache; None where it is full."""
+    if isinstance(model, AttentionModel):
+        plan = cache.plan(model.geometry)
+        if plan.oracle is not None:
+            return partial(forward_oracle, model, plan=plan)
+    memory = model.limit(cache)
+    return None if memory is None else partial(model.teacher_forced, memory=memory)
+
+
+def forward_oracle(
+    model: AttentionModel, labels: Tensor, codes: Tensor, plan: EvictionPlan
+) -> Tensor:
+    """Predict under a policy that is shown the finished image.
+
+    Args:
+        model: whose predictions they are.
+        labels: class numbers `(B,)`.
+        codes: `(B, N)`.
+        plan: of a cache with an `OraclePolicy`.
+
+    Returns:
+        Logits `(B, N, V)`.
+    """
+    assert plan.oracle is not None
+    capacity = torch.from_numpy(plan.capacity)  # (L, H)
+    limits = [
+        Limits(
+            plan.oracle.find_evictions(seen.cpu(), capacity[layer]),
+            plan,
+            int(plan.merge_slots[layer, 0]),
+            seen.dtype,
+            seen.device,
+        )
+        for layer, seen in enumerate(capture_attention(model, labels, codes))
+    ]
+    return model.teacher_forced(labels, codes, lambda layer, q, k, v: limits[layer].attend(q, k, v))
+
+
+def predict_by_steps(
+    model: Model,
+    labels: Tensor,
+    codes: Tensor,
+    cache: Cache,
+    storage: torch.dtype = torch.float32,
+) -> Tensor:
+    """Predict by the decode loop itself, a token a step.
+
+    Args:
+        model: whose predictions they are.
+        labels: class numbers `(B,)`.
+        codes: `(B, N)`.
+        cache: what stays resident.
+        storage: what keys and values are kept in.
+
+    Returns:
+        Logits `(B, N, V)`.
+    """
+    state = model.prepare(model.dtype, len(labels)).begin(len(labels), cache, storage=storage)
+    logits = [state.start(labels)]
+    for step, code in enumerate(codes[:, :-1].unbind(1)):
+        logits.append(state.step(step, code))
+    return torch.stack(logits, dim=1)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of a full cache whose keys and values are kept in 16 bits with one in float32.
+
+    Attributes:
+        nll_delta: `(n,)`, nats/token more than with float32, on images `n`.
+        equal_tokens: share of equal greedy codes, from the first to the last.
+        equal_before: share of the image drawn before the first unequal code, mean.
+    """
+
+    nll_delta: Tensor
+    equal_tokens: float
+    equal_before: float
+
+
+@torch.inference_mode()
+def compare_storages(
+    model: Model, labels: Tensor, codes: Tensor, storages: Sequence[torch.dtype]
+) -> list[Agreement]:
+    """Compare each storage with float32: teacher-forced, and drawing an image of each label
+    greedily.
+
+    Args:
+        model: with a full cache.
+        labels: class numbers `(n,)`.
+        codes: `(n, N)`.
+        storages: that keys and values are kept in.
+    """
+    full, device = make_cache("full"), model.device
+    labels, truth = labels.to(device), codes.long().to(device)
+    ready = model.prepare(torch.float32, len(labels))
+    middle = torch.full(truth.shape, 0.5, dtype=torch.float64, device=device)
+
+    def run(storage: torch.dtype) -> tuple[Tensor, Tensor]:
+        logits = predict_by_steps(model, labels, truth, full, storage)
+        drawn = decode(ready, labels, middle, full, Sampler(top_k=1), storage=storage)
+        return _nll(logits.float().log_softmax(-1), truth), drawn
+
+    nll, drawn = run(torch.float32)
+    found = []
+    for stored_nll, stored in map(run, storages):
+        equal = stored == drawn
+        agreeing = (equal.float().mean().item(), equal.cumprod(-1).float().mean().item())
+        found.append(Agreement(stored_nll - nll, *agreeing))
+    return found
+
+
+def _nll(log_probabilities: Tensor, codes: Tensor) -> Tensor:
+    chosen = log_probabilities.gather(-1, codes[..., None]).squeeze(-1)
+    return -chosen.double().mean(-1)
+
+
+def name_interval(name: str, difference: Tensor) -> dict[str, float]:
+    """Name the ends of `pair_interval` as tables do: `{name, name_low, name_high}`."""
+    ends = (name, f"{name}_low", f"{name}_high")
+    return dict(zip(ends, pair_interval(difference), strict=True))
+
+
+def pair_interval(difference: Tensor, level: float = 0.95) -> tuple[float, float, float]:
+    """Average paired differences `(n,)`, with the two-sided t interval: `(mean, low, high)`."""
+    mean, n = difference.mean().item(), len(difference)
+    error = difference.std().item() / n**0.5
+    if error == 0:
+        return mean, mean, mean
+    reach = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
+    return mean, mean - reach, mean + reach

@@ -1,0 +1,315 @@
+"""LlamaGen's class-conditional autoregressive transformer (arXiv 2406.06525), read top to bottom.
+
+The architecture and the parameter names are the published ones, so public checkpoints load as
+they are. The model knows nothing of caches: whoever calls it passes the attention, which is how
+training, the teacher-forced forward under a cache and the decode loop share this one file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewlines.attention.attend import Attend, attend_causally
+from fewlines.cache.schedule import Schedule
+from fewlines.cache.spec import Cache
+from fewlines.geometry import Geometry
+from fewlines.models.base import AttentionModel, State
+from fewlines.models.llamagen.cost import Decode
+from fewlines.models.llamagen.settings import LlamaGenSettings
+from fewlines.models.llamagen.shape import SHAPES, TransformerShape
+
+
+def _embedding(rows: int, dim: int) -> nn.Embedding:
+    """Zeros, until `initialise` or a file fills it: torch's own numbers would be drawn in vain, and
+    on the meta device they cost a process seconds of imports."""
+    table: nn.Embedding = nn.Embedding.from_pretrained(torch.zeros(rows, dim), freeze=False)
+    return table
+
+
+class LabelEmbedder(nn.Module):
+    """A row for each class, and one for none."""
+
+    def __init__(self, classes: int, dim: int) -> None:
+        super().__init__()
+        self.embedding_table = _embedding(classes + 1, dim)
+
+
+class Attention(nn.Module):
+    """Queries, keys and values of a layer, rotated, and what `attend` makes of them."""
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
+        self.wqkv = nn.Linear(
+            shape.dim, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, bias=False
+        )
+        self.wo = nn.Linear(shape.dim, shape.dim, bias=False)
+
+    def forward(self, layer: int, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+        B, T, _ = x.shape
+        qkv = self.wqkv(x).view(B, T, self.heads + 2 * self.kv_heads, self.head_dim)
+        rotated, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        rotated = rotate(rotated, rotation)
+        q, k = rotated.split([self.heads, self.kv_heads], dim=2)
+        y = attend(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        out: Tensor = self.wo(y.transpose(1, 2).reshape(B, T, -1))
+        return out
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(shape.dim, shape.hidden, bias=False)
+        self.w3 = nn.Linear(shape.dim, shape.hidden, bias=False)
+        self.w2 = nn.Linear(shape.hidden, shape.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward layer."""
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+        self.attention = Attention(shape)
+        self.feed_forward = FeedForward(shape)
+        self.attention_norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
+        self.ffn_norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
+
+    def forward(self, layer: int, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+        x = x + self.attention(layer, self.attention_norm(x), rotation, attend)
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
+
+
+class Transformer(AttentionModel):
+    """Class numbers and codes in raster order → logits of the next code."""
+
+    name = "llamagen"
+    Settings = LlamaGenSettings
+    Shape = TransformerShape
+    parts = {"all": "", "attention": ".attention.", "norms": "norm"}
+    published = SHAPES
+    Cost = Decode
+    shape: TransformerShape
+    rotations: Tensor
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.cls_embedding = LabelEmbedder(shape.classes, shape.dim)
+        self.tok_embeddings = _embedding(shape.codes, shape.dim)
+        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
+        self.output = nn.Linear(shape.dim, shape.codes, bias=False)
+        with torch.device("cpu"):  # meta's operators cost the same seconds
+            self.register_buffer("rotations", rope_2d(shape), persistent=False)
+        if shape.registers:
+            self.registers = nn.Parameter(torch.zeros(shape.registers, shape.dim))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw normal weights of standard deviation 0.02 and an output of zeros, as published."""
+        for name, parameter in self.named_parameters():
+            if name == "output.weight":
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Grid, prefix, layers and key-value heads."""
+        return self.shape.geometry
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie; norms stay what they are when a model is made ready."""
+        return self.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of what lies between its products."""
+        return self.norm.weight.dtype
+
+    def embed_labels(self, labels: Tensor) -> Tensor:
+        """Embed class numbers `(B,)` → the prefix `(B, P, dim)`: the class, then the registers."""
+        prefix: Tensor = self.cls_embedding.embedding_table(labels).unsqueeze(1)
+        if self.shape.registers:
+            prefix = torch.cat([prefix, self.registers.expand(len(labels), -1, -1)], dim=1)
+        return prefix
+
+    def with_registers(self, count: int, generator: torch.Generator) -> Transformer:
+        """Copy the weights and add registers.
+
+        Args:
+            count: how many the copy has; the model itself where it has as many.
+            generator: draws them as `initialise` does.
+        """
+        if count == self.shape.registers:
+            return self
+        twin = Transformer(replace(self.shape, registers=count))
+        twin.initialise(generator)
+        twin.load_state_dict({**twin.state_dict(), **self.state_dict()})
+        return twin
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Embed codes `(B, T)` → `(B, T, dim)`."""
+        embedded: Tensor = self.tok_embeddings(codes)
+        return embedded
+
+    def embed(self, labels: Tensor, codes: Tensor) -> Tensor:
+        """Embed the prefix and all codes `(B, N)` but the last → `(B, P + N − 1, dim)`."""
+        return torch.cat([self.embed_labels(labels), self.embed_codes(codes[:, :-1])], dim=1)
+
+    def forward(
+        self, x: Tensor, start: int | Tensor = 0, attend: Attend = attend_causally
+    ) -> Tensor:
+        """Predict the next code at some positions.
+
+        Args:
+            x: embedded positions `start … start + T − 1`, `(B, T, dim)`.
+            start: a tensor `(1,)` stands for one position that a CUDA graph can be replayed at.
+            attend: attention over what came before.
+
+        Returns:
+            Logits `(B, T, V)`.
+        """
+        if isinstance(start, Tensor):
+            rotation = self.rotations.index_select(0, start)
+        else:
+            rotation = self.rotations[start : start + x.shape[1]]
+        for number, layer in enumerate(self.layers):
+            x = layer(number, x, rotation, attend)
+        logits: Tensor = self.output(self.norm(x))
+        return logits
+
+    def run_layers(
+        self, x: Tensor, attend: Attend | None = None, first: int = 0, last: int | None = None
+    ) -> Tensor:
+        """Run the layers `first … last − 1` on all positions `(B, P + N − 1, dim)`."""
+        rotation = self.rotations[: x.shape[1]]
+        for number in range(first, len(self.layers) if last is None else last):
+            x = self.layers[number](number, x, rotation, attend or attend_causally)
+        return x
+
+    def read_out(self, x: Tensor) -> Tensor:
+        """Logits `(B, N, V)` of what has been through all layers."""
+        logits: Tensor = self.output(self.norm(x))
+        return logits[:, self.geometry.prefix - 1 :]
+
+    def begin(self, rows: int, cache: Cache | Schedule, **how: Any) -> State:
+        """Begin a batch; see `engine.KVState`, which is loaded only where something is drawn."""
+        from fewlines.models.llamagen.engine import KVState
+
+        return KVState(self, rows, cache, **how)
+
+    def count_bytes(self, cache: Cache, rows: int, storage: torch.dtype) -> float:
+        """Count the bytes of keys and values of a batch, as the buffers hold them."""
+        if cache.plan(self.geometry).oracle is not None:
+            return float("nan")  # not a cache
+        return rows * cache.plan(self.geometry).count_bytes(self.shape.head_dim, storage)
+
+    def prepare(self, dtype: torch.dtype, rows: int, *, consume: bool = False) -> Transformer:
+        """Pack and compile for decoding; see `engine.prepare`."""
+        from fewlines.models.llamagen.engine import prepare
+
+        return prepare(self, dtype, rows, consume=consume)
+
+    def group_parameters(self) -> list[dict[str, Any]]:
+        """Muon for the blocks' matrices, AdamW for everything else."""
+        shape = self.shape
+        kv_rows = shape.kv_heads * shape.head_dim
+        matrices, fused, rest = [], [], []
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if name.endswith("wqkv.weight"):
+                fused.append(parameter)
+            elif name.startswith("layers.") and name.endswith(".weight") and parameter.ndim == 2:
+                matrices.append(parameter)
+            else:
+                rest.append(parameter)
+        split = [shape.dim, kv_rows, kv_rows]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "optimizer": "muon"},
+            {"params": fused, "optimizer": "muon", "split": split},
+            {"params": rest, "optimizer": "adamw"},
+        ]
+        return groups
+
+    def count_training_flops(self) -> float:
+        """Count six operations per weight and token of the products, and causal attention; the
+        optimiser's are not counted."""
+        shape = self.shape
+        attention = shape.dim * shape.dim * 2 + 2 * shape.dim * shape.kv_heads * shape.head_dim
+        weights = shape.layers * (attention + 3 * shape.dim * shape.hidden)
+        weights += shape.dim * shape.codes
+        n = shape.geometry.n_tokens
+        return 6.0 * n * weights + 6 * shape.layers * n * n * shape.dim
+
+    @classmethod
+    def read_checkpoint(cls, path: Path, shape: TransformerShape) -> Transformer:
+        """Read weights that LlamaGen published; see `checkpoint.load_checkpoint`."""
+        from fewlines.models.llamagen.checkpoint import load_checkpoint
+
+        return load_checkpoint(path, shape)
+
+    @classmethod
+    def draw(
+        cls, shape: TransformerShape, precision: torch.dtype, generator: torch.Generator
+    ) -> Transformer:
+        """Make a model whose weights are one random row, repeated: for measuring cost.
+
+        Args:
+            shape: of the model.
+            precision: of its matrices, so that a large one is never held twice.
+            generator: draws the row.
+        """
+        with torch.device("meta"):
+            model = cls(shape)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.to(precision)
+        model.to_empty(device="cpu")
+        model.rotations = rope_2d(shape)
+        for parameter in model.parameters():
+            row = torch.randn(parameter.shape[-1], generator=generator) * 0.02
+            parameter.data.copy_(row)
+        return model.eval().requires_grad_(False)
+
+
+def rope_2d(shape: TransformerShape) -> Tensor:
+    """Make the rotations `(P + N, D/2, 2)`, cosines and sines: rows turn the first half of a head, columns
+    the second. The condition's are zeros, so that its rotated queries and keys are zero vectors;
+    registers are not turned."""
+    height, width = shape.grid
+    half = shape.head_dim // 2
+    frequencies = 1.0 / shape.rope_base ** (torch.arange(0, half, 2).float() / half)  # (D/4,)
+    by_row = torch.outer(torch.arange(height).float(), frequencies)
+    by_column = torch.outer(torch.arange(width).float(), frequencies)
+    angles = torch.cat(
+        [
+            by_row[:, None].expand(height, width, -1),
+            by_column[None, :].expand(height, width, -1),
+        ],
+        dim=-1,
+    ).flatten(0, 1)  # (N, D/2)
+    image = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    registers = torch.tensor([1.0, 0.0]).expand(shape.registers, half, 2)
+    return torch.cat([torch.zeros(shape.prefix, half, 2), registers, image])
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn the interleaved pairs of `(B, T, H, D)` by `(T, D/2, 2)`, as complex numbers."""
+    pairs = torch.view_as_complex(x.to(rotation.dtype).unflatten(-1, (-1, 2)))
+    turned = pairs * torch.view_as_complex(rotation)[:, None]
+    return torch.view_as_real(turned).flatten(-2).type_as(x)

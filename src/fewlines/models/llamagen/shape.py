@@ -1,0 +1,89 @@
+"""The shapes of LlamaGen's transformer (arXiv 2406.06525), and those that were published with it or
+are served by the same architecture: cost does not depend on the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fewlines.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class TransformerShape:
+    """A shape, by LlamaGen's own names where it has them.
+
+    Attributes:
+        grid: `(h, w)`, tokens of an image.
+        classes: without the null class that stands for 'no condition'.
+        prefix: tokens of the condition.
+        registers: learned tokens after them, which every cache keeps (arXiv 2309.16588, 2309.17453).
+    """
+
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    codes: int
+    classes: int
+    grid: tuple[int, int]
+    multiple_of: int = 256
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+    prefix: int = 1
+    registers: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of a query, key or value."""
+        return self.dim // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Width of the feed-forward layer: the next multiple of `int(2·4·dim/3)`."""
+        return -(-int(2 * 4 * self.dim / 3) // self.multiple_of) * self.multiple_of
+
+    @property
+    def geometry(self) -> Geometry:
+        """What a cache has to know of it."""
+        prefix = self.prefix + self.registers
+        return Geometry(self.grid, prefix, layers=self.layers, heads=self.kv_heads)
+
+
+@dataclass(frozen=True)
+class PublishedShape:
+    """A shape as published: as `TransformerShape`, `grid` is that of the published images."""
+
+    dim: int
+    layers: int
+    heads: int
+    codes: int
+    grid: tuple[int, int]
+    prefix: int = 1
+    kv_heads: int | None = None
+
+    def on(self, grid: tuple[int, int]) -> TransformerShape:
+        """Make the shape on a grid `(h, w)`, with ImageNet's classes."""
+        return TransformerShape(
+            self.dim,
+            self.layers,
+            self.heads,
+            self.kv_heads or self.heads,
+            self.codes,
+            1000,
+            grid,
+            prefix=self.prefix,
+        )
+
+
+SHAPES = {
+    # LlamaGen, class-conditional (2406.06525)
+    "llamagen-b": PublishedShape(768, 12, 12, 16384, (16, 16)),
+    "llamagen-l": PublishedShape(1024, 24, 16, 16384, (16, 16)),
+    "llamagen-xl": PublishedShape(1280, 36, 20, 16384, (24, 24)),
+    "llamagen-xxl": PublishedShape(1536, 48, 24, 16384, (24, 24)),
+    "llamagen-3b": PublishedShape(3200, 24, 32, 16384, (24, 24)),
+    # Janus-Pro-1B (2501.17811): DeepSeek-LLM with a text prompt before the image
+    "janus-1b": PublishedShape(2048, 24, 16, 16384, (24, 24), prefix=64),
+    # Lumina-mGPT (2408.02657): Chameleon 7B, and a long instruction before the image
+    "lumina-7b": PublishedShape(4096, 32, 32, 65536, (48, 49), prefix=256),
+}

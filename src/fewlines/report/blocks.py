@@ -1,0 +1,156 @@
+"""Numbers in documents: marked blocks that name a table, a filter and columns.
+
+A block is a comment with YAML in it, what was made of it, and `<!-- end -->`:
+
+    <!-- block
+    table: cache                        # results/reference/cache.csv; seeds/* are several, as `run`
+    where: model == 'base' and budget == 'lines: 3'
+    columns: {cache: policy, ΔNLL: nll_delta | ±.4f, KV MB: kv_bytes / cost_batch / 1e6 | .2f}
+    -->
+    …
+    <!-- end -->
+
+A column is an expression over the table's columns and, behind a bar, a format of Python. `±` takes
+half the interval `…_low`, `…_high` beside the column. With `group`, rows of equal keys become one:
+mean (smallest … largest). With `across`, the values of that column become columns, filled by
+`value`. `sort` orders rows, `first` keeps so many. `<!-- value table | where | column | format -->`
+is one number in a sentence. `<!-- config: model -->` is a section of the configuration.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic_core import PydanticUndefined
+
+from fewlines.config.experiment import make_schema
+from fewlines.config.reading import find_sections
+from fewlines.errors import FewlinesError
+
+BLOCK = re.compile(r"(<!-- block\n(.*?)-->\n).*?(\n<!-- end -->)", re.DOTALL)
+VALUE = re.compile(r"(<!-- value (.*?) -->).*?(<!-- end -->)", re.DOTALL)
+CONFIG = re.compile(r"(<!-- config: ?([\w.]*) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+
+
+def fill(text: str, reference: Path) -> str:
+    """Fill all blocks of a document.
+
+    Args:
+        text: of the document.
+        reference: folder of the tracked tables.
+
+    Raises:
+        FewlinesError: a block names a table or a column that does not exist.
+    """
+
+    def in_table(found: re.Match[str]) -> str:
+        spec = yaml.safe_load(found[2])
+        return f"{found[1]}\n{_make_table(spec, reference)}\n{found[3]}"
+
+    def in_sentence(found: re.Match[str]) -> str:
+        table, where, column, form = (part.strip() for part in found[2].split("|"))
+        rows = _read(table, where, reference)
+        values = rows.eval(column)
+        value = values if np.isscalar(values) else values.mean()
+        return f"{found[1]}{format(value, form)}{found[3]}"
+
+    text = BLOCK.sub(in_table, text)
+    text = VALUE.sub(in_sentence, text)
+    return CONFIG.sub(lambda found: f"{found[1]}\n{_describe(found[2])}\n{found[3]}", text)
+
+
+def _read(table: str, where: str | None, reference: Path) -> pd.DataFrame:
+    paths = sorted(reference.glob(f"{table}.csv"))
+    if not paths:
+        raise FewlinesError(f"a block names the table '{table}'; {reference} has none")
+    every = [pd.read_csv(path).assign(run=path.stem) for path in paths]
+    rows = pd.concat(every, ignore_index=True)
+    try:
+        return rows.query(where, engine="python") if where else rows
+    except (KeyError, ValueError, SyntaxError, pd.errors.UndefinedVariableError) as error:
+        raise FewlinesError(f"a block of '{table}' asks where {where}: {error}") from None
+
+
+def _make_table(spec: dict[str, Any], reference: Path) -> str:
+    rows = _read(spec["table"], spec.get("where"), reference)
+    if "sort" in spec:
+        rows = rows.sort_values(spec["sort"], kind="stable")
+    if "across" in spec:
+        shown = _pivot(rows, spec)
+    elif "group" in spec:
+        groups = rows.groupby(spec["group"], sort=False)
+        made = [_format(group, spec["columns"], spread=True) for _, group in groups]
+        shown = pd.concat(made, ignore_index=True)
+    else:
+        shown = _format(rows, spec["columns"])
+    return shown.head(spec.get("first", len(shown))).to_markdown(index=False, disable_numparse=True)
+
+
+def _format(rows: pd.DataFrame, columns: dict[str, str], spread: bool = False) -> pd.DataFrame:
+    """Columns as text; with `spread`, one row for all: mean (smallest … largest)."""
+    made = {}
+    for title, spec in columns.items():
+        expression, _, form = (part.strip() for part in spec.partition("|"))
+        try:
+            values = rows.eval(expression)
+        except pd.errors.UndefinedVariableError as error:
+            raise FewlinesError(f"a block shows {expression}: {error}") from None
+        if not form:
+            made[title] = values.astype(str).tolist()[: 1 if spread else None]
+        elif spread:
+            mean, least, most = (format(x, form) for x in (values.mean(), min(values), max(values)))
+            made[title] = [mean if least == most else f"{mean} ({least} … {most})"]
+        elif form.startswith("±"):
+            half = (rows[f"{expression}_high"] - rows[f"{expression}_low"]) / 2
+            made[title] = [
+                "" if pd.isna(value) else f"{value:+{form[1:]}} ± {reach:{form[1:]}}"
+                for value, reach in zip(values, half, strict=True)
+            ]
+        else:
+            made[title] = ["" if pd.isna(value) else format(value, form) for value in values]
+    return pd.DataFrame(made)
+
+
+def _pivot(rows: pd.DataFrame, spec: dict[str, Any]) -> pd.DataFrame:
+    """A row for each of `rows`, best first; a column for each value of `across`, largest last."""
+    column = spec["value"].partition("|")[0].strip()
+    text = _format(rows, {"text": spec["value"]})["text"].to_numpy()
+    wide = rows.assign(text=text).pivot(index=spec["rows"], columns=spec["across"], values="text")
+    values = rows.pivot(index=spec["rows"], columns=spec["across"], values=column)
+    order = values.rank().mean(axis=1).sort_values(kind="stable").index
+    if "keep_order" in spec:
+        order = pd.Index(rows[spec["rows"]].drop_duplicates())
+    sized = rows.groupby(spec["across"])["capacity"].first().sort_values().index
+    return wide.loc[order, sized].fillna("").reset_index()
+
+
+def _describe(section: str) -> str:
+    """The keys of a section of the configuration: values, defaults and what they mean."""
+    schema: Any = make_schema("llamagen")
+    for part in filter(None, section.split(".")):
+        schema = next(find_sections(schema.model_fields[part].annotation))
+    rows = []
+    for key, field in schema.model_fields.items():
+        inside = any(find_sections(field.annotation))
+        plain = field.default is not PydanticUndefined and not inside
+        default = yaml.safe_dump(field.default, default_flow_style=True) if plain else ""
+        shown = (
+            default.removesuffix("\n").removesuffix("...").strip().replace("!!python/tuple ", "")
+        )
+        rows.append(
+            {
+                "key": f"`{key}`",
+                "default": f"`{shown}`" if shown else "a section" if inside else "",
+                "meaning": field.description or next(iter(_about(field.annotation)), ""),
+            }
+        )
+    return pd.DataFrame(rows).to_markdown(index=False)
+
+
+def _about(annotation: Any) -> list[str]:
+    return [(each.__doc__ or "").split(". ")[0] for each in find_sections(annotation)]

@@ -1,0 +1,192 @@
+"""The autoregressive model: trained, adapted to its cache, or made elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewlines import machine
+from fewlines.config import Experiment
+from fewlines.errors import FewlinesError
+from fewlines.files import write_json, write_tensors
+from fewlines.models.base import Model, TokenSpec, find_published
+from fewlines.models.checkpoint import load_network, save_network
+from fewlines.stages.tokens import read_codes, read_tokens
+from fewlines.training.loop import checkpoints_of, make_generator, train
+from fewlines.training.low_rank import add_low_rank, merge_low_rank
+from fewlines.training.model import ModelObjective, build_model
+
+CONTINUED = 2  # added to the seed: training that goes on sees images in another order
+
+
+def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -> None:
+    """Train the autoregressive model.
+
+    Args:
+        config: the experiment.
+        tokens: that `tokenize` wrote.
+        output: weights to write.
+        metrics: JSON to write, how fast it went.
+    """
+    tensors, header = read_tokens(tokens)
+    settings = config.model
+    spec = TokenSpec(tuple(header["grid"]), header["codes"], header["classes"])
+    shape = settings.make_shape(spec)
+    network = (
+        _continue(settings.start, config.family, shape)
+        if settings.start
+        else build_model(config.family, shape, config.seed)
+    )
+    network.to(machine.device())
+    dtype = machine.resolve_precision(config.precision)
+    objective = ModelObjective(
+        settings, network, tensors["train_labels"], tensors["train_codes"], config.seed, dtype
+    )
+    _train(objective, "model", config, output, metrics)
+
+
+def _continue(start: Path, family: type[Model], shape: Any) -> Model:
+    """Weights of another grid on this one: positions are no parameters, so all of them serve."""
+    trained = load_network(start, family)
+    ours, theirs = asdict(shape), asdict(trained.shape)
+    other = [name for name in ours if name != "grid" and ours[name] != theirs[name]]
+    if other:
+        raise FewlinesError(
+            f"model.start: {start} has {', '.join(f'{name} {theirs[name]}' for name in other)}, "
+            f"this experiment {', '.join(f'{name} {ours[name]}' for name in other)}; only the grid "
+            "may differ"
+        )
+    network = family(shape)
+    network.load_state_dict(trained.state_dict())
+    return network
+
+
+def adapt(
+    config: Experiment,
+    model: Path,
+    tokens: Path,
+    name: str,
+    output: Path,
+    metrics: Path,
+    calibration: Path | None = None,
+) -> None:
+    """Go on training a model with its attention limited as caches will limit it; or train a new
+    one of its shape so.
+
+    Args:
+        config: the experiment.
+        model: weights of the base model.
+        tokens: that `tokenize` wrote.
+        name: of the adapted model in the experiment.
+        output: weights to write.
+        metrics: JSON to write, how fast it went.
+        calibration: of the base model, for caches that go by one.
+    """
+    adapted = config.get_adapted(name)
+    network: Any = load_network(model, config.family)
+    seed = config.seed + CONTINUED
+    if adapted.start == "scratch":
+        network, seed = build_model(config.family, network.shape, config.seed), config.seed
+    if adapted.registers:
+        network = network.with_registers(adapted.registers, make_generator(seed, 0))
+    network.to(machine.device())
+    part = network.parts[adapted.trained]
+    if adapted.rank:
+        add_low_rank(network, part, adapted.rank, make_generator(seed, 1))
+    else:
+        for parameter_name, parameter in network.named_parameters():
+            parameter.requires_grad_(part in parameter_name)
+    tensors, _ = read_tokens(tokens, network.spec)
+    objective = ModelObjective(
+        config.get_training(adapted),
+        network,
+        tensors["train_labels"],
+        tensors["train_codes"],
+        seed,
+        machine.resolve_precision(config.precision),
+        [network.limit(config.get_cache(slug).calibrated(calibration)) for slug in adapted.caches],
+        load_network(model, Model).to(machine.device()) if adapted.distil else None,
+        adapted.distil,
+    )
+    _train(objective, name, config, output, metrics)
+
+
+def _train(
+    objective: ModelObjective, name: str, config: Experiment, output: Path, metrics: Path
+) -> None:
+    """The remaining steps; the weights go to `output`, how fast it went to `metrics`."""
+    gemm_rate = machine.measure_gemm_rate(objective.dtype)
+    seconds = train(objective, name, checkpoints_of(output), config.checkpoint_seconds)
+    flops, images = objective.network.count_training_flops(), objective.settings.batch
+    rate = images * flops / seconds if seconds and flops else None
+    parameters = list(objective.network.parameters())
+    summary = {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trained": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "steps": objective.steps,
+        "precision": machine.dtype_name(objective.dtype),
+        "seconds_per_step": seconds,
+        "training_flops_per_second": rate,
+        "gemm_flops_per_second": gemm_rate,
+        "gemm_share": rate / gemm_rate if rate else None,
+    }
+    write_json(metrics, summary)
+    merge_low_rank(objective.network)
+    save_network(output, objective.network)
+
+
+def import_model(
+    checkpoint: Path,
+    shape: str,
+    grid: Annotated[int, typer.Option(min=1, help="tokens of a side of its images")],
+    output: Path,
+    metrics: Path,
+) -> None:
+    """Bring published weights into a file that every stage reads.
+
+    Args:
+        checkpoint: the published file.
+        shape: its published shape, such as llamagen-b.
+        grid: tokens of a side that it was trained for.
+        output: weights to write.
+        metrics: JSON to write.
+    """
+    family, published = find_published(shape)
+    network = family.read_checkpoint(checkpoint, published.on((grid, grid)))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    write_json(metrics, {"parameters": parameters, "trained": 0, "steps": 0, "gemm_share": None})
+    save_network(output, network)
+
+
+def import_tokens(
+    shape: str,
+    grid: Annotated[int, typer.Option(min=1, help="tokens of a side of the images")],
+    train_codes: Path,
+    train_labels: Path,
+    test_codes: Path,
+    test_labels: Path,
+    output: Path,
+) -> None:
+    """Bring codes and classes in .npy files into the file of tokens that every stage reads.
+
+    Args:
+        shape: published shape of the model, such as llamagen-b.
+        grid: tokens of a side.
+        train_codes: codes of the training images.
+        train_labels: their classes.
+        test_codes: codes of the test images.
+        test_labels: their classes.
+        output: safetensors file to write.
+    """
+    wanted = find_published(shape)[1].on((grid, grid))
+    spec = TokenSpec(wanted.grid, wanted.codes, wanted.classes)
+    tensors = {}
+    for name, files in (
+        ("train", (train_codes, train_labels)),
+        ("test", (test_codes, test_labels)),
+    ):
+        tensors[f"{name}_codes"], tensors[f"{name}_labels"] = read_codes(*files, spec)
+    write_tensors(output, tensors, asdict(spec))

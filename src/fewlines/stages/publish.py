@@ -1,0 +1,59 @@
+"""Results that a repository tracks, and the numbers of its documents."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from fewlines.config import Experiment
+from fewlines.errors import FewlinesError
+from fewlines.files import read_json, replacing, write_text
+from fewlines.report.blocks import fill
+from fewlines.report.provenance import describe_run
+
+
+def publish(config: Experiment, run: Path, reference: Path) -> None:
+    """Copy what the experiment publishes into a folder that is tracked; every row of a table says
+    which commit, machine and versions it is of.
+
+    Args:
+        config: the experiment.
+        run: its folder in results.
+        reference: the tracked folder.
+    """
+    if not config.publish:
+        raise FewlinesError("publish: this experiment says nothing under 'publish'")
+    recorded = run / "provenance.json"
+    facts = read_json(recorded) if recorded.exists() else describe_run(config, Path.cwd())
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    for name, source in config.publish.items():
+        path, target = run / source, reference / name.format(name=config.name)
+        if not path.exists():
+            raise FewlinesError(f"{path} is missing; finish the run with 'snakemake' first")
+        if path.suffix == ".csv":
+            machine = facts["gpu"] or f"{facts['processor']}, {facts['cores']} cores"
+            stamp = {"commit": facts["commit"][:12], "machine": machine, "versions": versions}
+            table = pd.read_csv(path).assign(**stamp)
+            write_text(target, table.to_csv(index=False, float_format="%.6g"))
+        else:
+            with replacing(target) as temporary:
+                shutil.copyfile(path, temporary)
+
+
+def fill_blocks(document: list[Path], reference: Path, check: bool = False) -> None:
+    """Fill the marked blocks of documents from the tracked tables, see `fewlines.report.blocks`.
+
+    Args:
+        document: Markdown with blocks; may be given again.
+        reference: folder of the tracked tables.
+        check: change nothing, and fail where a block is stale.
+    """
+    for path in document:
+        text = path.read_text(encoding="utf-8")
+        filled = fill(text, reference)
+        if filled != text and check:
+            raise FewlinesError(f"{path}: a block is stale; run 'fewlines fill-blocks'")
+        if filled != text:
+            write_text(path, filled)

@@ -1,0 +1,132 @@
+"""A GPU decodes, measures and trains as the processor does. Skipped where there is none; the device
+runs of docs/engine.md ran it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import fewlines
+from conftest import CACHES, GRID, calibrated, images, step_by_step, tiny_transformer
+from fewlines.attention.buffer import BoundedCache
+from fewlines.bench import memory, roofline
+from fewlines.decode.loop import Decoder, decode
+from fewlines.decode.sampler import Sampler, draw_noise
+from fewlines.metrics.likelihood import compare_storages, measure_likelihood
+from fewlines.models.llamagen.engine import prepare
+from fewlines.models.llamagen.settings import LlamaGenSettings
+from fewlines.training.loop import take_step
+from fewlines.training.model import ModelObjective
+
+if not torch.cuda.is_available():
+    pytest.skip("there is no GPU here", allow_module_level=True)
+triton_kernels = pytest.importorskip("fewlines.attention.triton_kernels")
+
+N = GRID[0] * GRID[1]
+LABELS = torch.tensor([0, 1, 2, 3, 0])
+FULL = fewlines.cache("full")
+
+
+@pytest.fixture(scope="module")
+def gpu64(model64):
+    return copy.deepcopy(model64).cuda()
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("cache", [FULL, *CACHES], ids=lambda cache: cache.slug)
+def test_a_gpu_draws_the_tokens_of_the_processor(model64, gpu64, cache, guidance):
+    """In float64, by replayed CUDA graphs there and by torch's operators here."""
+    noise, sampler = draw_noise(3, range(len(LABELS)), N), Sampler(guidance=guidance)
+    expected = decode(model64, LABELS, noise, cache, sampler)
+    drawn = decode(gpu64, LABELS.cuda(), noise.cuda(), cache, sampler)
+    assert torch.equal(drawn.cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    "cache", [FULL, *CACHES[:: len(CACHES) // 12]], ids=lambda cache: cache.slug
+)
+def test_programs_that_share_a_head_draw_the_same(model64, gpu64, cache, monkeypatch):
+    monkeypatch.setattr(triton_kernels, "segments", lambda *_: 4)
+    monkeypatch.setattr(triton_kernels, "block", lambda r: 4)
+    noise = draw_noise(3, range(len(LABELS)), N)
+    expected = decode(model64, LABELS, noise, cache)
+    assert torch.equal(decode(gpu64, LABELS.cuda(), noise.cuda(), cache).cpu(), expected)
+
+
+def test_steps_of_a_bounded_cache_are_replayed(gpu64):
+    decoder = Decoder(gpu64, 2, fewlines.cache("streaming", lines=1))
+    noise = draw_noise(0, range(2), N).cuda()
+    with torch.inference_mode():
+        codes = decoder.start(LABELS[:2].cuda(), noise[:, 0])
+        for step in range(N - 1):
+            codes = decoder.step(step, codes, noise[:, step + 1])
+    assert decoder.graphs is not None
+    assert 1 <= len(decoder.graphs.graphs) <= 4
+
+
+@pytest.mark.parametrize("cache", CACHES[:: len(CACHES) // 24], ids=lambda cache: cache.slug)
+def test_likelihood_is_that_of_the_processor(model64, gpu64, cache):
+    here, there = (
+        measure_likelihood(model, *images(model64, 5), cache, batch=3) for model in (model64, gpu64)
+    )
+    torch.testing.assert_close(there.nll, here.nll, atol=2e-5, rtol=0)
+    torch.testing.assert_close(there.kl, here.kl, atol=2e-5, rtol=0)
+
+
+def test_what_16_bits_change_is_little(model):
+    network = copy.deepcopy(model).cuda()
+    (found,) = compare_storages(network, *images(model, 4), [torch.float16])
+    assert found.equal_tokens > 0.9
+    assert found.nll_delta.abs().max() < 0.01
+
+
+@pytest.mark.parametrize("storage", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "cache", [FULL, fewlines.cache("random", lines=2, merge=True)], ids=lambda cache: cache.slug
+)
+def test_logits_of_16_bit_decoding_are_near_those_of_float32(model, cache, storage):
+    labels, codes = images(model, 4)
+    plan = calibrated(cache, model.shape.geometry).plan(model.shape.geometry)
+    logits = []
+    for dtype, device in ((torch.float32, "cpu"), (storage, "cuda")):
+        ready = prepare(copy.deepcopy(model).to(device), dtype, len(labels))
+        buffers = BoundedCache(plan, len(labels), model.shape.head_dim, dtype, device)
+        given = (labels.to(device), codes.to(device))
+        logits.append(step_by_step(ready, *given, buffers).float().cpu())
+    scale = logits[0].std()
+    assert (logits[1] - logits[0]).abs().mean() < 0.02 * scale
+
+
+def test_the_peak_is_that_of_the_buffers(gpu64):
+    """A full cache of many rows: keys and values are nearly all that a decode allocates."""
+    rows = 4096
+    noise = draw_noise(0, range(rows), N).cuda()
+    labels, held = torch.zeros(rows, dtype=torch.long, device="cuda"), []
+    memory.reset_peak()
+    before = memory.resident_bytes()
+    decode(gpu64, labels, noise, FULL, watch=lambda step, buffers: held.append(buffers.bytes))
+    peak = memory.peak_bytes() - before
+    assert held[-1] < peak < 3 * held[-1]
+
+
+@pytest.mark.parametrize("policy", ["streaming", "line_ar"])
+def test_a_step_of_training_is_that_of_the_processor(policy):
+    losses = []
+    for device in ("cpu", "cuda"):
+        network = tiny_transformer().to(device).requires_grad_(True).train()
+        memory_of = network.limit(fewlines.cache(policy, lines=2))
+        settings = LlamaGenSettings(batch=4, steps=4)
+        task = ModelObjective(settings, network, *images(network, 8), 0, memories=[memory_of])
+        losses.append([take_step(task, step).item() for step in range(4)])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert losses[1][-1] != losses[1][0]
+
+
+def test_what_a_gpu_can_do_is_probed(model):
+    cost = model.Cost(model.shape, 4, FULL, torch.bfloat16, torch.bfloat16)
+    probe = roofline.probe_machine(cost)
+    assert probe["bandwidth"] > 1e11
+    assert probe["operator_seconds"] < 1e-4
+    assert min(min(rates.values()) for rates in probe["linear_rates"].values()) > 0
