@@ -29,7 +29,7 @@ ADAPTED = {"adapted": {"caches": ["full"]}}
 
 CONFIGURATIONS = [
     ({"modle": {}}, "modle: unknown key; did you mean 'model'"),
-    ({"model": {"widht": 3}}, "model.widht: unknown key; known keys: checkpoint, shape"),
+    ({"model": {"widht": 3}}, "model.widht: unknown key; known keys: family, checkpoint"),
     ({"model": {"dim": "wide"}}, "model.dim: .*integer.*'wide'"),
     ({"model": {"heads": 5}}, "model: dim 192 / heads 5 must be a multiple of 4"),
     ({"model": {"heads": 3, "kv_heads": 2}}, "kv_heads 2 must divide heads 3"),
@@ -76,32 +76,28 @@ CONFIGURATIONS = [
     ),
     (
         {"caches": [FULL, {**LINES, "policy": "corrected", "merge": True, "allocation": "bands"}]},
-        "corrected has one summary in each head; write 'allocation: calibrated'",
+        "corrected has one merge slot in each head; write 'allocation: calibrated'",
     ),
     (
         {"caches": [FULL, {**LINES, "allocation": "even"}]},
-        "caches.1.split: .*'uniform', 'calibrated'",
+        "unknown allocation 'even'; there are ada, bands",
     ),
     (
         {"caches": [FULL, {**LINES, "measure": "fid"}]},
         "caches.1.measure: .*'likelihood', 'samples' or 'all'",
     ),
-    ({"caches": [LINES]}, r"add \{policy: full\}"),
     ({"caches": [FULL, FULL]}, "full is listed more than once"),
-    ({"caches": [FULL]}, "paper.cache: scheduled.merge-3lines is not one of caches"),
-    (
-        {"caches": [FULL, {**LINES, "measure": "likelihood"}], "paper": {"cache": "lines-3lines"}},
-        "full and lines-3lines need 'measure: all'",
-    ),
+    ({"paper": {"cache": "lins-3lines"}}, "paper.cache: unknown policy 'lins'; there are"),
+    ({"paper": {"cache": "lines+merged-3lines"}}, "after a plus stands one of merge, ada"),
     ({"adaptation": {"models": {"mine": {}}}}, "adaptation.models.mine.*should match pattern"),
     ({"adaptation": {"models": {"adapted": {"caches": []}}}}, "caches: .*at least 1 item"),
     (
-        {"adaptation": {"models": {"adapted": {"caches": ["lines-9lines"]}}}},
-        "adaptation.models.adapted: lines-9lines is not one of caches: full, ",
+        {"adaptation": {"models": {"adapted": {"caches": ["lins-9lines"]}}}},
+        "adaptation.models.adapted.caches.0: unknown policy 'lins'",
     ),
     (
         {"adaptation": {"models": {"adapted": {"caches": ["full"], "trained": "lora"}}}},
-        "trained: .*'all', 'attention' or 'norms'",
+        "trained: 'lora' is not one of all, attention, norms",
     ),
     ({"adaptation": {"step": 3, "models": ADAPTED}}, "adaptation.step: .*did you mean 'steps'"),
     ({"data": {"source": "mnist"}}, "data.source: unknown data source 'mnist'; there are"),
@@ -113,7 +109,10 @@ CONFIGURATIONS = [
         {"tasks": {"c": {"given": 2, "caches": ["line_ar-9lines"]}}},
         "tasks.c: .*line_ar-9lines, but",
     ),
-    ({"tasks": {"c": {"given": -1, "caches": ["full"]}}}, "tasks.c.given: .*greater than or equal"),
+    (
+        {"tasks": {"c": {"prompt_lines": -1, "caches": ["full"]}}},
+        "tasks.c.prompt_lines: .*greater than or equal",
+    ),
     (
         {"tasks": {"g": {"model": "adaptd", "guidance": 2.0, "caches": ["full"]}}},
         "tasks.g.model: adaptd is not base or one of adaptation.models",
@@ -127,7 +126,7 @@ CONFIGURATIONS = [
         "tasks.u: guidance needs a class",
     ),
     ({"model": {"checkpoint": "c2i.pt"}}, "model: checkpoint, shape and side go together"),
-    ({"model": {"shape": "llamagen-q"}}, "model.shape: unknown shape 'llamagen-q'; there are"),
+    ({"model": {"shape": "llamagen-q"}}, "model: unknown shape 'llamagen-q'; there are"),
     ({"quality": {"features": "vgg"}}, "quality.features: .*'efficientnet-lite0' or 'inception'"),
     ({"sampling": {"shards": 2000}}, "sampling.shards: must not exceed sampling.samples"),
     ({"sampling": {"seeds": []}}, "sampling.seeds: .*at least 1 item"),
@@ -135,8 +134,40 @@ CONFIGURATIONS = [
     ({"sampling": {"temperature": 0}}, "sampling.temperature: .*greater than 0"),
     ({"sampling": {"guidance": -1}}, "sampling.guidance: .*greater than or equal to 0"),
     ({"name": "a/b"}, "name: .*should match pattern"),
+    ({"name": "reference"}, "results/reference is not a run's"),
+    ({"model": {"family": "llama"}}, "unknown model family 'llama'; there are llamagen"),
     ({"efficiency": {"runs": [{"shape": "gpt"}]}}, "unknown shape 'gpt'; there are"),
 ]
+
+
+OLD_NAMES = [
+    ({"caches": [{**LINES, "fold": True}]}, "caches.0.fold: 'fold' is called 'merge' now"),
+    (
+        {"caches": [{**LINES, "split": "mass"}]},
+        "caches.0.split: 'split' is called 'allocation' now",
+    ),
+    ({"caches": [{**LINES, "policy": "linear"}]}, "policy: 'linear' is called 'line_ar' now"),
+    (
+        {"caches": [{**LINES, "allocation": "summaries"}]},
+        "allocation: 'summaries' is called 'bands' now",
+    ),
+    (
+        {"paper": {"cache": "scheduled+merge+budgets-3lines"}},
+        "'scheduled.fold.budgets-3lines' is called 'scheduled.merge.allocated-3lines' now",
+    ),
+    (
+        {"adaptation": {"models": {"adapted": {"caches": ["full", "linear+fold-2lines"]}}}},
+        "adaptation.models.adapted.caches.1: .* is called 'line_ar.merge-2lines' now",
+    ),
+    ({"tasks": {"c": {"given": 2, "caches": ["full"]}}}, "'given' is called 'prompt_lines' now"),
+    ({"calibration": {"carried": "c"}}, "'carried' is called 'transferred' now"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), OLD_NAMES)
+def test_old_names_are_refused_with_the_new_ones(content, message):
+    with pytest.raises(FewlinesError, match=message):
+        validate_experiment(content)
 
 
 @pytest.mark.parametrize(("content", "message"), CONFIGURATIONS)
@@ -159,7 +190,7 @@ def files(tiny_files) -> Path:
     (tmp_path / "pickle").write_bytes(pickle.dumps(print))
     save_network(tmp_path / "tokenizer", Tokenizer(TokenizerShape(1, (4,), 0, 8, 4)))
     weights = model.state_dict()
-    header = {"kind": "transformer", "shape": vars(model.shape)}
+    header = {"kind": "llamagen", "shape": vars(model.shape)}
     name = "layers.1.attention.wo.weight"
     spoilt = {
         "nan": {**weights, name: weights[name] * torch.nan},
@@ -169,7 +200,7 @@ def files(tiny_files) -> Path:
     }
     for spoiled, tensors in spoilt.items():
         write_tensors(tmp_path / spoiled, tensors, header)
-    write_tensors(tmp_path / "shapeless", weights, {"kind": "transformer", "shape": {"dim": 3}})
+    write_tensors(tmp_path / "shapeless", weights, {"kind": "llamagen", "shape": {"dim": 3}})
     write_tensors(tmp_path / "foreign", weights)
     tokens, _ = read_tensors(tmp_path / "tokens")
     write_tensors(tmp_path / "wide", tokens, {"grid": (2, 10), "codes": 16, "classes": 3})
@@ -198,9 +229,9 @@ FILES = [
     ({"model": "truncated"}, "truncated is not a complete safetensors file"),
     ({"model": "empty"}, "empty is not a complete safetensors file"),
     ({"model": "pickle"}, "pickle is not a complete safetensors file"),
-    ({"model": "tokenizer"}, "tokenizer holds a tokenizer, not a transformer"),
+    ({"model": "tokenizer"}, "tokenizer holds a tokenizer, not a model"),
     ({"model": "foreign"}, "foreign does not say what network it holds"),
-    ({"model": "shapeless"}, "shapeless does not say which transformer it holds"),
+    ({"model": "shapeless"}, "shapeless does not say which llamagen it holds"),
     ({"model": "nan"}, "layers.1.attention.wo.weight is not finite everywhere"),
     ({"model": "less"}, "less: weights of another architecture (Missing key(s)"),
     ({"model": "more"}, "more: weights of another architecture (Unexpected key(s)"),
@@ -236,10 +267,21 @@ def test_a_wrong_file_is_one_sentence_and_leaves_nothing(files, capsys, wrong, m
     assert set(files.iterdir()) == before
 
 
-def test_threads_below_one_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        main(["tables", "--threads", "0", "--config", "c", "--run", "r"])
-    assert "'0' is not 1 or more" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("tables --threads 0 --config c --run r", "'--threads': 0 is not in the range x>=1"),
+        ("plan --shape llamagen-b --cache full --batch 0", "'--batch': 0 is not in the range x>=1"),
+        ("plan --shape llamagen-b --cache full --grid -4", "'--grid': -4 is not in the range"),
+        ("plan --shape llamagen-b --cache full --precision half", "'half' is not one of"),
+        ("plan --cache full", "Missing option '--shape'"),
+        ("generate --shard -1", "'--shard': -1 is not in the range x>=0"),
+        ("train-modle", "No such command 'train-modle'"),
+    ],
+)
+def test_options_have_types_and_ranges(capsys, command, message):
+    assert main(command.split()) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -247,8 +289,8 @@ def test_threads_below_one_are_refused(capsys):
     [
         (([3 + 1],), {}, "labels must lie in 0 … 3"),
         (([-1],), {}, "labels must lie in 0 … 3"),
-        (([0],), {"given": torch.zeros(1, 21, dtype=torch.long)}, "an image has 20 tokens"),
-        (([0],), {"given": torch.zeros(2, 5, dtype=torch.long)}, "there are 1 labels"),
+        (([0],), {"prompt": torch.zeros(1, 21, dtype=torch.long)}, "an image has 20 tokens"),
+        (([0],), {"prompt": torch.zeros(2, 5, dtype=torch.long)}, "there are 1 labels"),
     ],
 )
 def test_what_cannot_be_drawn_is_explained(model, arguments, options, message):

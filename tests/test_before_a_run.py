@@ -65,16 +65,20 @@ def test_a_stage_that_fails_is_the_job_that_failed(fresh, tmp_path):
 
 
 def test_publishing_a_run_that_is_not_finished_is_refused(tmp_path, capsys):
-    command = ["publish", "--run", str(tmp_path), "--reference", str(tmp_path / "reference")]
-    command += ["--readme", str(REPOSITORY / "README.md"), "--documents", str(REPOSITORY / "docs")]
+    config = tmp_path / "config.yaml"
+    command = ["publish", f"--config={config}", f"--run={tmp_path}", f"--reference={tmp_path}"]
+    config.write_text("publish: {mine.csv: tables/likelihood.csv}")
     assert main(command) == 2
-    assert "provenance.json is missing; finish the run" in capsys.readouterr().err
+    assert "tables/likelihood.csv is missing; finish the run" in capsys.readouterr().err
+    config.write_text("{}")
+    assert main(command) == 2
+    assert "says nothing under 'publish'" in capsys.readouterr().err
 
 
 def test_the_snakemake_report_is_described():
     """Every table and figure has a caption and a place in `snakemake --report`."""
     captions = {path.stem for path in (REPOSITORY / "workflow/report").glob("*.rst")}
     assert captions == {
-        "cache", "ranks", "paper", "floors", "storage",
-        "quality", "samples", "memory", "lines", "budgets", "heads", "efficiency", "watch",
+        "cache", "ranks", "paper", "reference-scores", "storage",
+        "quality", "samples", "memory", "lines", "curves", "heads", "efficiency", "watch",
     }  # fmt: skip

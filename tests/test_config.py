@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from fewlines.bench.efficiency import make_settings
-from fewlines.config import Experiment, dump_experiment, load_experiment, validate_experiment
+from fewlines.cache.spec import parse_cache
+from fewlines.config import dump_experiment, load_experiment, validate_experiment
 from fewlines.errors import FewlinesError
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -19,7 +20,7 @@ def test_a_dumped_experiment_reads_back_as_itself():
     ]
     experiment = validate_experiment({"caches": caches, "paper": {"cache": "streaming-3lines"}})
     assert validate_experiment(yaml.safe_load(dump_experiment(experiment))) == experiment
-    assert list(experiment.cache_by_slug) == [
+    assert list(experiment.cache_by_slug)[:4] == [
         "full", "lines-1of6", "streaming-sinks8+merge-3lines", "streaming-3lines",
     ]  # fmt: skip
 
@@ -52,8 +53,43 @@ def test_an_unreadable_file_is_named(tmp_path, text, message):
         load_experiment([path])
 
 
-def test_the_schema_alone_is_the_default_experiment():
-    assert validate_experiment({}) == Experiment()
+def test_config_yaml_says_what_the_schema_says():
+    """One source of defaults."""
+    written, default = (
+        load_experiment([EXPERIMENTS.parent / "config.yaml"]),
+        validate_experiment({}),
+    )
+    assert written.model_dump(mode="json") == default.model_dump(mode="json")
+
+
+def test_lists_multiply_and_a_later_line_replaces_an_earlier_one():
+    lines = [
+        {"policy": ["lines", "streaming"], "budget": {"lines": [3, 2]}, "measure": "likelihood"},
+        {"policy": "line_ar", "budget": [{"lines": 2}, {"tokens": 7}], "merge": [False, True]},
+        {"policy": "streaming", "budget": {"lines": 2}, "options": {"sinks": [4, 8]}},
+    ]
+    experiment = validate_experiment({"caches": lines, "adaptation": {"models": None}})
+    assert list(experiment.cache_by_slug) == [
+        "full", "lines-3lines", "lines-2lines", "streaming-3lines", "streaming-2lines",
+        "line_ar-2lines", "line_ar-7tokens", "line_ar+merge-2lines", "line_ar+merge-7tokens",
+        "streaming-sinks8-2lines", "scheduled+merge-3lines",
+    ]  # fmt: skip
+    assert experiment.is_shown("streaming-2lines")  # the last line
+    assert not experiment.is_drawn("lines-2lines")
+
+
+def test_a_cache_that_a_model_or_a_task_names_need_not_be_listed():
+    models = {"adapted": {"caches": ["scheduled+merge+bands-1.5lines"], "compared": ["h2o-1of6"]}}
+    tasks = {"guided": {"guidance": 2.0, "caches": ["streaming+merge-2lines"]}}
+    given = {"adaptation": {"models": models}, "tasks": tasks, "caches": [{"policy": "full"}]}
+    experiment = validate_experiment(given | {"paper": {"cache": None}})
+    assert list(experiment.cache_by_slug) == [
+        "full", "scheduled+merge+bands-1.5lines", "h2o-1of6", "streaming+merge-2lines",
+    ]  # fmt: skip
+    for slug, cache in experiment.cache_by_slug.items():
+        assert parse_cache(slug) == cache
+    assert not experiment.is_drawn("h2o-1of6")
+    assert experiment.is_drawn("streaming+merge-2lines")  # of which a task draws images
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -15,7 +15,8 @@ from conftest import planned
 from fewlines.config import validate_experiment
 from fewlines.files import read_json
 from fewlines.stages.networks import train_tokenizer
-from fewlines.stages.report import figures, publish, publish_table, report, tables
+from fewlines.stages.publish import publish
+from fewlines.stages.report import figures, report, tables
 from toy_chain import REPOSITORY, TOY, snakemake
 
 CACHE_COLUMNS = [
@@ -54,17 +55,17 @@ def test_every_table_figure_and_report_is_there(run):
     storage = pd.read_csv(run / "tables/storage.csv").set_index("storage")
     assert storage.loc["float16", "equal_tokens"] > 0.9
     assert storage["nll_delta"].abs().max() < 0.01
-    for name in ("cache", "ranks", "paper", "floors", "storage", "efficiency"):
+    for name in ("cache", "ranks", "paper", "reference-scores", "storage", "efficiency"):
         for suffix in (".md", ".tex"):
             assert (run / f"tables/{name}{suffix}").stat().st_size > 100
     assert (run / "figures/watch.gif").read_bytes().startswith(b"GIF89a")
     assert "data:image/png;base64," in (run / "watch.html").read_text()
-    for name in ("quality", "samples", "memory", "lines", "budgets", "heads"):
+    for name in ("quality", "samples", "memory", "lines", "curves", "heads"):
         assert (run / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
         assert len(pd.read_csv(run / f"figures/{name}.csv")) > 1
     assert (run / "figures/efficiency.png").read_bytes().startswith(b"\x89PNG")
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 12  # each for light and dark pages
     assert "streaming" in page
     assert "http" not in page
     assert read_json(run / "provenance.json")["precision"] == "float32"
@@ -84,7 +85,7 @@ def test_a_new_cache_runs_only_its_own_jobs(folder, tmp_path):
     jobs = planned(snakemake(folder, "-n", config=config))
     assert jobs == {
         "generate": 2, "samples": 1, "quality": 1, "likelihood": 2, "cost": 1,
-        "summaries": 1, "tables": 1, "figures": 1, "report": 1,
+        "bands": 1, "tables": 1, "figures": 1, "report": 1,
     }  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def test_a_new_adaptation_and_a_new_task_run_only_their_own_jobs(folder, tmp_pat
     adapted = {"caches": ["full", "scheduled+merge-2lines"], "trained": "norms"}
     experiment["adaptation"]["models"]["adapted"] = adapted
     guided = {"model": "adapted", "guidance": 2.0, "caches": ["full"]}
-    experiment["tasks"] = {"completion": {"given": 3, "caches": ["full"]}, "guided": guided}
+    experiment["tasks"] = {"completion": {"prompt_lines": 3, "caches": ["full"]}, "guided": guided}
     config = tmp_path / "more.yaml"
     config.write_text(yaml.safe_dump(experiment))
     assert planned(snakemake(folder, "-n", config=config)) == {
@@ -164,27 +165,24 @@ def test_the_readmes_five_lines_run(folder, monkeypatch):
     assert names["images"].dtype == torch.uint8
 
 
-def test_a_finished_run_is_published_into_every_page(run, tmp_path):
-    shutil.copytree(REPOSITORY / "results/reference", tmp_path / "reference")
-    shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
-    shutil.copy(REPOSITORY / "README.md", tmp_path)
-    publish(run, tmp_path / "reference", tmp_path / "README.md", tmp_path / "docs")
-    assert "| adapted:2lines | scheduled+merge" in re.sub(
-        " +", " ", (tmp_path / "README.md").read_text()
-    )
-    policies = re.sub(" +", " ", (tmp_path / "docs/policies.md").read_text())
-    assert "| linear | +0." in policies or "| linear | -0." in policies
-    adapting = re.sub(" +", " ", (tmp_path / "docs/adapting.md").read_text())
-    assert (
-        "| adapted:2lines | this | 12 | all, 0.5 KL | scheduled+merge | lines: 2 | 29 |" in adapting
-    )
-    publish_table([run / "tables/cache.csv"], "longer", tmp_path / "reference", tmp_path / "docs")
-    assert "From a base trained four times as long" in (tmp_path / "docs/adapting.md").read_text()
-    again = tmp_path / "toy-again"
-    shutil.copytree(run / "tables", again / "tables")
-    both = [folder / "tables/cache.csv" for folder in (run, again)]
-    publish_table(both, "seeds", tmp_path / "reference", tmp_path / "docs")
-    together = pd.read_csv(tmp_path / "reference/seeds.csv")
-    assert list(together["run"].unique()) == ["toy", "toy-again"]
-    policies = re.sub(" +", " ", (tmp_path / "docs/policies.md").read_text())
-    assert "| cache | tracked | toy | toy-again |" in policies
+def test_a_finished_run_is_published_with_its_origin(run, tmp_path):
+    published = {"mine/{name}.csv": "tables/cache.csv", "curves.png": "figures/curves.png"}
+    config = validate_experiment(yaml.safe_load(TOY.read_text()) | {"publish": published})
+    publish(config, run, tmp_path)
+    table, whole = pd.read_csv(tmp_path / "mine/toy.csv"), pd.read_csv(run / "tables/cache.csv")
+    assert table["policy"].tolist() == whole["policy"].tolist()
+    facts = read_json(run / "provenance.json")
+    assert set(table["commit"]) == {facts["commit"][:12]}
+    assert facts["processor"] in table["machine"][0]
+    assert facts["versions"]["torch"] in table["versions"][0]
+    assert (tmp_path / "curves.png").read_bytes() == (run / "figures/curves.png").read_bytes()
+
+
+def test_the_publishing_rule_asks_for_what_is_published(folder, tmp_path):
+    experiment = yaml.safe_load(TOY.read_text())
+    experiment["publish"] = {"mine.csv": "tables/likelihood.csv"}
+    config = tmp_path / "publish.yaml"
+    config.write_text(yaml.safe_dump(experiment))
+    jobs = planned(snakemake(folder, "-n", "publish", config=config))
+    assert jobs["publish"] == 1
+    assert set(jobs) <= {"publish", "likelihood_table"}

@@ -27,11 +27,15 @@ def snakemake(folder: Path, *arguments: str, config: Path = TOY, limit: float = 
     return output
 
 
-def make_folder(folder: Path) -> None:
-    """One that sees the repository's workflow and has results of its own."""
+def make_folder(folder: Path, config: str | None = None) -> None:
+    """One that sees the repository's workflow and has results of its own; `config` stands in place
+    of config.yaml."""
     folder.mkdir()
     for name in ("Snakefile", "workflow", "profiles", "config.yaml"):
         (folder / name).symlink_to(REPOSITORY / name)
+    if config is not None:
+        (folder / "config.yaml").unlink()
+        (folder / "config.yaml").write_text(config)
 
 
 def run_to_the_end(folder: Path, config: Path = TOY, pause: float = 2, limit: float = 400) -> None:

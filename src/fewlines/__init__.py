@@ -46,7 +46,8 @@ def load_model(path: str | Path) -> Model:
 
 
 def load_schedule(path: str | Path) -> Schedule:
-    """Load a cache's schedule that `fewlines export-schedule` wrote; `generate` takes it as a cache.
+    """Load a cache's schedule that `fewlines export-schedule` wrote; `generate` takes it as a
+    cache.
 
     Args:
         path: of the safetensors file.

@@ -37,8 +37,8 @@ class Device:
 
 
 def make_device(name: str, terabytes: float, teraflops: float, gigabytes: float) -> Device:
-    """Make a device from its data sheet: 85% of its bandwidth and 60% of its dense bf16 rate, which is
-    what well-tuned kernels reach; operators start from a CUDA graph."""
+    """Make a device from its data sheet: 85% of its bandwidth and 60% of its dense bf16 rate, which
+    is what well-tuned kernels reach; operators start from a CUDA graph."""
     return Device(name, 0.85e12 * terabytes, 0.6e12 * teraflops, 1e9 * gigabytes, 2e-6)
 
 

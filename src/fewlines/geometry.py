@@ -28,10 +28,12 @@ class Geometry:
 
     @property
     def n_tokens(self) -> int:
+        """Tokens of an image."""
         return self.grid[0] * self.grid[1]
 
     @property
     def width(self) -> int:
+        """Tokens of a line."""
         return self.grid[1]
 
     def band(self, tokens: Table, summaries: int) -> Table:

@@ -1,4 +1,5 @@
-"""Whatever is found by itself: a file in a package of ours, or an entry point of another package."""
+"""Whatever is found by itself: a file in a package of ours, or an entry point of another
+package."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ def test_capture_expected_is_the_mean_of_what_the_model_does():
 
 
 def test_the_schedule_lets_go_what_nobody_will_look_at():
-    """Three tokens of capacity on a line of six: the first is looked at to the end, the second never
-    again, the others once, by the next query."""
+    """Three tokens of capacity on a line of six: the first is looked at to the end, the second
+    never again, the others once, by the next query."""
     n = 6
     attention = np.zeros((1, 1, n, n), np.float32)
     attention[..., :, 0] = 1

@@ -11,8 +11,8 @@ from fewlines.files import write_tensors
 from fewlines.metrics.likelihood import predict_by_steps
 from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.classifier import Classifier, ClassifierShape
-from fewlines.models.llamagen.model import Transformer
-from fewlines.models.llamagen.shape import TransformerShape, rope_2d, rotate
+from fewlines.models.llamagen.model import Transformer, rope_2d, rotate
+from fewlines.models.llamagen.shape import TransformerShape
 from fewlines.models.tokenizer import Tokenizer, TokenizerShape, to_bytes, to_signed
 
 SHAPE = TokenizerShape(channels=3, widths=(4, 8, 8), blocks=1, codes=16, code_dim=4)

@@ -93,6 +93,7 @@ class HeadGroup:
         return reads, slots.shortest < reads, merges, seen
 
     def write_prefix(self, k: Tensor, v: Tensor) -> None:
+        """Write the keys and values `(B, H, P, D)` of the prefix."""
         self.k[:, :, : self.prefix] = k[:, self.heads]
         self.v[:, :, : self.prefix] = v[:, self.heads]
 
@@ -273,6 +274,7 @@ class BoundedCache:
         return sum(group.slots.bytes for group in self._groups())
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend as an `Attend` does."""
         groups, geometry = self.layers[layer], self.plan.geometry
         if self.position == 0:
             assert q.shape[2] == geometry.prefix, "the whole prefix comes first, in one call"

@@ -2,7 +2,7 @@
 
 torch's own attention reads 16-bit keys and values slower than memory delivers them, on some
 processors ten times slower. This loop widens them to float32 in registers, asks for the lines it
-will need next, and runs at the memory's speed (docs/engine.md has the measurements). numba compiles
+will need next, and runs at the memory's speed. numba compiles
 it on the user's machine, for the user's processor, and keeps the result on disk.
 """
 
@@ -109,7 +109,7 @@ def _prefetch(context: Any, array: Any, e: Any, d: Any) -> Any:
 
 @numba.njit(inline="always", fastmath=True)
 def negative_exp(x: Any) -> Any:
-    """e to a power of at most 0, to 2e-7: a polynomial, so that the loop around it vectorises."""
+    """Compute e to a power of at most 0, to 2e-7, by a polynomial: the loop around it vectorises."""
     y = max(x * F32(math.log2(math.e)), F32(-126))
     whole = np.int32(y - F32(0.5))
     part = y - F32(whole)

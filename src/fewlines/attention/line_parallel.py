@@ -211,12 +211,15 @@ class LineView:
 
     @cached_property
     def line_mean(self) -> Tensor:
+        """`(B, G, R)`, the mean over the line."""
         return self.line.mean(2)
 
     @cached_property
     def line_max(self) -> Tensor:
+        """`(B, G, R)`, the maximum over the line."""
         return self.line.amax(2)
 
     @cached_property
     def line_query(self) -> Tensor:
+        """`(B, G, r, D)`, the mean query."""
         return self.queries.mean(-2)

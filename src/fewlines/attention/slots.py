@@ -25,8 +25,8 @@ class Slots(ABC):
     Attributes:
         slot: `(B, G)` int64, the entry that the new token takes.
         now: `(3 + S, G)` int64: whether somebody is there; entries written, from the first on,
-            merge_slots not counted; which of `S` merge_slots takes the victim; victims in each of them
-            so far, that one included.
+            merge_slots not counted; which of `S` merge_slots takes the victim; victims in each of
+            them so far, that one included.
         shortest, longest: of the entries written.
         evicting: whether any head evicts at this step.
         evicted: whether any head has evicted, at this step or before.
@@ -86,9 +86,11 @@ class TableSlots(Slots):
         )
 
     def read(self, row: Tensor) -> None:
+        """Follow a row `(4 + S, G)` of the table."""
         self.slot, self.now = row[0].expand(self.batch, -1), row[1:]
 
     def advance(self, step: int, keys: Tensor) -> None:
+        """Go to image token `step`."""
         self.shortest, self.longest, self.evicting, self.evicted = self.host[step]
 
     def seek(self, step: int) -> None:
@@ -143,11 +145,13 @@ class RankedSlots(Slots):
         return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
     def read(self, row: Tensor) -> None:
+        """Follow a row `(4 + S, G)` of the table."""
         self.now = row[1:]
 
     @property
     def positions(self) -> Tensor:
-        """`(B, G, R)`, the image position of the token in each slot; NO_VICTIM where none has come."""
+        """`(B, G, R)`, the image position of the token in each slot; NO_VICTIM where none has
+        come."""
         if self.gone:
             taken = self.victims[..., : self.gone]
             tokens = torch.arange(self.come - self.gone, self.come, device=taken.device)
@@ -157,6 +161,7 @@ class RankedSlots(Slots):
         return self.recorded
 
     def advance(self, step: int, keys: Tensor) -> None:
+        """Go to image token `step`."""
         if step % self.every == 0:
             self._rank(step, keys)
         self.evicting = self.evicted = step >= self.capacity
@@ -172,6 +177,7 @@ class RankedSlots(Slots):
             self.seen = self.history[step % self.window].zero_()
 
     def observe(self, q: Tensor) -> None:
+        """See the layer's queries `(B, H·r, D)` of the step."""
         if self.policy.needs == "line_query":
             q = q.unflatten(1, (self.geometry.heads, -1))[:, self.heads].float()
             if self.query is None:
@@ -207,6 +213,7 @@ class RankedSlots(Slots):
         return first.gather(-1, place[..., self.capacity :])
 
     def seek(self, step: int) -> None:
+        """Go there as if all tokens before `step` had come."""
         newest = min(step, self.capacity)
         self.recorded[..., :newest] = torch.arange(step - newest, step)
         self.come, self.gone = step, 0
@@ -247,40 +254,49 @@ class RankedView:
 
     @property
     def geometry(self) -> Geometry:
+        """The image and the model."""
         return self.slots.geometry
 
     @property
     def positions(self) -> Tensor:
+        """`(B, G, R)`, the image position of each resident."""
         return self.slots.positions.gather(-1, self.order)
 
     @property
     def keys(self) -> Tensor:
+        """`(B, G, R, D)`, rotated, float32."""
         rows = (self.order + self.slots.prefix)[..., None].expand(-1, -1, -1, self.buffer.shape[-1])
         return self.buffer.gather(2, rows).float()
 
     @property
     def line_mean(self) -> Tensor:
+        """`(B, G, R)`, mean attention of the line."""
         return self._seen / min(self.step, self.slots.every)
 
     @property
     def line_max(self) -> Tensor:
+        """`(B, G, R)`, its maximum."""
         return self._seen
 
     @property
     def line_query(self) -> Tensor:
+        """`(B, G, r, D)`, the line's mean query."""
         assert self.slots.query is not None
         return self.slots.query / min(self.step, self.slots.every)
 
     @property
     def total(self) -> Tensor:
+        """`(B, G, R)`, the sum over all queries so far."""
         return self._seen
 
     @property
     def expectation(self) -> Expectation | None:
+        """What calibration expects of these heads."""
         return self.slots.expectation
 
     @property
     def attention(self) -> Tensor:
+        """`(B, G, Q, R)`, of each of the last queries."""
         window, positions = self.slots.window, self.positions
         rows = [
             self._residents(self.slots.history[query % window]).masked_fill(positions > query, 0)

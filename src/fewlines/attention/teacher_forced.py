@@ -42,6 +42,7 @@ class TeacherForced:
             self.layers.append(groups)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend as an `Attend` does."""
         groups = self.layers[layer]
         if len(groups) == 1:
             return groups[0][1].attend(q, k, v)

@@ -1,5 +1,5 @@
-"""Measurements in processes of their own: peaks are their own, and one that runs out of memory takes
-nobody with it. Running out of memory is a result, not a failure."""
+"""Measurements in processes of their own: peaks are their own, and one that runs out of memory
+takes nobody with it. Running out of memory is a result, not a failure."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ ROWS = (1, 2, 8, 32, 128)  # of a linear layer
 
 
 def measure_candidates() -> list[dict[str, Any]]:
-    """Time each candidate: one dict per candidate and size: `what`, `how`, `dtype`, `rows`, `entries`, and the best
-    `rate` in bytes/s (attention) or FLOP/s (linear)."""
+    """Time each candidate: one dict per candidate and size: `what`, `how`, `dtype`, `rows`,
+    `entries`, and the best `rate` in bytes/s (attention) or FLOP/s (linear)."""
     jobs = [*_attention(), *_linears()]
     bar = progress("kernels", len(jobs), "candidates")
     found = []
@@ -142,7 +142,7 @@ def _layers(how: str, dtype: torch.dtype, rows: int) -> Callable[[], None]:
 
 
 def _int8(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """torch's weight-only int8: a scale for each output."""
+    """By torch's weight-only int8: a scale for each output."""
     scale = weight.abs().amax(1).float() / 127
     packed = (weight.float() / scale[:, None]).round().to(torch.int8)
     return lambda x: torch._weight_int8pack_mm(x, packed, scale.to(x.dtype))

@@ -16,9 +16,9 @@ from fewlines.progress import progress
 
 @torch.inference_mode()
 def measure_policies(setting: Setting, rounds: int) -> list[dict[str, Any]]:
-    """Measure each bounded cache of a setting: one dict of `seconds_per_step`, and median and quartiles of
-    `ratio` to the first of them, over the last line but one. The first beside itself says what the
-    machine's noise is."""
+    """Measure each bounded cache of a setting: one dict of `seconds_per_step`, and median and
+    quartiles of `ratio` to the first of them, over the last line but one. The first beside itself
+    says what the machine's noise is."""
     geometry = setting.shape.geometry
     limited = [row for row in setting.rows if row.cache.budget is not None]
     first = limited[0]

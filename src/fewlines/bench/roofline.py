@@ -38,8 +38,8 @@ def _kernel_bandwidth(storage: torch.dtype, rows: int = 32, head_dim: int = 64) 
 
 
 def make_reader(keys: Tensor, values: Tensor) -> Callable[[], None]:
-    """Make a step of the compiled attention that reads the whole of buffers `(B, G, E, D)`, a query a
-    head."""
+    """Make a step of the compiled attention that reads the whole of buffers `(B, G, E, D)`, a query
+    a head."""
     rows, groups, entries, head_dim = keys.shape
     new = np.ones((rows, groups, head_dim), np.float32)
     out, nothing = new.copy(), np.zeros((0, 1, 1), np.float32)
@@ -53,8 +53,8 @@ def make_reader(keys: Tensor, values: Tensor) -> Callable[[], None]:
 
 
 def measure_linears(layers: Layers, rows: int) -> dict[str, dict[str, float]]:
-    """Measure the FLOP/s of linear layers `(out, in)`, by precision and path. Layers that are alike take
-    turns on as many different weights as a step reads, or as fit into a probe."""
+    """Measure the FLOP/s of linear layers `(out, in)`, by precision and path. Layers that are alike
+    take turns on as many different weights as a step reads, or as fit into a probe."""
     precisions = [torch.float32]
     if machine.device().type == "cuda" or machine.has_bf16():
         precisions.append(torch.bfloat16)

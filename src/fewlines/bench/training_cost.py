@@ -24,8 +24,9 @@ CODES, CLASSES, SEED = 256, 10, 0
 def measure_training(
     family: type[Model], model: ModelSettings, settings: TrainingCostSettings
 ) -> list[dict[str, Any]]:
-    """Measure a step on each grid under each cache: one dict of `seconds_per_step` of `images`, forward, backward and
-    optimisers, the median; and the median and quartiles of `speedup` against the full cache."""
+    """Measure a step on each grid under each cache: one dict of `seconds_per_step` of `images`,
+    forward, backward and optimisers, the median; and the median and quartiles of `speedup` against
+    the full cache."""
     caches = [make_cache("full"), *(each.build() for each in settings.caches)]
     steps = len(settings.grids) * len(caches) * (settings.repeats + 1)
     bar = progress("training cost", steps, "steps")

@@ -103,25 +103,44 @@ class View(Protocol):
     """
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """The image token about to be written."""
+
     @property
-    def geometry(self) -> Geometry: ...
+    def geometry(self) -> Geometry:
+        """The image and the model."""
+
     @property
-    def positions(self) -> Tensor: ...
+    def positions(self) -> Tensor:
+        """`(B, H, R)`."""
+
     @property
-    def keys(self) -> Tensor: ...
+    def keys(self) -> Tensor:
+        """`(B, H, R, D)`."""
+
     @property
-    def line_mean(self) -> Tensor: ...
+    def line_mean(self) -> Tensor:
+        """`(B, H, R)`."""
+
     @property
-    def line_max(self) -> Tensor: ...
+    def line_max(self) -> Tensor:
+        """`(B, H, R)`."""
+
     @property
-    def line_query(self) -> Tensor: ...
+    def line_query(self) -> Tensor:
+        """`(B, H, r, D)`."""
+
     @property
-    def attention(self) -> Tensor: ...
+    def attention(self) -> Tensor:
+        """`(B, H, Q, R)`."""
+
     @property
-    def total(self) -> Tensor: ...
+    def total(self) -> Tensor:
+        """`(B, H, R)`."""
+
     @property
-    def expectation(self) -> Expectation | None: ...
+    def expectation(self) -> Expectation | None:
+        """Of these heads, or None."""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class Schedule:
         return self.evictions
 
     def save(self, path: Path) -> None:
+        """Write the schedule, a byte or two for each token and head."""
         placed, geometry = self.evictions, self.evictions.geometry
         kind = np.min_scalar_type(geometry.n_tokens)  # unsigned: the steps at which tokens go
         tensors = {name: torch.from_numpy(getattr(placed, name).astype(kind)) for name in TABLES}

@@ -62,7 +62,8 @@ def _check_name(name: str) -> str:
 
 
 def _list_caches(lines: object) -> object:
-    """Each cache once, `full` among them; a later line replaces an earlier one of the same cache."""
+    """Each cache once, `full` among them; a later line replaces an earlier one of the same
+    cache."""
     several = multiply(lines)
     if not isinstance(several, list):
         return several
@@ -108,7 +109,7 @@ class Experiment(Section):
     training_cost: TrainingCostSettings = TrainingCostSettings()
     publish: dict[str, str] = Field(
         default_factory=dict,
-        description="of `make study`: files of results/reference, and which of the run they are",
+        description="of `make study`: files that are tracked, and which of the run they are",
     )
     caches: Annotated[tuple[CacheSettings, ...], BeforeValidator(_list_caches)] = Field(
         default=DEFAULT_CACHES,

@@ -238,8 +238,8 @@ def _write_budget(budget: Budget | None) -> dict[str, str] | None:
 
 
 class CacheSettings(Section):
-    """One line of `caches`: `{policy: lines, budget: {lines: 3}}`. Lists multiply: `{policy: [lines,
-    streaming], budget: {lines: [3, 2]}}` are four caches."""
+    """One line of `caches`: `{policy: lines, budget: {lines: 3}}`. Lists multiply: `{policy:
+    [lines, streaming], budget: {lines: [3, 2]}}` are four caches."""
 
     policy: str = Field(description="a file of src/fewlines/cache/policies, by its name")
     budget: Annotated[Any, BeforeValidator(_read_budget), PlainSerializer(_write_budget)] = Field(

@@ -49,6 +49,7 @@ class ImageData:
     classes: Sequence[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
+        """Write a safetensors file."""
         tensors = {
             f"{name}_{part}": getattr(split, part)
             for name, split in (("train", self.train), ("test", self.test))
@@ -58,6 +59,11 @@ class ImageData:
 
     @classmethod
     def load(cls, path: Path) -> ImageData:
+        """Read the file that `save` wrote.
+
+        Raises:
+            FewlinesError: it is no file of images.
+        """
         tensors, header = read_tensors(path)
         try:
             train, test = (

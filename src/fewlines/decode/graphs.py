@@ -15,8 +15,8 @@ Made = TypeVar("Made")
 
 
 def capture(run: Callable[[], Made], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Made]:
-    """Capture the graph of what has run before, and what it makes. The collector is kept still meanwhile:
-    what it frees of CUDA in the middle of a capture breaks it."""
+    """Capture the graph of what has run before, and what it makes. The collector is kept still
+    meanwhile: what it frees of CUDA in the middle of a capture breaks it."""
     graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
     gc.disable()
     try:

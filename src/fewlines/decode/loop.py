@@ -14,7 +14,7 @@ from fewlines.cache.spec import Cache
 from fewlines.decode.graphs import GraphedSteps
 from fewlines.decode.sampler import Sampler, draw_noise
 from fewlines.errors import FewlinesError
-from fewlines.models.base import Model, State
+from fewlines.models.base import AttentionModel, Model, State
 
 Watch = Callable[[int, State], None]
 
@@ -170,13 +170,13 @@ def generate(
         FewlinesError: a cache that this model cannot have, or what `decode` refuses.
     """
     spec = model.spec
-    if model.has_kv_cache and cache.slug != "full":
-        if cache.plan(model.shape.geometry).is_full:
-            print(
-                f"{cache.slug}: the budget holds all {spec.n_tokens} tokens of an image; "
-                "this is the full cache",
-                file=sys.stderr,
-            )
+    limited = isinstance(model, AttentionModel) and cache.slug != "full"
+    if limited and cache.plan(model.geometry).is_full:
+        print(
+            f"{cache.slug}: the budget holds all {spec.n_tokens} tokens of an image; "
+            "this is the full cache",
+            file=sys.stderr,
+        )
     guided = sampler is not None and sampler.guided
     ready = model.prepare(precision or model.dtype, min(batch, len(labels)) * (1 + guided))
     parts = []

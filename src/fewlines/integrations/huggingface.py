@@ -29,12 +29,13 @@ class RasterRotary(nn.Module):
         self.cos, self.sin = nn.Buffer(twice[..., 0]), nn.Buffer(twice[..., 1])
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Look up cosines and sines `(B, T, D)` of positions `(B, T)`."""
         return self.cos[position_ids].to(x.dtype), self.sin[position_ids].to(x.dtype)
 
 
 def make_llama(model: Transformer) -> LlamaForCausalLM:
-    """Make a Llama with the model's own weights, in the precision of its matrices. Embedded labels go
-    in as `inputs_embeds`, codes come out."""
+    """Make a Llama with the model's own weights, in the precision of its matrices. Embedded labels
+    go in as `inputs_embeds`, codes come out."""
     shape = model.shape
     config = LlamaConfig(
         vocab_size=shape.codes,

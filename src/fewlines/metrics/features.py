@@ -52,6 +52,7 @@ class EfficientNetLite0(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `(B, F)` and logits `(B, K)` of images `(B, C, H, W)` uint8."""
         features = torch.cat([self._features(part) for part in images.split(CHUNK)])
         return features, self.inner._fc(features)
 
@@ -78,6 +79,7 @@ class Inception(nn.Module):
             ) from None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `(B, F)` and logits `(B, K)` of images `(B, C, H, W)` uint8."""
         features, logits = self.inner(_coloured(images))
         return features, logits
 

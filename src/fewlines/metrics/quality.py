@@ -12,7 +12,7 @@ import torch_fidelity
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fewlines.config import QualitySettings
+from fewlines.config.settings import QualitySettings
 from fewlines.metrics.features import Features
 
 METRICS = {

@@ -37,6 +37,7 @@ class Classifier(nn.Module):
         self.output = nn.Linear(shape.features, shape.classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `(B, F)` and logits `(B, K)` of images `(B, C, H, W)` uint8."""
         hidden = self.body(images.float() / 127.5 - 1)
         features = torch.relu(self.features(hidden))
         return features, self.output(features)

@@ -42,6 +42,7 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute `x + f(x)`."""
         y: Tensor = x + self.inner(x)
         return y
 

@@ -3,8 +3,9 @@
 A block is a comment with YAML in it, what was made of it, and `<!-- end -->`:
 
     <!-- block
-    table: cache                        # results/reference/cache.csv; seeds/* are several, as `run`
-    where: model == 'base' and budget == 'lines: 3'
+    table: cache                        # cache.csv of the tracked folder; seeds/* are several, as
+        `run`
+    where: "model == 'base' and budget == 'lines: 3'"
     columns: {cache: policy, ΔNLL: nll_delta | ±.4f, KV MB: kv_bytes / cost_batch / 1e6 | .2f}
     -->
     …
@@ -13,9 +14,11 @@ A block is a comment with YAML in it, what was made of it, and `<!-- end -->`:
 A column is an expression over the table's columns and, behind a bar, a format of Python. `±` takes
 half the interval `…_low`, `…_high` beside the column. With `group`, rows of equal keys become one:
 mean (smallest … largest). With `across`, the values of that column become columns, filled by
-`value`. `sort` orders rows, `first` keeps so many. `<!-- value table | where | column | format -->`
-is one number in a sentence. `<!-- config: model -->` is a section of the configuration.
-"""
+`value`. `join` adds what another table says of the same model, policy and budget. Every table has
+two columns more: `name` of a row, and `delta`, ΔNLL against the full cache of as many steps.
+`<!-- value table | where | column | format -->` is one number in a sentence, the mean of its rows,
+or behind `min` or `max` in the format the smallest or largest. `<!-- config: model -->` is a
+section of the configuration."""
 
 from __future__ import annotations
 
@@ -28,13 +31,14 @@ import pandas as pd
 import yaml
 from pydantic_core import PydanticUndefined
 
+from fewlines.config import BASE
 from fewlines.config.experiment import make_schema
 from fewlines.config.reading import find_sections
 from fewlines.errors import FewlinesError
 
-BLOCK = re.compile(r"(<!-- block\n(.*?)-->\n).*?(\n<!-- end -->)", re.DOTALL)
-VALUE = re.compile(r"(<!-- value (.*?) -->).*?(<!-- end -->)", re.DOTALL)
-CONFIG = re.compile(r"(<!-- config: ?([\w.]*) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- block\n(.*?)-->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
+VALUE = re.compile(r"(<!-- value (.*?) -->)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
+CONFIG = re.compile(r"(<!-- config: ?([\w.]*) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 
 
 def fill(text: str, reference: Path) -> str:
@@ -50,18 +54,18 @@ def fill(text: str, reference: Path) -> str:
 
     def in_table(found: re.Match[str]) -> str:
         spec = yaml.safe_load(found[2])
-        return f"{found[1]}\n{_make_table(spec, reference)}\n{found[3]}"
+        return f"{found[1]}\n{_make_table(spec, reference)}\n\n{found[3]}"
 
     def in_sentence(found: re.Match[str]) -> str:
         table, where, column, form = (part.strip() for part in found[2].split("|"))
-        rows = _read(table, where, reference)
-        values = rows.eval(column)
-        value = values if np.isscalar(values) else values.mean()
+        values = _read(table, where, reference).eval(column)
+        over, _, form = form.rpartition(" ")
+        value = values if np.isscalar(values) else getattr(values, over or "mean")()
         return f"{found[1]}{format(value, form)}{found[3]}"
 
     text = BLOCK.sub(in_table, text)
     text = VALUE.sub(in_sentence, text)
-    return CONFIG.sub(lambda found: f"{found[1]}\n{_describe(found[2])}\n{found[3]}", text)
+    return CONFIG.sub(lambda found: f"{found[1]}\n{_describe(found[2])}\n\n{found[3]}", text)
 
 
 def _read(table: str, where: str | None, reference: Path) -> pd.DataFrame:
@@ -70,6 +74,13 @@ def _read(table: str, where: str | None, reference: Path) -> pd.DataFrame:
         raise FewlinesError(f"a block names the table '{table}'; {reference} has none")
     every = [pd.read_csv(path).assign(run=path.stem) for path in paths]
     rows = pd.concat(every, ignore_index=True)
+    if "model" in rows and "nll_delta" in rows:
+        base = (rows["model"] == BASE) | rows["model"].str.startswith(f"{BASE}:")
+        for end in ("", "_low", "_high"):
+            after = rows.get(f"steps_delta{end}", np.nan)
+            rows[f"delta{end}"] = rows[f"nll_delta{end}"].where(base, after)
+        adapted = np.where(base, "", ", " + rows["model"].str.partition(":")[0])
+        rows["name"] = rows["policy"] + ", " + rows["budget"] + adapted
     try:
         return rows.query(where, engine="python") if where else rows
     except (KeyError, ValueError, SyntaxError, pd.errors.UndefinedVariableError) as error:
@@ -78,8 +89,10 @@ def _read(table: str, where: str | None, reference: Path) -> pd.DataFrame:
 
 def _make_table(spec: dict[str, Any], reference: Path) -> str:
     rows = _read(spec["table"], spec.get("where"), reference)
-    if "sort" in spec:
-        rows = rows.sort_values(spec["sort"], kind="stable")
+    if "join" in spec:
+        other, keys = _read(spec["join"], None, reference), ["model", "policy", "budget"]
+        added = [*keys, *other.columns.difference(rows.columns)]
+        rows = rows.merge(other[added], on=keys, how="left")
     if "across" in spec:
         shown = _pivot(rows, spec)
     elif "group" in spec:
@@ -88,7 +101,7 @@ def _make_table(spec: dict[str, Any], reference: Path) -> str:
         shown = pd.concat(made, ignore_index=True)
     else:
         shown = _format(rows, spec["columns"])
-    return shown.head(spec.get("first", len(shown))).to_markdown(index=False, disable_numparse=True)
+    return shown.to_markdown(index=False, disable_numparse=True)
 
 
 def _format(rows: pd.DataFrame, columns: dict[str, str], spread: bool = False) -> pd.DataFrame:
@@ -123,9 +136,10 @@ def _pivot(rows: pd.DataFrame, spec: dict[str, Any]) -> pd.DataFrame:
     wide = rows.assign(text=text).pivot(index=spec["rows"], columns=spec["across"], values="text")
     values = rows.pivot(index=spec["rows"], columns=spec["across"], values=column)
     order = values.rank().mean(axis=1).sort_values(kind="stable").index
-    if "keep_order" in spec:
-        order = pd.Index(rows[spec["rows"]].drop_duplicates())
-    sized = rows.groupby(spec["across"])["capacity"].first().sort_values().index
+    columns = rows.drop_duplicates(spec["across"])
+    if "capacity" in rows:
+        columns = columns.sort_values("capacity")
+    sized = columns[spec["across"]]
     return wide.loc[order, sized].fillna("").reset_index()
 
 

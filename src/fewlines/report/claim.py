@@ -10,8 +10,8 @@ from fewlines.report.results import Results
 
 
 def state_claim(results: Results, table: pd.DataFrame, paper: pd.DataFrame) -> str:
-    """Say what memory, time and quality of the cache of the paper's comparison against the best full cache,
-    and what the best adapted model makes of it."""
+    """Say what memory, time and quality of the cache of the paper's comparison against the best
+    full cache, and what the best adapted model makes of it."""
     if results.experiment.paper_cache is None:
         full = table[table["policy"] == "full"].iloc[0]
         return f"The model has {full['nll']:.4f} nats/token and FID {full['fid_mean']:.2f}."

@@ -27,9 +27,9 @@ KEYS = ["shape", "batch", "dtype", "storage", "engine", "policy", "budget"]
 
 
 def make_efficiency_table(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """Make one row per setting and row of it. Times are seconds per image, their median over repeats;
-    speed-ups are medians of paired ratios to the full caches of the same setting, and what the
-    roofline allows is beside them in `speedup_bound`."""
+    """Make one row per setting and row of it. Times are seconds per image, their median over
+    repeats; speed-ups are medians of paired ratios to the full caches of the same setting, and what
+    the roofline allows is beside them in `speedup_bound`."""
     rows = [row for result in results for row in _rows(result)]
     return pd.DataFrame(rows)
 
@@ -70,7 +70,8 @@ def _device(result: dict[str, Any], row: dict[str, Any]) -> Device:
 
 
 def bound_seconds(result: dict[str, Any], row: dict[str, Any]) -> tuple[float, float]:
-    """Bound the seconds of an image: its linear layers at the best rate, its keys and values at the bandwidth."""
+    """Bound the seconds of an image: its linear layers at the best rate, its keys and values at the
+    bandwidth."""
     device, probe = _device(result, row), result["probes"][str(row["batch"])]
     linear = probe["linear_flops"] / device.rate(row["batch"])
     read = row["mean_read_bytes"] / device.bandwidth
@@ -133,9 +134,9 @@ def _against(
 
 
 def make_scaling_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Fit exponents of time, of what the roofline allows, and of memory in the number of tokens, fitted
-    over the grids of each row that has three or more. A line is longer on a larger grid, so a cache
-    of four lines grows too."""
+    """Fit exponents of time, of what the roofline allows, and of memory in the number of tokens,
+    fitted over the grids of each row that has three or more. A line is longer on a larger grid, so
+    a cache of four lines grows too."""
     rows = []
     measured = table[(table["outcome"] == "ok") & table["memory_cap"].isna()]
     for keys, group in measured.groupby(KEYS, sort=False):
@@ -159,8 +160,8 @@ def _exponent(group: pd.DataFrame, cost: pd.Series) -> float:
 
 
 def make_caps_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Predict LlamaGen-B at 64×64 under a memory cap: the largest batch by exact bytes, and its images/s
-    by the cost model of this machine, beside what was measured."""
+    """Predict LlamaGen-B at 64×64 under a memory cap: the largest batch by exact bytes, and its
+    images/s by the cost model of this machine, beside what was measured."""
     base = table[
         (table["shape"] == "llamagen-b")
         & (table["dtype"] == "float32")
@@ -204,8 +205,8 @@ def make_caps_table(table: pd.DataFrame) -> pd.DataFrame:
 
 @draw_themes
 def draw_efficiency(table: pd.DataFrame, path: Path) -> None:
-    """Draw time and memory against the number of tokens, speed-up against the batch, every row beside
-    its roofline, and images/s under a memory cap. Colours are caches, markers precisions."""
+    """Draw time and memory against the number of tokens, speed-up against the batch, every row
+    beside its roofline, and images/s under a memory cap. Colours are caches, markers precisions."""
     table = table[table["outcome"] == "ok"]
     table = table.assign(
         name=table["policy"].where(table["policy"] != "full", "full, " + table["engine"]),

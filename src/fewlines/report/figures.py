@@ -1,6 +1,6 @@
 """The figures of a run: quality against memory and time, the same seeds side by side, likelihood
-against the size of the cache, memory over steps. They know no names: what is in the tables is drawn.
-"""
+against the size of the cache, memory over steps. They know no names: what is in the tables is
+drawn."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ UP, LEFT = 5, 6  # lines and columns that are shown
 
 
 def average_by_offset(calibration: Calibration) -> npt.NDArray[np.float64]:
-    """Average the attention `(L, H, UP + 1, 2·LEFT + 1)` to a token so many lines up and columns to the
-    left or right, over the queries that have such a token."""
+    """Average the attention `(L, H, UP + 1, 2·LEFT + 1)` to a token so many lines up and columns to
+    the left or right, over the queries that have such a token."""
     up, left = (
         offset[:-1, :-1] for offset in measure_offsets(calibration.grid)
     )  # the last never asks
@@ -35,8 +35,8 @@ def average_by_offset(calibration: Calibration) -> npt.NDArray[np.float64]:
 
 @draw_themes
 def draw_heads(calibration: Calibration, plan: EvictionPlan, path: Path) -> None:
-    """Draw, left of each pair, attention by offset, the query's own line at the bottom. Right: which
-    tokens (across) are resident at which step (down)."""
+    """Draw, left of each pair, attention by offset, the query's own line at the bottom. Right:
+    which tokens (across) are resident at which step (down)."""
     offsets = average_by_offset(calibration)
     layers, heads = offsets.shape[:2]
     figure, axes = plt.subplots(

@@ -86,8 +86,9 @@ def make_paper_table(results: Results) -> pd.DataFrame:
 
 
 def compare_large_grids(table: pd.DataFrame) -> pd.DataFrame:
-    """Make the same comparison at published shapes with random weights, so without a quality: of each
-    grid and batch of `efficiency.csv`, both full caches and the first of the few-lines ones."""
+    """Make the same comparison at published shapes with random weights, so without a quality: of
+    each grid and batch of `efficiency.csv`, both full caches and the first of the few-lines
+    ones."""
     rows = []
     if table.empty:
         return table

@@ -105,7 +105,8 @@ class Results:
         return [self._read(f"efficiency/{name}.json") for name in names]
 
     def read_metrics(self, network: str) -> dict[str, Any]:
-        """Read of the `tokenizer`, the `classifier`, or a model: `base/model`, `base/model-test`."""
+        """Read of the `tokenizer`, the `classifier`, or a model: `base/model`,
+        `base/model-test`."""
         return self._read(f"{network}.json")
 
     def find_samples(self, cache: str, model: str = BASE) -> Path:

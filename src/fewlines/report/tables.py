@@ -33,8 +33,8 @@ def drop_tasks(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def make_likelihood_table(results: Results) -> pd.DataFrame:
-    """Make one row of likelihood alone per model and cache: all that is needed to rank policies, in a
-    fraction of the time."""
+    """Make one row of likelihood alone per model and cache: all that is needed to rank policies, in
+    a fraction of the time."""
     rows = [
         {**_identify(results, *row), **_likelihood(results, *row), **_versus(results, *row)}
         for row in results.experiment.rows
@@ -43,23 +43,21 @@ def make_likelihood_table(results: Results) -> pd.DataFrame:
 
 
 def make_quality_table(results: Results) -> pd.DataFrame:
-    """Make the rows of likelihood and the measures of samples, of those that have samples: no times."""
+    """Make the rows of likelihood and the measures of samples, of those that have samples: no
+    times."""
     measured = [(row, results.read_quality(row[1], row[0])) for row in results.experiment.rows]
-    rows = [
-        {
-            **_quality_row(results, *row, quality),
-            **_versus(results, *row),
-            "extractor": quality["extractor"],
-        }
-        for row, quality in measured
-        if quality
-    ]
+    rows = []
+    for row, quality in measured:
+        if quality:
+            made = {**_quality_row(results, *row, quality), **_versus(results, *row)}
+            made["fid_ratio"] = _compare_fid(results, row[0], made["fid_mean"])
+            rows.append({**made, "extractor": quality["extractor"]})
     return pd.DataFrame(rows)
 
 
 def make_rank_table(results: Results) -> pd.DataFrame:
-    """Rank the base model's caches of each budget, the best first, and how far each is behind the one
-    before it: paired over images, so that ranks are told apart that intervals against the full
+    """Rank the base model's caches of each budget, the best first, and how far each is behind the
+    one before it: paired over images, so that ranks are told apart that intervals against the full
     cache do not tell apart."""
     rows = []
     by_budget: dict[str, list[str]] = {}
@@ -139,11 +137,13 @@ def _trained_for(adapted: AdaptedModel, slug: str) -> str:
 
 def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
     timed, quality = results.experiment.is_shown(slug), results.read_quality(slug, model)
+    row = _quality_row(results, model, slug, quality)
     return {
-        **_quality_row(results, model, slug, quality),
+        **row,
         "kv_bytes": _count_bytes(results, model, slug),
         **(_cost(results.read_cost(slug), slug) if timed else {}),
         **_versus(results, model, slug),
+        "fid_ratio": _compare_fid(results, model, row["fid_mean"]),
         "extractor": quality.get("extractor", ""),
     }
 
@@ -160,6 +160,15 @@ def _quality_row(
         **_likelihood(results, model, slug),
         **_over_seeds(sets),
     }
+
+
+def _compare_fid(results: Results, model: str, fid: float) -> float:
+    """FID ÷ that of the full cache of the model that was trained as long by the same loss."""
+    experiment = results.experiment
+    adapted = model != BASE and not experiment.get_task_name(model)
+    other = experiment.find_baseline(model) if adapted else BASE
+    full = results.read_quality("full", other) if other in dict(experiment.rows) else {}
+    return fid / float(np.mean([each["fid"] for each in full["sets"]])) if full else np.nan
 
 
 def _count_bytes(results: Results, model: str, slug: str) -> float:
@@ -207,7 +216,8 @@ def _over_seeds(sets: pd.DataFrame) -> dict[str, float]:
 
 
 def make_reference_table(results: Results) -> pd.DataFrame:
-    """Make the reference scores: what a perfect model would reach, by the same instruments and as many images."""
+    """Make the reference scores: what a perfect model would reach, by the same instruments and as
+    many images."""
     rows = []
     for name in ("real", "reconstruction"):
         sets = pd.DataFrame(results.read_reference(name)["sets"])
@@ -227,7 +237,8 @@ def make_storage_table(results: Results) -> pd.DataFrame:
 
 
 def make_network_table(results: Results) -> pd.DataFrame:
-    """Make a table of how well the networks learned, and how close training came to the machine's rate."""
+    """Make a table of how well the networks learned, and how close training came to the machine's
+    rate."""
     tokenizer, model, test = map(
         results.read_metrics, ("tokenizer", f"{BASE}/model", f"{BASE}/model-test")
     )

@@ -36,7 +36,8 @@ class Frame:
 
 
 def find_residents(evicted_at: npt.NDArray[np.int64], step: int, grid: tuple[int, int]) -> Pixels:
-    """Find what is held after image token `step` was written, `(…, h, w)`, of `evicted_at` `(…, N)`."""
+    """Find what is held after image token `step` was written, `(…, h, w)`, of `evicted_at` `(…,
+    N)`."""
     token = np.arange(evicted_at.shape[-1])
     held = np.where(evicted_at > step, HELD, GONE)
     held = np.where(token > step, UNBORN, held)

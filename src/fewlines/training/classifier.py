@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.config import ClassifierSettings
+from fewlines.config.settings import ClassifierSettings
 from fewlines.files import digest
 from fewlines.models.classifier import Classifier, ClassifierShape
 from fewlines.training.loop import Objective, draw_rows
@@ -34,6 +34,7 @@ class ClassifierObjective(Objective):
         ]
 
     def fingerprint(self) -> list[Any]:
+        """Settings, seed and data."""
         return [
             self.settings.model_dump(mode="json"),
             self.seed,
@@ -41,6 +42,7 @@ class ClassifierObjective(Objective):
         ]
 
     def compute_loss(self, step: int) -> Tensor:
+        """Compute the loss of one step."""
         rows = draw_rows(len(self.labels), self.settings.batch, step, self.seed)
         _, logits = self.network(self.images[rows])
         return F.cross_entropy(logits, self.labels[rows])

@@ -36,8 +36,9 @@ class Objective(ABC):
 
     @abstractmethod
     def fingerprint(self) -> list[Any]:
-        """Say, JSON-like, whatever a checkpoint must share with this run to be continued by it: what is
-        learned from, how, and with what randomness. The loop adds the weights it begins with."""
+        """Say, JSON-like, whatever a checkpoint must share with this run to be continued by it:
+        what is learned from, how, and with what randomness. The loop adds the weights it begins
+        with."""
 
 
 def draw_rows(count: int, batch: int, step: int, seed: int) -> Tensor:

@@ -18,6 +18,7 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(weight.new_zeros(rows, rank))
 
     def forward(self, weight: Tensor) -> Tensor:
+        """Add the update to the matrix."""
         return weight + self.up @ self.down
 
 

@@ -44,6 +44,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix."""
         for group in self.param_groups:
             momentum = group["momentum"]
             for parameter in group["params"]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.config import TokenizerSettings
+from fewlines.config.settings import TokenizerSettings
 from fewlines.files import digest
 from fewlines.models.tokenizer import Quantized, Tokenizer, TokenizerShape, to_signed
 from fewlines.training.loop import Objective, draw_rows, make_generator
@@ -39,9 +39,11 @@ class TokenizerObjective(Objective):
         self._revive(torch.ones(settings.codes, dtype=torch.bool), self._encoded(step=0), step=0)
 
     def fingerprint(self) -> list[Any]:
+        """Settings, seed and data."""
         return [self.settings.model_dump(mode="json"), self.seed, digest([self.images])]
 
     def compute_loss(self, step: int) -> Tensor:
+        """Compute the loss of one step."""
         images = self._batch(step)
         reconstructed, quantized = self.network(
             images, self.settings.commitment, self._replacements(step)
@@ -51,6 +53,7 @@ class TokenizerObjective(Objective):
         return loss
 
     def after_step(self, step: int) -> None:
+        """Revive codes that are hardly used."""
         counts = self.network.quantizer.counts
         counts += torch.bincount(self.quantized.indices.flatten(), minlength=len(counts))
         if (step + 1) % REVIVE_EVERY == 0:

@@ -29,6 +29,7 @@ class Corrected(LookaheadPolicy):
     floor: float = 0.01
 
     def score_ahead(self, view: View, steps: range) -> Tensor:
+        """Score by the schedule, times the correction."""
         assert view.expectation is not None
         queries = self.interval(view.geometry, view.positions.shape[-1])
         expected = view.expectation.average_line(view, queries)

@@ -1,9 +1,8 @@
 """DiagonalAttn (arXiv 2609.19702): what a head looks at is a set of relative offsets.
 
 The paper keeps a fixed set of offsets, measured once. Here the offsets are weighed by the mean
-attention they got, and a token is scored by what the offsets still to come will give it: the schedule
-(`scheduled`) that is left when the position of the query is forgotten. Our reading.
-"""
+attention they got, and a token is scored by what the offsets still to come will give it: the
+schedule (`scheduled`) that is left when the position of the query is forgotten. Our reading."""
 
 from __future__ import annotations
 
@@ -25,4 +24,5 @@ class Diagonal(CalibratedPolicy):
     def choose_victims(
         self, geometry: Geometry, capacity: Table, calibration: Calibration
     ) -> Table:
+        """Choose who goes when each image token is written."""
         return Scheduled().choose_victims(geometry, capacity, calibration.by_offset)

@@ -18,12 +18,13 @@ from fewlines.geometry import Geometry, Table
 
 @dataclass(frozen=True)
 class Fixed(StaticPolicy):
-    """As many last columns as the capacity holds for all lines, at least one; tokens left of them go
-    first, oldest first. Where even the columns do not fit, the oldest of them go."""
+    """As many last columns as the capacity holds for all lines, at least one; tokens left of them
+    go first, oldest first. Where even the columns do not fit, the oldest of them go."""
 
     name: ClassVar[str] = "fixed"
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
+        """Choose who goes when each image token is written."""
         height, width = geometry.grid
         victims = np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)
         for layer, head in np.ndindex(capacity.shape):

@@ -18,4 +18,5 @@ class Full(StaticPolicy):
     name: ClassVar[str] = "full"
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
+        """Choose who goes when each image token is written."""
         return np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)

@@ -22,6 +22,7 @@ class H2O(ScoringPolicy):
     recent: float = 0.5
 
     def score(self, view: View) -> Tensor:
+        """Score each resident."""
         window = view.step - round(self.recent * view.positions.shape[-1])
         total = view.total / max(1, view.step)  # below 1
         return torch.where(view.positions < window, total, 1.0 + view.positions)

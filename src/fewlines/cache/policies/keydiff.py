@@ -18,5 +18,6 @@ class KeyDiff(ScoringPolicy):
     name: ClassVar[str] = "keydiff"
 
     def score(self, view: View) -> Tensor:
+        """Score each resident."""
         keys = F.normalize(view.keys.float(), dim=-1)
         return -F.cosine_similarity(keys, keys.mean(2, keepdim=True), dim=-1)

@@ -17,5 +17,6 @@ class KNorm(ScoringPolicy):
     name: ClassVar[str] = "knorm"
 
     def score(self, view: View) -> Tensor:
+        """Score each resident."""
         norm: Tensor = view.keys.float().norm(dim=-1)
         return -norm

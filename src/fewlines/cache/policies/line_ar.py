@@ -31,6 +31,7 @@ class LineAR(ScoringPolicy):
 
     @property
     def needs(self) -> Need:  # type: ignore[override]
+        """What `pool` makes a score of."""
         needs: dict[str, Need] = {
             "mean": "line_mean",
             "max": "line_max",
@@ -40,6 +41,7 @@ class LineAR(ScoringPolicy):
         return needs[self.pool]
 
     def score(self, view: View) -> Tensor:
+        """Score each resident."""
         score = self._attention(view)  # (B, H, R), at most 1
         window = view.step - self.recent * view.geometry.width
         score = torch.where(view.positions < window, score, 1.0 + view.positions)

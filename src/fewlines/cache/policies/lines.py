@@ -18,6 +18,7 @@ class Lines(StaticPolicy):
     name: ClassVar[str] = "lines"
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
+        """Choose who goes when each image token is written."""
         step = np.arange(geometry.n_tokens)
         capacity = capacity[..., None]
         return np.where(step < capacity, NO_VICTIM, step - capacity)

@@ -23,6 +23,7 @@ class Oracle(OraclePolicy):
     name: ClassVar[str] = "oracle"
 
     def find_evictions(self, attention: Tensor, capacity: Tensor) -> Tensor:
+        """Find the evictions of these very images."""
         n = attention.shape[-1]
         future = attention.flip(-2).cumsum(-2).flip(-2)  # of queries from each one on
         resident = torch.zeros(attention.shape[:-1], dtype=torch.bool)  # (B, H, N)

@@ -19,6 +19,7 @@ class Random(StaticPolicy):
     seed: int = 0
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
+        """Choose who goes when each image token is written."""
         random = np.random.default_rng(self.seed)
         victims = np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)
         for layer, head in np.ndindex(capacity.shape):

@@ -23,6 +23,7 @@ class RKV(ScoringPolicy):
     share: float = 0.1
 
     def score(self, view: View) -> Tensor:
+        """Score each resident."""
         importance = F.max_pool1d(
             view.attention.mean(2), self.kernel, stride=1, padding=self.kernel // 2
         )

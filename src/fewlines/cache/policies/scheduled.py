@@ -26,6 +26,7 @@ class Scheduled(CalibratedPolicy):
     def choose_victims(
         self, geometry: Geometry, capacity: Table, calibration: Calibration
     ) -> Table:
+        """Choose who goes when each image token is written."""
         n = geometry.n_tokens
         victims = np.full((*capacity.shape, n), NO_VICTIM)
         for layer, head in np.ndindex(capacity.shape):

@@ -23,6 +23,7 @@ class SnapKV(ScoringPolicy):
     kernel: int = 5
 
     def score(self, view: View) -> Tensor:
+        """Score each resident."""
         score = F.avg_pool1d(
             view.attention.mean(2), self.kernel, stride=1, padding=self.kernel // 2
         )

@@ -18,4 +18,5 @@ class Tova(ScoringPolicy):
     needs: ClassVar[Need | None] = "attention"
 
     def score(self, view: View) -> Tensor:
+        """Score each resident."""
         return view.attention[:, :, -1]

@@ -1,4 +1,5 @@
-"""LlamaGen's class-conditional transformer (arXiv 2406.06525): the family with every cache policy."""
+"""LlamaGen's class-conditional transformer (arXiv 2406.06525): the family with every cache
+policy."""
 
 from fewlines.models.llamagen.model import Transformer
 

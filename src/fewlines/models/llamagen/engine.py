@@ -85,7 +85,7 @@ class PackedLinear(nn.Module):
     """A linear layer without bias that multiplies in `dtype` and answers in its input's.
 
     On the CPU oneDNN lays the weights out for products of `rows` rows: at a few rows 1.3 to 3
-    times faster than `F.linear`, which does so at every call (docs/engine.md). A single float32
+    times faster than `F.linear`, which does so at every call. A single float32
     row is the exception: MKL's matrix-vector product is the faster one.
     """
 
@@ -100,6 +100,7 @@ class PackedLinear(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute as the module that it stands for."""
         given = x.to(self.dtype)
         y: Tensor = (
             torch.ops.mkldnn._linear_pointwise(given, self.weight, None, "none", [], "")
@@ -118,6 +119,7 @@ class CompiledNorm(nn.Module):
         self.weight, self.eps = norm.weight.detach(), norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute as the module that it stands for."""
         out = torch.empty_like(x)
         flat = (x.flatten(0, 1).numpy(), self.weight.numpy(), self.eps, out.flatten(0, 1).numpy())
         kernels.rms_norm(*flat)
@@ -134,6 +136,7 @@ class CompiledAttention(nn.Module):
         self.wqkv, self.wo = pack(attention.wqkv.weight), pack(attention.wo.weight)
 
     def forward(self, layer: int, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+        """Compute as the module that it stands for."""
         B, T, _ = x.shape
         qkv = self.wqkv(x).view(B, T, -1, self.head_dim)
         kernels.rotate(qkv.flatten(0, 1).numpy(), self.heads + self.kv_heads, rotation.numpy())
@@ -151,6 +154,7 @@ class PackedFeedForward(nn.Module):
         self.w13, self.w2 = pack(both), pack(feed_forward.w2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute as the module that it stands for."""
         out: Tensor = self.w2(_swiglu(self.w13(x)))
         return out
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(shape.dim, shape.dim, bias=False)
 
     def forward(self, layer: int, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+        """Compute the layer; shapes as in the published code."""
         B, T, _ = x.shape
         qkv = self.wqkv(x).view(B, T, self.heads + 2 * self.kv_heads, self.head_dim)
         rotated, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
@@ -72,6 +74,7 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(shape.hidden, shape.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer; shapes as in the published code."""
         out: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
         return out
 
@@ -87,6 +90,7 @@ class Block(nn.Module):
         self.ffn_norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
 
     def forward(self, layer: int, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+        """Compute the layer; shapes as in the published code."""
         x = x + self.attention(layer, self.attention_norm(x), rotation, attend)
         out: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return out
@@ -98,7 +102,7 @@ class Transformer(AttentionModel):
     name = "llamagen"
     Settings = LlamaGenSettings
     Shape = TransformerShape
-    parts = {"all": "", "attention": ".attention.", "norms": "norm"}
+    parts = MappingProxyType({"all": "", "attention": ".attention.", "norms": "norm"})
     published = SHAPES
     Cost = Decode
     shape: TransformerShape
@@ -288,9 +292,9 @@ class Transformer(AttentionModel):
 
 
 def rope_2d(shape: TransformerShape) -> Tensor:
-    """Make the rotations `(P + N, D/2, 2)`, cosines and sines: rows turn the first half of a head, columns
-    the second. The condition's are zeros, so that its rotated queries and keys are zero vectors;
-    registers are not turned."""
+    """Make the rotations `(P + N, D/2, 2)`, cosines and sines: rows turn the first half of a head,
+    columns the second. The condition's are zeros, so that its rotated queries and keys are zero
+    vectors; registers are not turned."""
     height, width = shape.grid
     half = shape.head_dim // 2
     frequencies = 1.0 / shape.rope_base ** (torch.arange(0, half, 2).float() / half)  # (D/4,)

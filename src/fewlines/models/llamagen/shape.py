@@ -16,7 +16,8 @@ class TransformerShape:
         grid: `(h, w)`, tokens of an image.
         classes: without the null class that stands for 'no condition'.
         prefix: tokens of the condition.
-        registers: learned tokens after them, which every cache keeps (arXiv 2309.16588, 2309.17453).
+        registers: learned tokens after them, which every cache keeps (arXiv 2309.16588,
+            2309.17453).
     """
 
     dim: int
