@@ -12,7 +12,7 @@ import fewlines
 from conftest import DECODED, calibrated
 from fewlines.attention.buffer import BoundedCache
 from fewlines.attention.slots import RankedSlots
-from fewlines.cache.allocation import get_allocation
+from fewlines.cache.allocation import Total, get_allocation
 from fewlines.cache.budget import Budget
 from fewlines.cache.plan import EvictionPlan
 from fewlines.cache.policy import NO_VICTIM, OraclePolicy, ScoringPolicy, list_policies
@@ -162,10 +162,8 @@ def test_wrong_caches_are_explained():
 
 def allocate(name, geometry, total, calibration=None):
     """Capacities of a policy that drops its victims."""
-    policy = make_policy("streaming", {})
-    capacity, merge_slots = get_allocation(name).allocate(
-        policy, geometry, total, calibration, merge=False
-    )
+    asked = Total(make_policy("streaming", {}), geometry, total, False, calibration)
+    capacity, merge_slots = get_allocation(name).allocate(asked)
     assert not merge_slots.any()
     return capacity
 

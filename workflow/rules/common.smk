@@ -8,7 +8,7 @@ from pathlib import Path
 from fewlines.config import BASE, dump_experiment, validate_experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import write_text
-from fewlines.measure.efficiency import settings_of
+from fewlines.bench.efficiency import make_settings
 
 try:
     EXPERIMENT = validate_experiment(config)
@@ -29,7 +29,9 @@ ADAPTED = EXPERIMENT.adapted_models
 ROWS = EXPERIMENT.rows  # (model, cache)
 DRAWN = [row for row in ROWS if EXPERIMENT.is_drawn(row[1], row[0])]
 SHOWN = [row for row in ROWS if EXPERIMENT.is_shown(row[1], row[0])]
-HAS_KV = EXPERIMENT.family.has_kv_cache  # calibration, policies and adaptation make sense
+HAS_KV = (
+    EXPERIMENT.family.has_kv_cache
+)  # calibration, policies and adaptation make sense
 
 # Stages read the experiment with every default and override written out. Rules take it as an
 # `ancient` input: a changed key reruns those that name its section under `params`, and no others.

@@ -109,7 +109,7 @@ def _prefetch(context: Any, array: Any, e: Any, d: Any) -> Any:
 
 @numba.njit(inline="always", fastmath=True)
 def negative_exp(x: Any) -> Any:
-    """Compute e to a power of at most 0, to 2e-7, by a polynomial: the loop around it vectorises."""
+    """Compute e to a power of at most 0, to 2e-7: by a polynomial, so that the loop vectorises."""
     y = max(x * F32(math.log2(math.e)), F32(-126))
     whole = np.int32(y - F32(0.5))
     part = y - F32(whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import heapq
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -21,6 +22,40 @@ from fewlines.registry import discover
 NOTHING = 1e-6  # nats/token: below it, a measured loss is noise
 
 Losses = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Total:
+    """What is divided.
+
+    Attributes:
+        policy: picks the victims.
+        geometry: the image and the model.
+        tokens: that all heads may hold together, beside a merge slot each.
+        merge: whether victims are merged.
+        known: the calibration of this model and grid, if the rule `requires` one.
+    """
+
+    policy: Policy
+    geometry: Geometry
+    tokens: int
+    merge: bool
+    known: Calibration | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers and heads."""
+        return self.geometry.layers, self.geometry.heads
+
+    @property
+    def calibration(self) -> Calibration:
+        """The calibration, of a rule that requires one."""
+        assert self.known is not None
+        return self.known
+
+    def add_merge_slots(self, capacity: Table) -> tuple[Table, Table]:
+        """Add one merge slot to each head where victims are merged."""
+        return capacity, np.full_like(capacity, int(self.merge))
 
 
 class Allocation(ABC):
@@ -48,22 +83,11 @@ class Allocation(ABC):
         """
 
     @abstractmethod
-    def allocate(
-        self,
-        policy: Policy,
-        geometry: Geometry,
-        total: int,
-        calibration: Calibration | None,
-        merge: bool,
-    ) -> tuple[Table, Table]:
+    def allocate(self, total: Total) -> tuple[Table, Table]:
         """Divide a total.
 
         Args:
-            policy: picks the victims.
-            geometry: the image and the model.
-            total: tokens that all heads may hold together, beside a merge slot each.
-            calibration: of this model and grid, if the rule `requires` one.
-            merge: whether victims are merged.
+            total: what is divided.
 
         Returns:
             How many tokens each head may hold, and how many merge slots it has, both `(L, H)`.
@@ -85,11 +109,6 @@ def get_allocation(name: str) -> Allocation:
 def list_allocations() -> dict[str, type[Allocation]]:
     """List every allocation by its name, found as policies are."""
     return discover(Allocation, "fewlines.cache.allocations")
-
-
-def add_merge_slot(capacity: Table, merge: bool) -> tuple[Table, Table]:
-    """Add one merge slot to each head where victims are merged."""
-    return capacity, np.full_like(capacity, int(merge))
 
 
 def interpolate_losses(capacities: Table, loss: Losses, geometry: Geometry) -> Losses:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fewlines.cache.allocation import Allocation, get_allocation, list_allocations
+from fewlines.cache.allocation import Allocation, Total, get_allocation, list_allocations
 from fewlines.cache.budget import Budget
 from fewlines.cache.plan import EvictionPlan
 from fewlines.cache.policy import (
@@ -123,8 +123,8 @@ class Cache:
             return alike, np.full_like(alike, int(self.merge))
         if total < SMALLEST * alike.size:
             raise FewlinesError(f"cache: {self.slug} leaves less than {SMALLEST} tokens to a head")
-        calibration = self.require_calibration(geometry) if self._allocation.requires else None
-        return self._allocation.allocate(self.policy, geometry, total, calibration, self.merge)
+        known = self.require_calibration(geometry) if self._allocation.requires else None
+        return self._allocation.allocate(Total(self.policy, geometry, total, self.merge, known))
 
     def calibrated(self, path: Path | None) -> Cache:
         """Add the calibration in a file, if the cache goes by one and there is one."""

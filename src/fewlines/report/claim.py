@@ -37,6 +37,6 @@ def state_claim(results: Results, table: pd.DataFrame, paper: pd.DataFrame) -> s
     best = adapted.sort_values("steps_delta").iloc[0]
     return (
         f"{text} A model adapted to its cache, {best['policy']} at {best['budget']}, is "
-        f"{format_interval(best, 'steps_delta', '+.4f')} nats/token from a full cache after as many "
-        "steps of training."
+        f"{format_interval(best, 'steps_delta', '+.4f')} nats/token from a full cache "
+        "after as many steps of training."
     )

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
 from fewlines import machine
 from fewlines.bench.cost import pair_ratios
-from fewlines.bench.efficiency import describe_host, find_largest_batch
+from fewlines.bench.efficiency import describe_host
 from fewlines.cache.spec import make_cache
 from fewlines.devices import Device
 from fewlines.models.base import find_published
-from fewlines.report.style import COLOURS, draw_themes, save
+from fewlines.report.style import cycle_looks, draw_themes, save
 
-CAPS = (8, 24, 80)  # GB
 KEYS = ["shape", "batch", "dtype", "storage", "engine", "policy", "budget"]
 
 
@@ -159,165 +154,33 @@ def _exponent(group: pd.DataFrame, cost: pd.Series) -> float:
     return float(np.polyfit(np.log(group["n_tokens"]), np.log(cost), 1)[0])
 
 
-def make_caps_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Predict LlamaGen-B at 64×64 under a memory cap: the largest batch by exact bytes, and its
-    images/s by the cost model of this machine, beside what was measured."""
-    base = table[
-        (table["shape"] == "llamagen-b")
-        & (table["dtype"] == "float32")
-        & table["bandwidth"].notna()
-    ]
-    if base.empty:
-        return pd.DataFrame()
-    rates = base.groupby("batch")["linear_flops_per_second"].median()
-    device = Device(
-        base["processor"].iloc[0],
-        base["bandwidth"].median(),
-        rates.max(),
-        0,
-        base["operator_seconds"].median(),
-        dict(zip(rates.index.tolist(), rates.tolist(), strict=True)),
-    )
-    family, published = find_published("llamagen-b")
-    shape = published.on((64, 64))
-    rows = []
-    for cap, (name, cache) in itertools.product(
-        CAPS,
-        (
-            ("full, lean", make_cache("full")),
-            ("streaming, 4 lines", make_cache("streaming", lines=4)),
-        ),
-    ):
-        decode = family.Cost(shape, 1, cache, torch.float32, torch.float16)
-        batch = find_largest_batch(decode, cap * 1e9)
-        measured = base[(base["memory_cap"] == cap * 1e9) & (base["policy"] == cache.policy_text)]
-        rows.append(
-            {
-                "cap, GB": cap,
-                "cache": name,
-                "largest batch": batch,
-                "images/s, predicted": batch / replace(decode, rows=batch).predict(device),
-                "images/s, measured": measured["images_per_second"].max(),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
 @draw_themes
 def draw_efficiency(table: pd.DataFrame, path: Path) -> None:
-    """Draw time and memory against the number of tokens, speed-up against the batch, every row
-    beside its roofline, and images/s under a memory cap. Colours are caches, markers precisions."""
-    table = table[table["outcome"] == "ok"]
-    table = table.assign(
-        name=table["policy"].where(table["policy"] != "full", "full, " + table["engine"]),
-        precision=table["dtype"].where(
-            table["dtype"] == table["storage"], table["dtype"] + ", kept in " + table["storage"]
-        ),
+    """Draw time and memory against the number of tokens, of the shape and batch that have most
+    grids, and every row beside its roofline: on the diagonal nothing is lost."""
+    table = table[(table["outcome"] == "ok") & table["memory_cap"].isna()]
+    name = table["policy"].where(table["policy"] != "full", "full, " + table["engine"])
+    table = table.assign(name=name + ", " + table["dtype"] + ", kept in " + table["storage"])
+    looks = dict(zip(table["name"].unique(), cycle_looks(), strict=False))
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    shape, batch = cast(
+        tuple[str, int], table.groupby(["shape", "batch"])["n_tokens"].nunique().idxmax()
     )
-    names, precisions = table["name"].unique(), table["precision"].unique()
-    colours = dict(zip(names, itertools.cycle(COLOURS), strict=False))
-    markers = dict(zip(precisions, "os^vD", strict=False))
-    given = table[table["memory_cap"].isna()]
-    figure, axes = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
-    _draw_scaling(axes[0, 0], given, "seconds_per_image", 1, "s/image", colours, markers)
-    _draw_scaling(axes[0, 1], given, "peak_bytes", 1e-9, "decode peak, GB", colours, markers)
-    _draw_speedup(axes[1, 0], given, colours, markers)
-    _draw_roofline(axes[1, 1], table, colours, markers)
-    _draw_caps(axes[0, 2], table)
-    axes[1, 2].axis("off")
-    legend = [Line2D([], [], color=colours[name], label=name) for name in names]
-    legend += [
-        Line2D([], [], color="grey", ls="", marker=markers[kept], label=kept) for kept in precisions
-    ]
-    axes[1, 2].legend(handles=legend, loc="center", fontsize=8)
-    save(figure, path)
-
-
-def _most(table: pd.DataFrame, key: str, counted: str) -> tuple[str, int]:
-    """The shape and `key` that have most different values of `counted`."""
-    best = table.groupby(["shape", key])[counted].nunique().idxmax()
-    shape, chosen = cast(tuple[str, int], best)
-    return shape, chosen
-
-
-def _lines(
-    table: pd.DataFrame, colours: dict[str, Any], markers: dict[str, str]
-) -> Iterator[tuple[pd.DataFrame, dict[str, Any]]]:
-    """The rows of each cache and precision, and their style."""
-    for keys, group in table.groupby(["name", "precision"], sort=False):
-        name, precision = map(str, keys)
-        yield group, {"color": colours[name], "marker": markers[precision], "ms": 4, "lw": 1}
-
-
-def _draw_scaling(
-    axis: plt.Axes,
-    table: pd.DataFrame,
-    column: str,
-    scale: float,
-    label: str,
-    colours: dict[str, Any],
-    markers: dict[str, str],
-) -> None:
-    """Of the shape and batch that have most grids, with the exponents fitted."""
-    shape, batch = _most(table, "batch", "n_tokens")
-    chosen = table[(table["shape"] == shape) & (table["batch"] == batch)]
-    for group, style in _lines(chosen, colours, markers):
-        group = group.sort_values("n_tokens")
-        cost = group[column] * scale
-        axis.plot(group["n_tokens"], cost, **style)
-        if len(group) > 2:
-            exponent = _exponent(group, cost)
-            end = (group["n_tokens"].iloc[-1], cost.iloc[-1])
-            axis.annotate(f" N^{exponent:.2f}", end, fontsize=6, color=style["color"])
-    axis.set(xscale="log", yscale="log", xlabel="tokens of an image", ylabel=label)
-    axis.set_title(f"{shape}, batch {batch}", size=9)
-
-
-def _draw_speedup(
-    axis: plt.Axes, table: pd.DataFrame, colours: dict[str, Any], markers: dict[str, str]
-) -> None:
-    """Of the shape and grid that have most batches, with what the roofline allows dashed."""
-    few = table[(table["policy"] != "full") & table["speedup_lean"].notna()]
-    if few.empty:
-        axis.axis("off")
-        return
-    shape, tokens = _most(few, "n_tokens", "batch")
-    few = few[(few["shape"] == shape) & (few["n_tokens"] == tokens)]
-    for group, style in _lines(few, colours, markers):
-        group = group.sort_values("batch")
-        axis.plot(group["batch"], group["speedup_lean"], **style)
-        axis.plot(group["batch"], group["speedup_bound"], "--", lw=1, color=style["color"])
-    axis.axhline(1, color="grey", lw=0.8)
-    axis.set(xscale="log", xlabel="batch", ylabel="speed-up over full, lean (dashed: allowed)")
-    axis.set_title(f"{shape}, {tokens} tokens", size=9)
-
-
-def _draw_roofline(
-    axis: plt.Axes, table: pd.DataFrame, colours: dict[str, Any], markers: dict[str, str]
-) -> None:
-    """Time that the roofline needs against the time measured: on the diagonal nothing is lost."""
-    for group, style in _lines(table, colours, markers):
-        roof = group["linear_seconds"] + group["read_seconds"]
-        axis.plot(roof, group["seconds_per_image"], **{**style, "ls": ""})
+    chosen = table[(table["shape"] == shape) & (table["batch"] == batch)].sort_values("n_tokens")
+    costs = (("seconds_per_image", 1.0, "seconds of an image"), ("peak_bytes", 1e-9, "peak, GB"))
+    for axis, (column, scale, label) in zip(axes, costs, strict=False):
+        for each, group in chosen.groupby("name"):
+            axis.plot(group["n_tokens"], group[column] * scale, marker="o", ms=4, **looks[each])
+        axis.set(xscale="log", yscale="log", xlabel="tokens of an image", ylabel=label)
+        axis.set_title(f"{shape}, {batch} images at once", size=9)
+    for each, group in table.groupby("name"):
+        bound = group["linear_seconds"] + group["read_seconds"]
+        colour = looks[str(each)]["color"]
+        axes[2].plot(bound, group["seconds_per_image"], "o", ms=4, color=colour)
     ends = table["seconds_per_image"].agg(["min", "max"])
-    axis.plot(ends, ends, color="grey", lw=0.8)
-    axis.set(xscale="log", yscale="log", xlabel="roofline, s/image", ylabel="measured, s/image")
-    axis.set_title("all rows", size=9)
-
-
-def _draw_caps(axis: plt.Axes, table: pd.DataFrame) -> None:
-    caps = make_caps_table(table)
-    if caps.empty:
-        axis.axis("off")
-        return
-    for offset, (cache, rows) in zip((-0.2, 0.2), caps.groupby("cache", sort=False), strict=True):
-        where = np.arange(len(rows)) + offset
-        bars = axis.bar(where, rows["images/s, predicted"], width=0.38, label=f"{cache}, predicted")
-        axis.bar_label(bars, [f"batch {batch}" for batch in rows["largest batch"]], fontsize=6)
-        axis.plot(where, rows["images/s, measured"], "kx", ms=5)
-    axis.plot([], [], "kx", label="measured")
-    axis.set_xticks(range(len(CAPS)), [f"{cap} GB" for cap in CAPS])
-    axis.set(xlabel="memory cap", ylabel="images/s")
-    axis.set_title("llamagen-b, 4096 tokens", size=9)
-    axis.set_ylim(top=1.3 * caps["images/s, predicted"].max())
-    axis.legend(fontsize=6, loc="upper left")
+    axes[2].plot(ends, ends, color="grey", lw=0.8)
+    axes[2].set(xscale="log", yscale="log", xlabel="roofline, s/image", ylabel="measured, s/image")
+    axes[2].set_title("every row", size=9)
+    handles = [Line2D([], [], **look, label=each) for each, look in looks.items()]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=7)
+    save(figure, path)

@@ -10,11 +10,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fewlines.cache.allocation import Allocation, add_merge_slot
-from fewlines.cache.policy import Policy
-from fewlines.calibration.data import Calibration
+from fewlines.cache.allocation import Allocation, Total
 from fewlines.calibration.losses import SMALLEST
-from fewlines.geometry import Geometry, Table
+from fewlines.geometry import Table
 
 FLOOR = 0.2  # the paper's α: the share of the uniform capacity that is everyone's
 
@@ -26,21 +24,15 @@ class Ada(Allocation):
     label = "ada"
     requires = "attention"
 
-    def allocate(
-        self,
-        policy: Policy,
-        geometry: Geometry,
-        total: int,
-        calibration: Calibration | None,
-        merge: bool,
-    ) -> tuple[Table, Table]:
+    def allocate(self, total: Total) -> tuple[Table, Table]:
         """Divide each layer's part of the total among its heads."""
-        assert calibration is not None
-        n, layers, heads = geometry.n_tokens, geometry.layers, geometry.heads
-        uniform = total // (layers * heads)
+        n, (layers, heads) = total.geometry.n_tokens, total.shape
+        uniform = total.tokens // (layers * heads)
         capacity = np.empty((layers, heads), int)
-        for layer, attention in enumerate(calibration.attention.astype(np.float32)):  # (H, q, k)
-            held = total // layers + (layer < total % layers)
+        for layer, attention in enumerate(
+            total.calibration.attention.astype(np.float32)
+        ):  # (H, q, k)
+            held = total.tokens // layers + (layer < total.tokens % layers)
             found = np.zeros(heads)
             for query in range(uniform, n):  # those that cannot see everything
                 seen = attention[:, query, : query + 1].ravel()
@@ -48,7 +40,7 @@ class Ada(Allocation):
                 found += np.bincount(best // (query + 1), minlength=heads)
             wanted = FLOOR * held / heads + (1 - FLOOR) * held * found / found.sum()
             capacity[layer] = _round_to_total(wanted, held, n)
-        return add_merge_slot(capacity, merge)
+        return total.add_merge_slots(capacity)
 
 
 def _round_to_total(wanted: npt.NDArray[np.float64], total: int, most: int) -> Table:

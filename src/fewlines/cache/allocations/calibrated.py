@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from fewlines.cache.allocation import (
     Allocation,
-    add_merge_slot,
+    Total,
     interpolate_losses,
     minimise_losses,
 )
 from fewlines.cache.policy import CalibratedPolicy, Policy, ScoringPolicy
-from fewlines.calibration.data import Calibration
 from fewlines.errors import FewlinesError
-from fewlines.geometry import Geometry, Table
+from fewlines.geometry import Table
 
 
 class Calibrated(Allocation):
@@ -31,16 +30,8 @@ class Calibrated(Allocation):
                 "pyramid, headkv and ada do"
             )
 
-    def allocate(
-        self,
-        policy: Policy,
-        geometry: Geometry,
-        total: int,
-        calibration: Calibration | None,
-        merge: bool,
-    ) -> tuple[Table, Table]:
+    def allocate(self, total: Total) -> tuple[Table, Table]:
         """Divide the total where the curves of `LossCurves` fall most."""
-        assert calibration is not None
-        curves = calibration.require_curves()
-        losses = interpolate_losses(curves.capacities, curves.loss, geometry)
-        return add_merge_slot(minimise_losses(losses, total), merge)
+        curves = total.calibration.require_curves()
+        losses = interpolate_losses(curves.capacities, curves.loss, total.geometry)
+        return total.add_merge_slots(minimise_losses(losses, total.tokens))

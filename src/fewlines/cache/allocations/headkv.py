@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fewlines.cache.allocation import Allocation, add_merge_slot
-from fewlines.cache.policy import Policy
-from fewlines.calibration.data import Calibration
+from fewlines.cache.allocation import Allocation, Total
 from fewlines.calibration.losses import SMALLEST
-from fewlines.geometry import Geometry, Table
+from fewlines.geometry import Table
 
 LOCAL = 0.9  # the paper's τ
 
@@ -23,32 +21,24 @@ class HeadKV(Allocation):
     label = "headkv"
     requires = "attention"
 
-    def allocate(
-        self,
-        policy: Policy,
-        geometry: Geometry,
-        total: int,
-        calibration: Calibration | None,
-        merge: bool,
-    ) -> tuple[Table, Table]:
+    def allocate(self, total: Total) -> tuple[Table, Table]:
         """Divide the total between local heads and the others."""
-        assert calibration is not None
-        n, shape = geometry.n_tokens, (geometry.layers, geometry.heads)
-        uniform = total // (shape[0] * shape[1])
+        n, (layers, heads) = total.geometry.n_tokens, total.shape
+        uniform = total.tokens // (layers * heads)
         distance = np.arange(n)[:, None] - np.arange(n)  # (q, k)
         inside = distance >= 0
         mass = np.stack(
             [
                 np.bincount(distance[inside], head[inside], minlength=n)
-                for head in calibration.attention.reshape(-1, n, n)
+                for head in total.calibration.attention.reshape(-1, n, n)
             ]
         ).cumsum(1)  # (L·H, reach)
         reach = (mass < LOCAL * mass[:, -1:]).sum(1) + 1
         capacity = np.where(reach < uniform, reach.clip(SMALLEST), 0)
         far = np.flatnonzero(capacity == 0)
         if len(far) == 0:
-            return add_merge_slot(np.full(shape, uniform), merge)
-        left = total - int(capacity.sum())
+            return total.add_merge_slots(np.full(total.shape, uniform))
+        left = total.tokens - int(capacity.sum())
         capacity[far] = left // len(far)
         capacity[far[: left % len(far)]] += 1
-        return add_merge_slot(np.minimum(capacity, n).reshape(shape), merge)
+        return total.add_merge_slots(np.minimum(capacity, n).reshape(total.shape))

@@ -8,14 +8,13 @@ import numpy as np
 from fewlines.cache.allocation import (
     Allocation,
     Losses,
-    add_merge_slot,
+    Total,
     minimise_losses,
 )
 from fewlines.cache.policy import NO_VICTIM, CalibratedPolicy, Policy
-from fewlines.calibration.data import Calibration
 from fewlines.calibration.losses import SMALLEST
 from fewlines.errors import FewlinesError
-from fewlines.geometry import Geometry, Table
+from fewlines.geometry import Table
 
 
 class Mass(Allocation):
@@ -30,32 +29,18 @@ class Mass(Allocation):
         if not isinstance(policy, CalibratedPolicy):
             raise FewlinesError(f"cache: {policy} has no schedule to weigh heads by")
 
-    def allocate(
-        self,
-        policy: Policy,
-        geometry: Geometry,
-        total: int,
-        calibration: Calibration | None,
-        merge: bool,
-    ) -> tuple[Table, Table]:
+    def allocate(self, total: Total) -> tuple[Table, Table]:
         """Divide the total where the least mass is lost."""
-        assert isinstance(policy, CalibratedPolicy)
-        assert calibration is not None
-        shape = (geometry.layers, geometry.heads)
-        capacities = range(SMALLEST, geometry.n_tokens + 1)
-        lost = [
-            _sum_lost_mass(policy, geometry, np.full(shape, each), calibration)
-            for each in capacities
-        ]
-        return add_merge_slot(minimise_losses(np.stack(lost, axis=-1), total), merge)
+        capacities = range(SMALLEST, total.geometry.n_tokens + 1)
+        lost = [_sum_lost_mass(total, np.full(total.shape, each)) for each in capacities]
+        return total.add_merge_slots(minimise_losses(np.stack(lost, axis=-1), total.tokens))
 
 
-def _sum_lost_mass(
-    policy: CalibratedPolicy, geometry: Geometry, capacity: Table, calibration: Calibration
-) -> Losses:
+def _sum_lost_mass(total: Total, capacity: Table) -> Losses:
     """Sum the expected attention `(L, H)` to evicted tokens over an image's queries."""
-    victims = policy.choose_victims(geometry, capacity, calibration)
-    future = calibration.future  # (L, H, q, k)
+    assert isinstance(total.policy, CalibratedPolicy)
+    victims = total.policy.choose_victims(total.geometry, capacity, total.calibration)
+    future = total.calibration.future  # (L, H, q, k)
     layer, head, step = np.nonzero(victims != NO_VICTIM)
     lost = np.zeros(capacity.shape)
     np.add.at(lost, (layer, head), future[layer, head, step, victims[layer, head, step]])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fewlines.cache.allocation import Allocation, add_merge_slot
-from fewlines.cache.policy import Policy
-from fewlines.calibration.data import Calibration
+from fewlines.cache.allocation import Allocation, Total
 from fewlines.calibration.losses import SMALLEST
-from fewlines.geometry import Geometry, Table
+from fewlines.geometry import Table
 
 STEEPNESS = 20  # the paper's β: the last layer gets a β-th of the mean
 
@@ -20,25 +18,18 @@ class Pyramid(Allocation):
     name = "pyramid"
     label = "pyramid"
 
-    def allocate(
-        self,
-        policy: Policy,
-        geometry: Geometry,
-        total: int,
-        calibration: Calibration | None,
-        merge: bool,
-    ) -> tuple[Table, Table]:
+    def allocate(self, total: Total) -> tuple[Table, Table]:
         """Divide the total by layers."""
-        heads, n, layers = geometry.heads, geometry.n_tokens, geometry.layers
-        mean = total / (layers * heads)
+        (layers, heads), n = total.shape, total.geometry.n_tokens
+        mean = total.tokens / (layers * heads)
         low = mean / STEEPNESS
         wanted = np.linspace(2 * mean - low, low, layers) if layers > 1 else np.array([mean])
         capacity = np.clip(wanted.round().astype(int), SMALLEST, n)
-        left = total // heads - int(capacity.sum())
+        left = total.tokens // heads - int(capacity.sum())
         while left > 0:  # rounding and clipping: to the first layer that can take it
             capacity[np.flatnonzero(capacity < n)[0]] += 1
             left -= 1
         while left < 0:  # or from the last that can give it
             capacity[np.flatnonzero(capacity > SMALLEST)[-1]] -= 1
             left += 1
-        return add_merge_slot(np.repeat(capacity[:, None], heads, axis=1), merge)
+        return total.add_merge_slots(np.repeat(capacity[:, None], heads, axis=1))

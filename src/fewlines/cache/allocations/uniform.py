@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fewlines.cache.allocation import Allocation, add_merge_slot
-from fewlines.cache.policy import Policy
-from fewlines.calibration.data import Calibration
-from fewlines.geometry import Geometry, Table
+from fewlines.cache.allocation import Allocation, Total
+from fewlines.geometry import Table
 
 
 class Uniform(Allocation):
@@ -16,14 +14,7 @@ class Uniform(Allocation):
     name = "uniform"
     label = ""
 
-    def allocate(
-        self,
-        policy: Policy,
-        geometry: Geometry,
-        total: int,
-        calibration: Calibration | None,
-        merge: bool,
-    ) -> tuple[Table, Table]:
+    def allocate(self, total: Total) -> tuple[Table, Table]:
         """Divide the total in equal parts."""
-        shape = (geometry.layers, geometry.heads)
-        return add_merge_slot(np.full(shape, total // (shape[0] * shape[1])), merge)
+        layers, heads = total.shape
+        return total.add_merge_slots(np.full(total.shape, total.tokens // (layers * heads)))
