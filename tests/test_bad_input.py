@@ -106,8 +106,8 @@ CONFIGURATIONS = [
     ({"storage": "int8"}, "storage: .*'float32', 'float16' or 'bfloat16'"),
     ({"sampling": {"samples": 10}}, "kid_subset_size: must not exceed"),
     (
-        {"tasks": {"c": {"given": 2, "caches": ["line_ar-9lines"]}}},
-        "tasks.c: .*line_ar-9lines, but",
+        {"tasks": {"c": {"prompt_lines": 2, "caches": ["lins-9lines"]}}},
+        "tasks.c.caches.0: unknown policy 'lins'",
     ),
     (
         {"tasks": {"c": {"prompt_lines": -1, "caches": ["full"]}}},
@@ -152,7 +152,7 @@ OLD_NAMES = [
         "allocation: 'summaries' is called 'bands' now",
     ),
     (
-        {"paper": {"cache": "scheduled+merge+budgets-3lines"}},
+        {"paper": {"cache": "scheduled+fold+budgets-3lines"}},
         "'scheduled.fold.budgets-3lines' is called 'scheduled.merge.allocated-3lines' now",
     ),
     (
@@ -260,7 +260,7 @@ def test_a_wrong_file_is_one_sentence_and_leaves_nothing(files, capsys, wrong, m
     before = set(files.iterdir())
     assert main(["measure-likelihood", f"--cache={cache}", *options]) == 2
     error = capsys.readouterr().err.splitlines()
-    error = [line for line in error if not line.startswith("likelihood ")]  # progress
+    error = [line for line in error if not line.startswith("likelihood:")]  # progress
     assert error[0].startswith("fewlines: ")
     assert message in "\n".join(error)
     assert len(error) == 1 + ("misspelt" in wrong.values())

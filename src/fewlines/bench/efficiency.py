@@ -129,7 +129,8 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
 
 
 def _fits(setting: Setting, row: Row) -> bool:
-    return setting.predict(row).process_bytes < machine.available_bytes() - RESERVE
+    needed: float = setting.predict(row).process_bytes
+    return needed < machine.available_bytes() - RESERVE
 
 
 def _blank(setting: Setting, row: Row) -> dict[str, Any]:
@@ -275,7 +276,7 @@ def make_random_model(setting: Setting, batch: int) -> Model:
     return _draw_weights(setting).prepare(setting.precision, batch, consume=True)
 
 
-def _draw_weights(setting: Setting) -> Any:
+def _draw_weights(setting: Setting) -> Model:
     generator, family = torch.Generator().manual_seed(0), setting.family
     return family.draw(setting.shape, setting.precision, generator).to(machine.device())
 
@@ -287,7 +288,8 @@ def _ours(model: Model, setting: Setting) -> Callable[[Row], DecodeSteps]:
 def _peer(setting: Setting) -> Callable[[Row], Any]:
     from fewlines.integrations.huggingface import LlamaSteps, make_llama
 
-    llama, geometry = make_llama(_draw_weights(setting)), setting.shape.geometry
+    weights: Any = _draw_weights(setting)
+    llama, geometry = make_llama(weights), setting.shape.geometry
     return lambda row: LlamaSteps(llama, row.batch, geometry, row.engine == "hf-static", STEPS)
 
 

@@ -23,6 +23,8 @@ NOTHING = 1e-6  # nats/token: below it, a measured loss is noise
 
 Losses = npt.NDArray[np.float64]
 
+Requirement = Literal["", "attention", "losses", "band losses"]
+
 
 @dataclass(frozen=True)
 class Total:
@@ -69,7 +71,7 @@ class Allocation(ABC):
 
     name: ClassVar[str]
     label: ClassVar[str]
-    requires: ClassVar[Literal["", "attention", "losses", "band losses"]] = ""
+    requires: ClassVar[Requirement] = ""
 
     def check(self, policy: Policy, merge: bool) -> None:  # noqa: B027
         """Check that the rule makes sense for a policy.

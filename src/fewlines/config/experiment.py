@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from fewlines.cache.spec import Cache, parse_cache
-from fewlines.config.products import multiply
+from fewlines.config.products import multiply_line
 from fewlines.config.settings import (
     BASE,
     STEPS,
@@ -63,20 +63,30 @@ def _check_name(name: str) -> str:
 
 def _list_caches(lines: object) -> object:
     """Each cache once, `full` among them; a later line replaces an earlier one of the same
-    cache."""
-    several = multiply(lines)
-    if not isinstance(several, list):
-        return several
+    cache. Where one is wrong, one for each line: errors then count lines as the user does."""
+    if not isinstance(lines, list | tuple) or not lines:
+        return lines
+    several = [list(multiply_line(line)) for line in lines]
+    if any(_get_slug(each) is None for line in several for each in line):
+        return [min(line, key=_is_usable) for line in several]
     found: dict[object, object] = {}
-    for number, line in enumerate(several):
-        try:
-            key: object = CacheSettings.model_validate(line).build().slug
-        except ValueError:
-            key = number  # what is wrong with it is said when it is validated
-        if found.get(key) == line:
-            raise ValueError(f"{key} is listed more than once")
-        found[key] = line
-    return list(({"full": {"policy": "full"}} | found).values()) if several else several
+    for each in (each for line in several for each in line):
+        if found.get(_get_slug(each)) == each:
+            raise ValueError(f"{_get_slug(each)} is listed more than once")
+        found[_get_slug(each)] = each
+    return list(({"full": {"policy": "full"}} | found).values())
+
+
+def _is_usable(line: object) -> bool:
+    return _get_slug(line) is not None
+
+
+def _get_slug(line: object) -> str | None:
+    """None of a line that cannot be used: what is wrong with it is said when it is validated."""
+    try:
+        return CacheSettings.model_validate(line).build().slug
+    except ValueError:
+        return None
 
 
 class Experiment(Section):

@@ -15,10 +15,11 @@ def multiply(lines: object) -> object:
     """
     if not isinstance(lines, list | tuple):
         return lines
-    return [each for line in lines for each in _multiply_line(line)]
+    return [each for line in lines for each in multiply_line(line)]
 
 
-def _multiply_line(line: object) -> Iterator[object]:
+def multiply_line(line: object) -> Iterator[object]:
+    """Yield what one line of `caches` stands for."""
     if not isinstance(line, Mapping):
         yield line
         return

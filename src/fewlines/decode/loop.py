@@ -170,8 +170,8 @@ def generate(
         FewlinesError: a cache that this model cannot have, or what `decode` refuses.
     """
     spec = model.spec
-    limited = isinstance(model, AttentionModel) and cache.slug != "full"
-    if limited and cache.plan(model.geometry).is_full:
+    limited = cache.slug != "full"
+    if limited and isinstance(model, AttentionModel) and cache.plan(model.geometry).is_full:
         print(
             f"{cache.slug}: the budget holds all {spec.n_tokens} tokens of an image; "
             "this is the full cache",

@@ -240,6 +240,19 @@ class Model(nn.Module, ABC):
         return self if dtype == self.dtype else copy.deepcopy(self).to(dtype)
 
     @classmethod
+    def draw(cls, shape: Any, precision: torch.dtype, generator: torch.Generator) -> Model:
+        """Make a model with random weights, for measuring cost.
+
+        Args:
+            shape: of the model.
+            precision: of its matrices.
+            generator: draws them.
+        """
+        model = cls(shape)
+        model.initialise(generator)
+        return model.to(precision).eval().requires_grad_(False)
+
+    @classmethod
     def read_checkpoint(cls, path: Path, shape: Any) -> Model:
         """Read published weights.
 

@@ -110,7 +110,7 @@ def _format(rows: pd.DataFrame, columns: dict[str, str], spread: bool = False) -
     for title, spec in columns.items():
         expression, _, form = (part.strip() for part in spec.partition("|"))
         try:
-            values = rows.eval(expression)
+            values: Any = rows.eval(expression)
         except pd.errors.UndefinedVariableError as error:
             raise FewlinesError(f"a block shows {expression}: {error}") from None
         if not form:
@@ -140,7 +140,8 @@ def _pivot(rows: pd.DataFrame, spec: dict[str, Any]) -> pd.DataFrame:
     if "capacity" in rows:
         columns = columns.sort_values("capacity")
     sized = columns[spec["across"]]
-    return wide.loc[order, sized].fillna("").reset_index()
+    shown: pd.DataFrame = wide.loc[order, sized].fillna("").reset_index()
+    return shown
 
 
 def _describe(section: str) -> str:

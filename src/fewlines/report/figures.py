@@ -67,8 +67,8 @@ def draw_curves(table: pd.DataFrame, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(5.4, height), layout="constrained")
     ends = []
     for (name, group), look in zip(several, cycle_looks(), strict=False):
-        reach = group[["delta_low", "delta_high"]].clip(lower=SMALLEST / 10)
-        reach = reach.sub(group["delta"], axis=0).abs().T.to_numpy()
+        ends_of = group[["delta_low", "delta_high"]].clip(lower=SMALLEST / 10)
+        reach = ends_of.sub(group["delta"], axis=0).abs().T.to_numpy()
         axis.errorbar(
             group["capacity"], group["delta"], reach, marker="o", ms=3.5, lw=1.3, capsize=2, **look
         )
@@ -111,9 +111,9 @@ def draw_quality(table: pd.DataFrame, reference: pd.DataFrame, path: Path) -> No
         column[0].set_yscale("log")
         column[1].set_yscale("symlog", linthresh=2e-3)
         column[1].set_xlabel(label)
-        for name, score in reference.set_index("reference")["fid_mean"].items():
-            style = "--" if name == "reconstruction" else ":"
-            column[0].axhline(score, color="grey", ls=style, lw=1, label=f"{name} images")
+        for images, score in reference.set_index("reference")["fid_mean"].items():
+            style = "--" if images == "reconstruction" else ":"
+            column[0].axhline(score, color="grey", ls=style, lw=1, label=f"{images} images")
     axes[0, 0].set_ylabel("FID (± sd over seeds)")
     axes[1, 0].set_ylabel("ΔNLL, nats/token (95%)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7.5)

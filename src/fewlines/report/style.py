@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from cycler import cycler
 from matplotlib import pyplot as plt
 
 from fewlines.files import replacing, write_text
@@ -28,7 +29,7 @@ STYLE = {
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "savefig.bbox": "tight",
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
 }
 DARK = dict.fromkeys(
     ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#dddddd"

@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, params: Iterable[dict[str, Any]], lr: float = 0.02, momentum: float = 0.95
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "allocation": None})
+        super().__init__(params, {"lr": lr, "momentum": momentum, "split": None})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fewlines.cache.allocation import (
     Allocation,
+    Requirement,
     Total,
     interpolate_losses,
     minimise_losses,
@@ -18,7 +21,7 @@ class Calibrated(Allocation):
 
     name = "calibrated"
     label = "allocated"
-    requires = "losses"
+    requires: ClassVar[Requirement] = "losses"
 
     def check(self, policy: Policy, merge: bool) -> None:
         """Refuse policies that are not calibrated and caches that drop their victims."""
