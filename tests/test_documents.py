@@ -56,7 +56,7 @@ BLOCKS = [
     ),
     (
         "table: runs/*\ngroup: [policy, budget]\ncolumns: {cache: name, loss: nll_delta | .2f}",
-        ["| mine, lines: 3 | 0.20 (0.10 … 0.30) |", "| lines, lines: 3 | 0.20 |"],
+        ["| lines, lines: 3 | 0.20 |", "| mine, lines: 3 | 0.20 (0.10 … 0.30) |"],
     ),
 ]
 
@@ -84,6 +84,10 @@ def test_a_number_in_a_sentence_is_filled_and_the_next_block_left_alone(referenc
 def test_what_is_not_there_is_named(reference):
     with pytest.raises(FewlinesError, match="names the table 'other'"):
         fill("<!-- block\ntable: other\ncolumns: {}\n-->\n<!-- end -->", reference)
+    with pytest.raises(FewlinesError, match="says colums; it may say across, columns"):
+        fill("<!-- block\ntable: some\ncolums: {}\n-->\n<!-- end -->", reference)
+    with pytest.raises(FewlinesError, match="no row is like that"):
+        fill("<!-- value some | policy == 'your' | nll_delta | .1f -->x<!-- end -->", reference)
     with pytest.raises(FewlinesError, match="shows fid_mean: "):
         fill("<!-- block\ntable: some\ncolumns: {FID: fid_mean}\n-->\n<!-- end -->", reference)
 

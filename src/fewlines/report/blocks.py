@@ -3,8 +3,7 @@
 A block is a comment with YAML in it, what was made of it, and `<!-- end -->`:
 
     <!-- block
-    table: cache                        # cache.csv of the tracked folder; seeds/* are several, as
-        `run`
+    table: cache  # cache.csv of the tracked folder; seeds/* are several, told apart by `run`
     where: "model == 'base' and budget == 'lines: 3'"
     columns: {cache: policy, ΔNLL: nll_delta | ±.4f, KV MB: kv_bytes / cost_batch / 1e6 | .2f}
     -->
@@ -14,7 +13,7 @@ A block is a comment with YAML in it, what was made of it, and `<!-- end -->`:
 A column is an expression over the table's columns and, behind a bar, a format of Python. `±` takes
 half the interval `…_low`, `…_high` beside the column. With `group`, rows of equal keys become one:
 mean (smallest … largest). With `across`, the values of that column become columns, filled by
-`value`. `join` adds what another table says of the same model, policy and budget. Every table has
+`value`. `sort` is a column, or several. `join` adds what another table says of the same model, policy and budget. Every table has
 two columns more: `name` of a row, and `delta`, ΔNLL against the full cache of as many steps.
 `<!-- value table | where | column | format -->` is one number in a sentence, the mean of its rows,
 or behind `min` or `max` in the format the smallest or largest. `<!-- config: model -->` is a
@@ -38,6 +37,7 @@ from fewlines.errors import FewlinesError
 
 BLOCK = re.compile(r"(<!-- block\n(.*?)-->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 VALUE = re.compile(r"(<!-- value (.*?) -->)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
+KEYS = {"table", "where", "join", "sort", "columns", "group", "rows", "across", "value"}
 CONFIG = re.compile(r"(<!-- config: ?([\w.]*) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 
 
@@ -82,17 +82,25 @@ def _read(table: str, where: str | None, reference: Path) -> pd.DataFrame:
         adapted = np.where(base, "", ", " + rows["model"].str.partition(":")[0])
         rows["name"] = rows["policy"] + ", " + rows["budget"] + adapted
     try:
-        return rows.query(where, engine="python") if where else rows
+        found: pd.DataFrame = rows.query(where, engine="python") if where else rows
     except (KeyError, ValueError, SyntaxError, pd.errors.UndefinedVariableError) as error:
         raise FewlinesError(f"a block of '{table}' asks where {where}: {error}") from None
+    if found.empty:
+        raise FewlinesError(f"a block of '{table}' asks where {where}: no row is like that")
+    return found
 
 
 def _make_table(spec: dict[str, Any], reference: Path) -> str:
+    unknown = spec.keys() - KEYS
+    if unknown:
+        raise FewlinesError(f"a block says {min(unknown)}; it may say {', '.join(sorted(KEYS))}")
     rows = _read(spec["table"], spec.get("where"), reference)
     if "join" in spec:
         other, keys = _read(spec["join"], None, reference), ["model", "policy", "budget"]
         added = [*keys, *other.columns.difference(rows.columns)]
         rows = rows.merge(other[added], on=keys, how="left")
+    if "sort" in spec:
+        rows = rows.sort_values(spec["sort"], kind="stable")
     if "across" in spec:
         shown = _pivot(rows, spec)
     elif "group" in spec:
