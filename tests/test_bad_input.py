@@ -270,12 +270,21 @@ def test_a_wrong_file_is_one_sentence_and_leaves_nothing(files, capsys, wrong, m
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("tables --threads 0 --config c --run r", "'--threads': 0 is not in the range x>=1"),
-        ("plan --shape llamagen-b --cache full --batch 0", "'--batch': 0 is not in the range x>=1"),
-        ("plan --shape llamagen-b --cache full --grid -4", "'--grid': -4 is not in the range"),
+        (
+            "tables --threads 0 --config c --run r",
+            "'--threads': Input should be greater than or equal to 1",
+        ),
+        (
+            "plan --shape llamagen-b --cache full --batch 0",
+            "'--batch': Input should be greater than or equal to 1",
+        ),
+        (
+            "plan --shape llamagen-b --cache full --grid -4",
+            "'--grid': Input should be greater than or equal to 1",
+        ),
         ("plan --shape llamagen-b --cache full --precision half", "'half' is not one of"),
         ("plan --cache full", "Missing option '--shape'"),
-        ("generate --shard -1", "'--shard': -1 is not in the range x>=0"),
+        ("generate --shard -1", "'--shard': Input should be greater than or equal to 0"),
         ("train-modle", "No such command 'train-modle'"),
     ],
 )

@@ -47,5 +47,5 @@ def test_it_builds_installs_and_runs_elsewhere(tmp_path):
     assert Path(where) == site / "fewlines"
     assert {"full", "lines", "scheduled"} <= set(policies)
     plan = ("plan", "--shape", "llamagen-b", "--grid", "64", "--batch", "32", "--device", "h200")
-    command = (sys.executable, "-m", "fewlines.cli", *plan, "--cache", "streaming:4lines")
+    command = (sys.executable, "-m", "fewlines.cli", *plan, "--cache", "streaming-4lines")
     assert "streaming" in run(*command, folder=tmp_path, PYTHONPATH=str(site))

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = (inspect.getdoc(stage) or "").split("\n\nArgs:")[0].replace("\n", " ")
         app.command(name, help=summary)(_make_command(stage))
     try:
-        app(given)
+        app(given, prog_name="fewlines")
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
