@@ -13,11 +13,11 @@ A block is a comment with YAML in it, what was made of it, and `<!-- end -->`:
 A column is an expression over the table's columns and, behind a bar, a format of Python. `±` takes
 half the interval `…_low`, `…_high` beside the column. With `group`, rows of equal keys become one:
 mean (smallest … largest). With `across`, the values of that column become columns, filled by
-`value`. `sort` is a column, or several. `join` adds what another table says of the same model, policy and budget. Every table has
-two columns more: `name` of a row, and `delta`, ΔNLL against the full cache of as many steps.
-`<!-- value table | where | column | format -->` is one number in a sentence, the mean of its rows,
-or behind `min` or `max` in the format the smallest or largest. `<!-- config: model -->` is a
-section of the configuration."""
+`value`. `sort` is a column, or several. `join` adds what another table says of the same model,
+policy and budget. Every table has two columns more: `name` of a row, and `delta`, ΔNLL against the
+full cache of as many steps. `<!-- value table | where | column | format -->` is one number in a
+sentence, the mean of its rows, or behind `min` or `max` in the format the smallest or largest.
+`<!-- config: model -->` is a section of the configuration."""
 
 from __future__ import annotations
 
