@@ -36,6 +36,7 @@ class Geometry:
         """Tokens of a line."""
         return self.grid[1]
 
-    def band(self, tokens: Table, summaries: int) -> Table:
-        """Which of a head's summaries each token is merged into: columns side by side share one."""
-        return tokens % self.width * summaries // self.width
+    def band(self, tokens: Table, slots: int) -> Table:
+        """Find which of a head's merge slots each token is merged into: columns side by side share
+        one."""
+        return tokens % self.width * slots // self.width

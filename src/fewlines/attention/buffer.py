@@ -64,7 +64,7 @@ class HeadGroup:
             if plan.scoring is None
             else RankedSlots(plan, plan.scoring, layer, batch, heads, entries, device)
         )
-        # A running mean does not survive 16 bits: there the summary's entry is its rounded copy.
+        # A running mean does not survive 16 bits: there the merge slot's entry is its rounded copy.
         exact, first = torch.promote_types(dtype, torch.float32), entries - self.merge_slots
         self.mean_k, self.mean_v = (x[:, :, first:].to(exact) for x in (self.k, self.v))
 

@@ -26,7 +26,7 @@ UNROLL = 4  # entries in flight, so that sums do not wait for each other
 CACHE_LINE = 64  # bytes
 
 F32 = np.float32
-EMPTY = F32(-1e30)  # the score of a summary of nobody
+EMPTY = F32(-1e30)  # the score of a merge slot of nobody
 I32, FLOAT = ir.IntType(32), ir.FloatType()
 
 
@@ -153,7 +153,7 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
             exact.
         slot: `(B, G)`, the entry that the new token takes.
         now: `(3 + S, G)`, see `Slots`: whether somebody is there; entries written, from the first
-            on, merge_slots not counted; the victim's summary; victims in each so far.
+            on, merge_slots not counted; the victim's merge slot; victims in each so far.
         out: `(B, H·r, D)`, written.
         seen: `(B, G, E)`, attention given to each entry, mean over the group's query heads, is
             added to it, or its maximum kept where `peak`; empty where nobody asks. The entry that

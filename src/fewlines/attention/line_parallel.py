@@ -1,7 +1,7 @@
 """A scoring policy's cache in one parallel forward: teacher-forced, line by line inside a layer.
 
 Victims are ranked once per line, so the tokens of a line need no loop: with the order of the
-victims fixed at the line's start, each query's residents and summary are known. Exactly the
+victims fixed at the line's start, each query's residents and merge slot are known. Exactly the
 distribution that decoding under the same `EvictionPlan` has, in `N / w` products a layer.
 """
 
@@ -121,8 +121,8 @@ class _Lines:
             )
             count = (first - self.capacity + merged.sum(1))[:, None]  # (c, 1)
             mean_k, mean_v = (x / count.clamp(min=1) for x in sums)
-            summary = (asked * mean_k[:, :, None]).sum(-1, keepdim=True) + count.log()
-            weights = torch.cat([scores, summary], dim=-1).softmax(-1)
+            slot = (asked * mean_k[:, :, None]).sum(-1, keepdim=True) + count.log()
+            weights = torch.cat([scores, slot], dim=-1).softmax(-1)
             y = weights[..., :-1] @ values[:, :, None] + weights[..., -1:] * mean_v[:, :, None]
         else:
             weights = scores.softmax(-1)

@@ -14,7 +14,7 @@ from fewlines.cache.plan import EvictionPlan
 from fewlines.cache.policy import NO_VICTIM, Expectation, ScoringPolicy
 from fewlines.geometry import Geometry
 
-# Rows of `Slots.now`; from MERGED on there is one for each summary.
+# Rows of `Slots.now`; from MERGED on there is one for each merge slot.
 EVICTS, LENGTH, BAND, MERGED = range(4)
 
 

@@ -148,10 +148,10 @@ class Limits:
         scores = (asked @ keys.transpose(-1, -2)).unflatten(3, (-1, self.block))
         scores = scores + self.bias[..., None, :, :]  # (B, H, S, r, c, M)
         means = []  # of values
-        for summary in self.merge_slots:
-            mean_k, mean_v = (summary.means(x)[:, :, :, None] for x in (k, v))  # (B, H, S, 1, c, D)
+        for slot in self.merge_slots:
+            mean_k, mean_v = (slot.means(x)[:, :, :, None] for x in (k, v))  # (B, H, S, 1, c, D)
             score = (asked.unflatten(3, (-1, self.block)) * mean_k).sum(-1)
-            score = score + summary.log_count[..., None, :]
+            score = score + slot.log_count[..., None, :]
             scores = torch.cat([scores, score[..., None]], dim=-1)
             means.append(mean_v)
         weights = scores.softmax(-1)

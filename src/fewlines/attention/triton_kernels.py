@@ -39,8 +39,8 @@ def _write(
     new, buffer, mean, d, real, D: tl.constexpr, row, E, to, evicts, band, merged,
     S: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Put `new` `(D,)` into the entry `to` and its victim into the summary `band`; returns both as
-    stored, in the precision of the arithmetic."""
+    """Put `new` `(D,)` into the entry `to` and its victim into the merge slot `band`; returns both
+    as stored, in the precision of the arithmetic."""
     first = buffer + row * E * D
     summary = new
     if S > 0:
@@ -190,7 +190,7 @@ def _step(
     )
     query = _query(q + b * q_row, head, r, d, a, D, SCALE, q_head, ACC)
 
-    # The new token and its victim's summary are at hand: what was just written is never read back.
+    # The new token and its victim's merge slot are at hand: what was written is never read back.
     top = tl.sum(query * new_k[None, :], 1)  # (R2,)
     own = top
     total = tl.full((R2,), 1, ACC)

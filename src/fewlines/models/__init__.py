@@ -1,1 +1,1 @@
-"""One file per network: the tokenizer, the classifier, the transformer."""
+"""Networks: a folder for each family that draws images, the tokenizer, the classifier."""
