@@ -25,13 +25,16 @@ def publish(config: Experiment, run: Path, reference: Path) -> None:
     """
     if not config.publish:
         raise FewlinesError("publish: this experiment says nothing under 'publish'")
+    missing = [
+        str(run / source) for source in config.publish.values() if not (run / source).exists()
+    ]
+    if missing:
+        raise FewlinesError(f"{missing[0]} is missing; finish the run with 'snakemake' first")
     recorded = run / "provenance.json"
     facts = read_json(recorded) if recorded.exists() else describe_run(config, Path.cwd())
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     for name, source in config.publish.items():
         path, target = run / source, reference / name.format(name=config.name)
-        if not path.exists():
-            raise FewlinesError(f"{path} is missing; finish the run with 'snakemake' first")
         if path.suffix == ".csv":
             machine = facts["gpu"] or f"{facts['processor']}, {facts['cores']} cores"
             stamp = {"commit": facts["commit"][:12], "machine": machine, "versions": versions}
