@@ -96,11 +96,11 @@ class _Lines:
     ) -> tuple[Tensor, _State]:
         """The output `(B, G, r, c, D)` of tokens `start … stop−1`, and what is left after them."""
         P = self.geometry.prefix
-        first = max(start, self.capacity)  # the first step at which somebody goes
+        first = max(start, self.capacity)  # the first step that evicts
         going = max(0, stop - first)
         order = self._order(q, k, range(start, stop), going, state)
         own = torch.arange(start, stop)
-        # The victims in the order they go, then who stays, in raster order: (B, G, R + c).
+        # The victims in the order of eviction, then the retained in raster order: (B, G, R + c).
         old = state.residents
         rows = torch.cat([old, own.expand(*old.shape[:2], -1)], dim=-1).gather(-1, order)
         keys, values = (torch.cat([x[:, :, :P], _pick(x, rows + P)], dim=2) for x in (k, v))
@@ -132,7 +132,7 @@ class _Lines:
 
     def _order(self, q: Tensor, k: Tensor, steps: range, going: int, state: _State) -> Tensor:
         """Indices of the residents and of the line's own tokens, `(B, G, R + c)`: the `going` that
-        the policy lets go, in that order, and then those that stay."""
+        the policy evicts, in that order, and then the retained."""
         everyone = torch.arange(state.residents.shape[-1] + len(steps))
         everyone = everyone.expand(*state.residents.shape[:2], -1)
         if not going:

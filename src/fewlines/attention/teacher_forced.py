@@ -94,7 +94,7 @@ class Limits:
     the mask hides fill up.
 
     Args:
-        evicted_at: the step at which each token goes, `(H, N)`, or `(B, H, N)` where rows differ.
+        evicted_at: the step that evicts each token, `(H, N)`, or `(B, H, N)` where rows differ.
         merge_slots: of each head; 0 where victims are dropped.
     """
 
@@ -178,7 +178,7 @@ class _MergeSlot:
     block: int
 
     def means(self, x: Tensor) -> Tensor:
-        """Of the rows of `(B, H, T, D)` that have gone before each query, `(B, H, S, c, D)`."""
+        """Of the rows of `(B, H, T, D)` evicted before each query, `(B, H, S, c, D)`."""
         gone = _pick(x, self.victims)
         gone = gone.to(torch.promote_types(x.dtype, torch.float32))  # sums of up to N vectors
         sums = _pick(F.pad(gone.cumsum(2), (0, 0, 1, 0)), self.count)

@@ -1,4 +1,4 @@
-"""What a policy is: a rule that says which image token goes. It never touches a buffer."""
+"""What a policy is: a rule that says which image token is evicted. It never touches a buffer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StaticPolicy(Policy):
 
     @abstractmethod
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose who goes when image token `t` is written.
+        """Choose whom image token `t` evicts.
 
         Args:
             geometry: the image and the model.
@@ -65,7 +65,7 @@ class OraclePolicy(Policy):
 
     @abstractmethod
     def find_evictions(self, attention: Tensor, capacity: Tensor) -> Tensor:
-        """Find when each token goes, in one layer.
+        """Find when each token is evicted, in one layer.
 
         Args:
             attention: `(B, H, N, N)`, probability that each image token's query gave to each image
@@ -202,8 +202,8 @@ class ScoringPolicy(Policy):
 
     @abstractmethod
     def score(self, view: View) -> Tensor:
-        """Score each resident, `(B, H, R)`: higher stays, `inf` is pinned. Of equal scores the
-        older token goes first."""
+        """Score each resident, `(B, H, R)`: higher is retained, `inf` is pinned. Of equal scores
+        the older token is evicted first."""
 
     def rank_evictions(self, view: View, steps: range, going: int) -> Tensor:
         """Rank who goes in the line that begins at `steps.start`, at its last `going` steps.
@@ -226,7 +226,7 @@ class LookaheadPolicy(ScoringPolicy):
     @abstractmethod
     def score_ahead(self, view: View, steps: range) -> Tensor:
         """How much each resident, and then each token of `steps`, is score at each of the `S`
-        steps: `(B, H, S, R + S)`. Of equal scores the older token goes first."""
+        steps: `(B, H, S, R + S)`. Of equal scores the older token is evicted first."""
 
     def score(self, view: View) -> Tensor:
         """What residents are score at the next step."""

@@ -23,7 +23,8 @@ TABLES = ("capacity", "merge_slots", "evicted_at")  # of a plan, and names in a 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Who goes when, in every head; it takes a `Cache`'s place wherever images are drawn.
+    """The victim of every step in every head; it takes the place of a `Cache` wherever images are
+    drawn.
 
     Attributes:
         slug: the cache it was made from.

@@ -1,5 +1,4 @@
-"""What a cache is to a user: who goes, how many stay, what becomes of a victim, and which head
-holds how much."""
+"""What a cache is to a user: policy, budget, merging, and the allocation over heads."""
 
 from __future__ import annotations
 
@@ -144,7 +143,7 @@ def make_plan(cache: Cache, geometry: Geometry) -> EvictionPlan:
     capacity, merge_slots = cache.allocate(geometry)
     if capacity.min() < 1:
         raise FewlinesError(
-            f"cache: {cache.slug} leaves no room for the token being decoded beside its merge "
+            f"cache: {cache.slug} has no capacity for the token being decoded beside its merge "
             "slot; write a budget of at least 2 tokens"
         )
     policy = cache.policy

@@ -24,5 +24,5 @@ class Diagonal(CalibratedPolicy):
     def choose_victims(
         self, geometry: Geometry, capacity: Table, calibration: Calibration
     ) -> Table:
-        """Choose who goes when each image token is written."""
+        """Choose whom each image token evicts."""
         return Scheduled().choose_victims(geometry, capacity, calibration.by_offset)

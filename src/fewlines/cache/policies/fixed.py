@@ -24,7 +24,7 @@ class Fixed(StaticPolicy):
     name: ClassVar[str] = "fixed"
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose who goes when each image token is written."""
+        """Choose whom each image token evicts."""
         height, width = geometry.grid
         victims = np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)
         for layer, head in np.ndindex(capacity.shape):

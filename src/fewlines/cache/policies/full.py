@@ -13,10 +13,10 @@ from fewlines.geometry import Geometry, Table
 
 @dataclass(frozen=True)
 class Full(StaticPolicy):
-    """Nobody goes."""
+    """Nobody is evicted."""
 
     name: ClassVar[str] = "full"
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose who goes when each image token is written."""
+        """Choose whom each image token evicts."""
         return np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)

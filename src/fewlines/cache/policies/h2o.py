@@ -13,9 +13,9 @@ from fewlines.cache.policy import Need, ScoringPolicy, View
 
 @dataclass(frozen=True)
 class H2O(ScoringPolicy):
-    """Score: the attention of all queries so far; the last `recent` share of the residents goes
-    last. Asked once per line, where the paper evicts at every step (`every=1`): our reading, as
-    for all scoring policies here."""
+    """Score: the attention of all queries so far; the last `recent` share of the residents is
+    evicted last. Asked once per line, where the paper evicts at every step (`every=1`): our
+    reading, as for all scoring policies here."""
 
     name: ClassVar[str] = "h2o"
     needs: ClassVar[Need | None] = "total"

@@ -1,4 +1,4 @@
-"""KeyDiff (arXiv 2504.15364): keys unlike the mean key stay."""
+"""KeyDiff (arXiv 2504.15364): keys unlike the mean key are retained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Key norm (arXiv 2406.11430): keys of low norm draw attention and stay."""
+"""Key norm (arXiv 2406.11430): keys of low norm draw attention and are retained."""
 
 from __future__ import annotations
 

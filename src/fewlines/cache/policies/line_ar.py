@@ -1,8 +1,8 @@
-"""LineAR (arXiv 2512.04857): first tokens and last lines stay; of the middle, what the last line
-looked at. What is evicted never returns.
+"""LineAR (arXiv 2512.04857): first tokens and last lines are retained; of the middle, what the
+last line looked at. What is evicted never returns.
 
-Anchor size, recent size, how a line's queries are pooled and what goes where the pinned do not
-fit are our reading: the paper's code is not published.
+Anchor size, recent size, how a line's queries are pooled and what is evicted where the pinned
+do not fit are our reading: the paper's code is not published.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fewlines.cache.policy import Need, ScoringPolicy, View
 class LineAR(ScoringPolicy):
     """Pins the first `anchor` tokens and the last `recent` lines; the others are scored by the
     attention of the last finished line's queries: its mean, its maximum, or that of the mean
-    query, or that of all queries so far, each line's times `decay` (`pool`). Where room is short,
-    the oldest of the last lines go next, the anchors never."""
+    query, or that of all queries so far, each line's times `decay` (`pool`). Where capacity is
+    short, the oldest of the last lines are evicted next, the anchors never."""
 
     name: ClassVar[str] = "line_ar"
     anchor: int = 4

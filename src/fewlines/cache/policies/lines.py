@@ -13,12 +13,12 @@ from fewlines.geometry import Geometry, Table
 
 @dataclass(frozen=True)
 class Lines(StaticPolicy):
-    """The oldest goes."""
+    """The oldest is evicted."""
 
     name: ClassVar[str] = "lines"
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose who goes when each image token is written."""
+        """Choose whom each image token evicts."""
         step = np.arange(geometry.n_tokens)
         capacity = capacity[..., None]
         return np.where(step < capacity, NO_VICTIM, step - capacity)

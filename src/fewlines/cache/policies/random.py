@@ -1,4 +1,4 @@
-"""A random resident goes: the control that every rule must beat."""
+"""A random resident is evicted: the control that every rule must beat."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Random(StaticPolicy):
     seed: int = 0
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose who goes when each image token is written."""
+        """Choose whom each image token evicts."""
         random = np.random.default_rng(self.seed)
         victims = np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)
         for layer, head in np.ndindex(capacity.shape):

@@ -19,14 +19,14 @@ from fewlines.geometry import Geometry, Table
 
 @dataclass(frozen=True)
 class Scheduled(CalibratedPolicy):
-    """The least expected future attention goes."""
+    """The least expected future attention is evicted."""
 
     name: ClassVar[str] = "scheduled"
 
     def choose_victims(
         self, geometry: Geometry, capacity: Table, calibration: Calibration
     ) -> Table:
-        """Choose who goes when each image token is written."""
+        """Choose whom each image token evicts."""
         n = geometry.n_tokens
         victims = np.full((*capacity.shape, n), NO_VICTIM)
         for layer, head in np.ndindex(capacity.shape):

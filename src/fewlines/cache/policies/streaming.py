@@ -22,7 +22,7 @@ class Streaming(StaticPolicy):
     sinks: int = 4
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose who goes when each image token is written."""
+        """Choose whom each image token evicts."""
         step = np.arange(geometry.n_tokens)
         capacity = capacity[..., None]
         window = capacity - np.minimum(self.sinks, capacity - 1)
