@@ -32,13 +32,3 @@ def _git(checkout: Path, *arguments: str) -> str:
     except FileNotFoundError:
         return ""
     return done.stdout.strip()
-
-
-def format_origin(facts: dict[str, Any]) -> str:
-    """Say which commit, machine and versions numbers come from, in a sentence."""
-    modified = " (modified)" if facts["modified"] else ""
-    return (
-        f"Commit `{facts['commit'][:12]}`{modified}, {facts['precision']}, "
-        f"{facts['processor']} with {facts['cores']} cores, "
-        f"torch {facts['versions']['torch']}, Python {facts['python']}."
-    )

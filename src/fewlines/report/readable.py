@@ -35,18 +35,8 @@ def make_readable(table: pd.DataFrame) -> pd.DataFrame:
                 for value in table[source]
             ]
 
-    names = (
-        "source",
-        "shape",
-        "grid",
-        "batch",
-        "reference",
-        "storage",
-        "engine",
-        "model",
-        "policy",
-    )
-    for name in (*names, "cache", "budget", "outcome"):
+    names = "source shape grid batch reference storage engine model policy cache budget outcome"
+    for name in names.split():
         if name not in table:
             continue
         alike = table[name].nunique() == 1
@@ -101,9 +91,3 @@ def format_interval(row: Mapping[Any, Any] | pd.Series[Any], column: str, form: 
     """Format `value (low … high)` of a column; nothing where it was not measured."""
     value, low, high = (row[f"{column}{end}"] for end in ("", "_low", "_high"))
     return "" if pd.isna(value) else f"{value:{form}} ({low:{form}} … {high:{form}})"
-
-
-def format_half(row: Mapping[Any, Any] | pd.Series[Any], column: str) -> str:
-    """Format `value ± half` of the interval of a column."""
-    half = (row[f"{column}_high"] - row[f"{column}_low"]) / 2
-    return f"{row[column]:+.4f} ± {half:.4f}"
