@@ -110,10 +110,11 @@ def draw_quality(table: pd.DataFrame, reference: pd.DataFrame, path: Path) -> No
                 axis.errorbar(group[cost], group[quality], ends, capsize=2, label=name, **point)
         column[0].set_yscale("log")
         column[1].set_yscale("symlog", linthresh=2e-3)
+        column[1].margins(y=0.1)
         column[1].set_xlabel(label)
         for images, score in reference.set_index("reference")["fid_mean"].items():
             style = "--" if images == "reconstruction" else ":"
-            column[0].axhline(score, color="grey", ls=style, lw=1, label=f"{images} images")
+            column[0].axhline(score, color="grey", ls=style, lw=1, label=str(images))
     axes[0, 0].set_ylabel("FID (± sd over seeds)")
     axes[1, 0].set_ylabel("ΔNLL, nats/token (95%)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=7.5)
@@ -175,7 +176,9 @@ def _draw_held(axis: plt.Axes, results: Results, model: str, slug: str) -> None:
             evicted = plan.evicted_at[network.geometry.layers // 2, 0]
             state[(token <= step) & (evicted <= step)] = 1.0
         else:
-            axis.text(0.5, 0.5, "by\nscore", ha="center", va="center", size=7)
+            axis.text(
+                0.5, 0.5, "by\nscore", ha="center", va="center", size=7, transform=axis.transAxes
+            )
             state[:] = np.nan
     colours = mpl.colors.ListedColormap(["#b8b8b8", "#e3e3e3", COLOURS[0]])
     axis.imshow(state.reshape(grid), cmap=colours, vmin=0, vmax=2)

@@ -76,6 +76,7 @@ def name_lines(axis: plt.Axes, lines: Sequence[tuple[float, float, str, str]]) -
         lines: of each the end `x`, `y`, the name and the colour.
     """
     axis.figure.draw_without_rendering()
+    axis.figure.set_layout_engine("none")  # or it would move the axes away from the names
     point = axis.figure.dpi / 72
     ends = axis.transData.transform([(x, y) for x, y, _, _ in lines])
     order = np.argsort(ends[:, 1])
@@ -97,6 +98,12 @@ def name_lines(axis: plt.Axes, lines: Sequence[tuple[float, float, str, str]]) -
             color=colour,
             size=7.5,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.5},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "lw": 0.5,
+                "alpha": 0.5,
+                "relpos": (0, 0.5),
+            },
             annotation_clip=False,
         )
