@@ -103,6 +103,12 @@ def test_a_stale_block_is_refused_and_filled(reference, capsys):
     assert main([*command, "--check"]) == 0
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_number_breaks_its_paragraph(page):
+    """A line that begins with a comment ends the paragraph before it."""
+    assert not re.search(r"^ {0,3}<!-- value", page.read_text(), re.MULTILINE)
+
+
 def anchors(page: Path) -> set[str]:
     """Of its headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)

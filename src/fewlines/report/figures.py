@@ -63,8 +63,8 @@ def draw_curves(table: pd.DataFrame, path: Path) -> None:
     rows = table[(table["delta"] > 0) & table["capacity"].notna()]
     several = [(name, group.sort_values("capacity")) for name, group in rows.groupby("series")]
     several.sort(key=lambda each: each[1]["delta"].iloc[-1])
-    height = max(3.6, 0.16 * len(several))
-    figure, axis = plt.subplots(figsize=(5.4, height), layout="constrained")
+    height = max(4.4, 0.16 * len(several))
+    figure, axis = plt.subplots(figsize=(4.2, height), layout="constrained")
     ends = []
     for (name, group), look in zip(several, cycle_looks(), strict=False):
         ends_of = group[["delta_low", "delta_high"]].clip(lower=SMALLEST / 10)
@@ -143,14 +143,14 @@ def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
         images = tokenizer.decode(codes.unflatten(1, header["grid"]))
         axis.imshow(_join(images), cmap="gray_r" if images.shape[1] == 1 else None)
         _draw_held(held, results, model, slug)
-        held.set_ylabel(name_row(model, slug), rotation=0, ha="right", va="center", size=8)
+        held.set_ylabel(name_row(model, slug), rotation=0, ha="right", va="center", size=11)
         for each in (held, axis):
             each.set(xticks=[], yticks=[])
             each.grid(False)
             for spine in each.spines.values():
                 spine.set_visible(False)
-    axes[0, 0].set_title("held", size=8)
-    axes[0, 1].set_title("the same classes and noise under each cache", size=8)
+    axes[0, 0].set_title("held", size=11)
+    axes[0, 1].set_title("the same classes and noise under each cache", size=11)
     named = pd.DataFrame(shown, columns=["model", "cache"])
     beginnings = pd.DataFrame(drawn, columns=[f"first_codes_of_{n}" for n in range(PICTURES)])
     save(figure, path, named.join(beginnings))
@@ -177,7 +177,7 @@ def _draw_held(axis: plt.Axes, results: Results, model: str, slug: str) -> None:
             state[(token <= step) & (evicted <= step)] = 1.0
         else:
             axis.text(
-                0.5, 0.5, "by\nscore", ha="center", va="center", size=7, transform=axis.transAxes
+                0.5, 0.5, "by\nscore", ha="center", va="center", size=10, transform=axis.transAxes
             )
             state[:] = np.nan
     colours = mpl.colors.ListedColormap(["#b8b8b8", "#e3e3e3", COLOURS[0]])

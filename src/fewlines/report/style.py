@@ -34,7 +34,7 @@ STYLE = {
 DARK = dict.fromkeys(
     ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#dddddd"
 ) | dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "#15171a")
-GAP = 9.5  # points between two names
+GAP = 11  # points between two names
 
 
 def draw_themes(draw: Callable[..., None]) -> Callable[..., None]:
@@ -96,7 +96,7 @@ def name_lines(axis: plt.Axes, lines: Sequence[tuple[float, float, str, str]]) -
             xytext=(axis.bbox.x1 + 14 * point, height),
             textcoords="figure pixels",
             color=colour,
-            size=7.5,
+            size=9,
             va="center",
             arrowprops={
                 "arrowstyle": "-",
