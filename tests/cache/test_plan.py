@@ -148,7 +148,7 @@ def test_wrong_caches_are_explained():
         (lambda: fewlines.cache("full", lines=3), "leave out budget"),
         (
             lambda: fewlines.cache("lines", tokens=1, merge=True).plan(Geometry((2, 2), 1, 1, 1)),
-            "no room for the token being decoded",
+            "no capacity for the token being decoded",
         ),
         (
             lambda: fewlines.cache("scheduled", tokens=2).plan(Geometry((2, 2), 1, 1, 1)),

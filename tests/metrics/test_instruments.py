@@ -168,8 +168,8 @@ def test_the_peak_is_seen_though_it_is_gone():
     del block
     peak = memory.peak_bytes()
     assert 60e6 < peak - before < 90e6
+    memory.reset_peak()  # hands freed memory back: the C library may have kept it
     assert memory.resident_bytes() - before < 30e6
-    memory.reset_peak()
     assert memory.peak_bytes() - before < 30e6
 
 
