@@ -66,19 +66,15 @@ def _list_caches(lines: object) -> object:
     cache. Where one is wrong, one for each line: errors then count lines as the user does."""
     if not isinstance(lines, list | tuple) or not lines:
         return lines
-    several = [list(multiply_line(line)) for line in lines]
-    if any(_get_slug(each) is None for line in several for each in line):
-        return [min(line, key=_is_usable) for line in several]
-    found: dict[object, object] = {}
-    for each in (each for line in several for each in line):
-        if found.get(_get_slug(each)) == each:
-            raise ValueError(f"{_get_slug(each)} is listed more than once")
-        found[_get_slug(each)] = each
+    several = [[(_get_slug(each), each) for each in multiply_line(line)] for line in lines]
+    if any(slug is None for line in several for slug, _ in line):
+        return [min(line, key=lambda named: named[0] is not None)[1] for line in several]
+    found: dict[str | None, object] = {}
+    for slug, each in (named for line in several for named in line):
+        if found.get(slug) == each:
+            raise ValueError(f"{slug} is listed more than once")
+        found[slug] = each
     return list(({"full": {"policy": "full"}} | found).values())
-
-
-def _is_usable(line: object) -> bool:
-    return _get_slug(line) is not None
 
 
 def _get_slug(line: object) -> str | None:

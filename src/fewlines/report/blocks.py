@@ -30,10 +30,10 @@ import pandas as pd
 import yaml
 from pydantic_core import PydanticUndefined
 
-from fewlines.config import BASE
 from fewlines.config.experiment import make_schema
 from fewlines.config.reading import find_sections
 from fewlines.errors import FewlinesError
+from fewlines.report.tables import add_delta, is_base
 
 BLOCK = re.compile(r"(<!-- block\n(.*?)-->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 VALUE = re.compile(r"(<!-- value (.*?) -->)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
@@ -75,11 +75,8 @@ def _read(table: str, where: str | None, reference: Path) -> pd.DataFrame:
     every = [pd.read_csv(path).assign(run=path.stem) for path in paths]
     rows = pd.concat(every, ignore_index=True)
     if "model" in rows and "nll_delta" in rows:
-        base = (rows["model"] == BASE) | rows["model"].str.startswith(f"{BASE}:")
-        for end in ("", "_low", "_high"):
-            after = rows.get(f"steps_delta{end}", np.nan)
-            rows[f"delta{end}"] = rows[f"nll_delta{end}"].where(base, after)
-        adapted = np.where(base, "", ", " + rows["model"].str.partition(":")[0])
+        rows = add_delta(rows)
+        adapted = np.where(is_base(rows), "", ", " + rows["model"].str.partition(":")[0])
         rows["name"] = rows["policy"] + ", " + rows["budget"] + adapted
     try:
         found: pd.DataFrame = rows.query(where, engine="python") if where else rows

@@ -21,7 +21,7 @@ from fewlines.models.base import AttentionModel
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.results import Results
 from fewlines.report.style import COLOURS, cycle_looks, draw_themes, name_lines, save
-from fewlines.report.tables import drop_tasks
+from fewlines.report.tables import add_delta, drop_tasks
 
 PICTURES, FIRST, SCALE = 8, 8, 3  # of a row of samples; codes that tell them apart; magnification
 SMALLEST = 1e-4  # nats/token: below it, differences are noise
@@ -46,14 +46,9 @@ def name_series(row: dict[Any, Any]) -> str:
 
 
 def _compare(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of whole images with their series and their ΔNLL: of the base model against its own full
-    cache, of others against the full cache after as many steps."""
-    table = drop_tasks(table).copy()
-    table["series"] = [name_series(row) for row in table.to_dict("records")]
-    for end in ("", "_low", "_high"):
-        after = table.get(f"steps_delta{end}", np.nan)
-        table[f"delta{end}"] = table[f"nll_delta{end}"].where(table["model"] == BASE, after)
-    return table
+    """Rows of whole images with their series and their ΔNLL."""
+    table = add_delta(drop_tasks(table))
+    return table.assign(series=[name_series(row) for row in table.to_dict("records")])
 
 
 @draw_themes

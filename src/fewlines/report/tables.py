@@ -32,6 +32,23 @@ def drop_tasks(table: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
+def is_base(table: pd.DataFrame) -> pd.Series[bool]:
+    """Find the rows of the base model, its tasks too."""
+    return (table["model"] == BASE) | table["model"].str.startswith(f"{BASE}:")
+
+
+def add_delta(table: pd.DataFrame) -> pd.DataFrame:
+    """Add `delta` and its interval: ΔNLL of the base model against its own full cache, of others
+    against the full cache after as many steps."""
+    deltas = {
+        f"delta{end}": table[f"nll_delta{end}"].where(
+            is_base(table), table.get(f"steps_delta{end}", np.nan)
+        )
+        for end in ("", "_low", "_high")
+    }
+    return table.assign(**deltas)
+
+
 def make_likelihood_table(results: Results) -> pd.DataFrame:
     """Make one row of likelihood alone per model and cache: all that is needed to rank policies, in
     a fraction of the time."""
