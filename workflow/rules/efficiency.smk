@@ -24,18 +24,6 @@ rule efficiency_setting:
         "--setting {wildcards.setting} --output {output} 2>&1 | tee {log}"
 
 
-rule kernels:
-    output:
-        f"{RUN}/tables/kernels.csv",
-    log:
-        f"{RUN}/logs/kernels.log",
-    conda:
-        "../envs/fewlines.yaml"
-    threads: workflow.cores
-    shell:
-        "fewlines measure-kernels --threads {threads} --output {output} 2>&1 | tee {log}"
-
-
 rule policy_times:
     input:
         config=ancient(RESOLVED),

@@ -23,7 +23,7 @@ OF_MODULES = {
         "measure-storage",
     ),
     "cost": ("measure-cost", "measure-training-cost"),
-    "efficiency": ("measure-efficiency", "measure-kernels", "measure-policy-times", "efficiency"),
+    "efficiency": ("measure-efficiency", "measure-policy-times", "efficiency"),
     "plan": ("plan",),
     "watch": ("watch",),
     "report": ("tables", "likelihood-table", "quality-table", "figures", "report"),

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from fewlines.bench.efficiency import make_settings, measure_setting
-from fewlines.bench.microbenchmarks import measure_candidates
 from fewlines.bench.policy_times import measure_policies
 from fewlines.config import Experiment
 from fewlines.errors import FewlinesError
@@ -29,15 +28,6 @@ def measure_efficiency(config: Experiment, setting: str, output: Path) -> None:
     if setting not in settings:
         raise FewlinesError(f"no setting '{setting}' in this experiment; it has {list(settings)}")
     write_json(output, measure_setting(settings[setting], config.efficiency.repeats))
-
-
-def measure_kernels(output: Path) -> None:
-    """Time the candidates for attention and linear layers that the engine chose from.
-
-    Args:
-        output: CSV to write.
-    """
-    write_csv(output, measure_candidates())
 
 
 def measure_policy_times(config: Experiment, output: Path) -> None:
