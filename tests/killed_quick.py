@@ -26,7 +26,7 @@ def main() -> None:
         snakemake(calm, config=QUICK, limit=LIMIT)
         run_to_the_end(killed, QUICK, PAUSE, LIMIT)
         victims = (killed / "killed").read_text().splitlines()
-        stages = sorted({victim.split()[1] for victim in victims if victim != "snakemake"})
+        stages = sorted({victim.split()[0] for victim in victims if victim != "snakemake"})
         for table in TABLES:
             one, other = (lasting(folder, table) for folder in (calm, killed))
             pd.testing.assert_frame_equal(one, other, check_exact=True, obj=table)

@@ -56,7 +56,7 @@ CONFIGURATIONS = [
     ({"caches": [{**FULL, "options": {"sinks": 1}}]}, "does not take sinks; its options: none"),
     (
         {"caches": [FULL, {"policy": "tova", "budget": {"lines": 1}, "options": {"every": -1}}]},
-        "tova: every: -1 tokens",
+        "tova: every: .*greater than or equal to 0",
     ),
     (
         {
@@ -131,7 +131,7 @@ CONFIGURATIONS = [
     ({"sampling": {"shards": 2000}}, "sampling.shards: must not exceed sampling.samples"),
     ({"sampling": {"seeds": []}}, "sampling.seeds: .*at least 1 item"),
     ({"sampling": {"top_p": 0}}, "sampling.top_p: .*greater than 0"),
-    ({"sampling": {"temperature": 0}}, "sampling.temperature: .*greater than 0"),
+    ({"sampling": {"temperature": -1}}, "sampling.temperature: .*greater than or equal to 0"),
     ({"sampling": {"guidance": -1}}, "sampling.guidance: .*greater than or equal to 0"),
     ({"name": "a/b"}, "name: .*should match pattern"),
     ({"name": "reference"}, "results/reference is not a run's"),

@@ -2,8 +2,12 @@
 
 import os
 import re
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+from shlex import quote
 
 from fewlines.config import BASE, dump_experiment, validate_experiment
 from fewlines.errors import FewlinesError
@@ -55,7 +59,28 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 # Snakemake sets OMP_NUM_THREADS to a job's threads. numba makes a pool of its own, and those of its
 # threads that are not asked to work spin: two samplers of one thread took half of each other's time.
 # A prefix of one's own replaces Snakemake's, by which a job fails where its first command does.
-shell.prefix("set -euo pipefail; export NUMBA_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; ")
+STAGES = os.path.join(workflow.basedir, "workflow/scripts/stages.py")
+FORKED = f"{quote(sys.executable)} {quote(STAGES)} run"
+shell.prefix(
+    "set -euo pipefail; export NUMBA_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; "
+    'fewlines() {{ if [ -S "${{FEWLINES_STAGES:-}}" ]; '
+    f'then {FORKED} "$FEWLINES_STAGES" "$@"; '
+    'else command fewlines "$@"; fi; }}; '
+)
+
+
+# Jobs of this machine are forks of one process that has imported torch; those that run in an
+# environment of their own are not.
+onstart:
+    if not workflow.deployment_settings.deployment_method and hasattr(
+        os, "pidfd_open"
+    ):
+        place = os.path.join(tempfile.mkdtemp(prefix="fewlines-"), "socket")
+        command = [sys.executable, STAGES, "serve", place]
+        workflow.stages = subprocess.Popen(command, stdin=subprocess.PIPE)
+        while not os.path.exists(place) and workflow.stages.poll() is None:
+            time.sleep(0.01)
+        os.environ.update(FEWLINES_STAGES=place)
 
 
 scattergather:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fewlines.calibration.data import Calibration
-from fewlines.errors import FewlinesError
 from fewlines.geometry import Geometry, Table
 from fewlines.registry import discover
+from fewlines.schema import Count, check_fields
 
 NO_VICTIM = -1
 
@@ -21,6 +21,10 @@ class Policy(ABC):
     """A frozen dataclass in `cache/policies/<name>.py`; its fields are its options."""
 
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Refuse options that are not what their annotations say."""
+        check_fields(self, self.name)
 
     def __str__(self) -> str:
         """The name, with the options that differ from their defaults: `streaming(sinks=8)`."""
@@ -190,11 +194,7 @@ class ScoringPolicy(Policy):
     calibrated: ClassVar[bool] = False
     window = 1
     decay = 1.0
-    every: int = 0
-
-    def __post_init__(self) -> None:
-        if self.every < 0:
-            raise FewlinesError(f"{self.name}: every: {self.every} tokens; 0, a line, or more")
+    every: Count = 0
 
     def interval(self, geometry: Geometry, capacity: int) -> int:
         """Tokens from one question to the next, of a head that holds `capacity`."""

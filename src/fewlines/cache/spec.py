@@ -25,6 +25,7 @@ from fewlines.calibration.data import Calibration
 from fewlines.calibration.losses import SMALLEST
 from fewlines.errors import FewlinesError
 from fewlines.geometry import Geometry, Table
+from fewlines.schema import check_fields
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Cache:
     calibration: Calibration | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not go together."""
+        """Refuse parts that are wrong by themselves or do not go together."""
+        check_fields(self, "cache")
         if self.budget is None and self.policy.name != "full":
             raise FewlinesError(f"cache: {self.policy} needs a budget, such as {{lines: 3}}")
         if self.policy.name == "full" and (self.budget is not None or self.merge):

@@ -13,7 +13,7 @@ from fewlines.config.products import multiply
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
 from fewlines.models.base import find_published
-from fewlines.schema import Positive, Precision, Rate, Section, Share, Storage
+from fewlines.schema import Number, Positive, Precision, Rate, Section, Share, Storage
 
 BASE = "base"  # the model that all others go on from
 STEPS = "base+steps"  # the base model after as many more steps with a full cache
@@ -179,7 +179,9 @@ class SamplingSettings(Section):
     samples: int = Field(1000, gt=1, description="images of a seed")
     batch: Positive = Field(250, description="images decoded together")
     shards: Positive = Field(2, description="jobs that share the images of one cache")
-    temperature: Rate = Field(0.9, description="logits are divided by it")
+    temperature: Number = Field(
+        0.9, description="logits are divided by it; 0 takes the likeliest code"
+    )
     top_k: int = Field(0, ge=0, description="0 keeps every code")
     top_p: float = Field(1.0, gt=0, le=1, description="1 keeps every code")
     guidance: float = Field(1.0, ge=0, description="scale of classifier-free guidance; 1 is none")

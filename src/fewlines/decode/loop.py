@@ -5,18 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fewlines.cache.schedule import Schedule
 from fewlines.cache.spec import Cache
 from fewlines.decode.graphs import GraphedSteps
+from fewlines.decode.inputs import read_count, read_labels, read_prompt
 from fewlines.decode.sampler import Sampler, draw_noise
 from fewlines.errors import FewlinesError
 from fewlines.models.base import AttentionModel, Model, State
 
 Watch = Callable[[int, State], None]
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Decoder:
@@ -45,7 +50,7 @@ class Decoder:
         rows_of_model = rows * (1 + self.sampler.guided)
         self.state = model.begin(rows_of_model, cache, storage=storage, engine=engine)
         # Not a bound method: a decoder in a cycle would be freed by the collector, at any moment.
-        self.draw_next = partial(_draw_next, self.state, self.sampler)
+        self.draw_next = partial(_draw_next, self.state, self.sampler, model.spec.codes)
         self.graphs = None
         if model.device.type == "cuda" and model.has_kv_cache and engine == "lean":
             self.graphs = GraphedSteps(self.draw_next, self.state, rows, model.device)
@@ -66,8 +71,14 @@ class Decoder:
 
 
 def _draw_next(
-    state: State, sampler: Sampler, codes: Tensor, position: int | Tensor, noise: Tensor
+    state: State,
+    sampler: Sampler,
+    vocabulary: int,
+    codes: Tensor,
+    position: int | Tensor,
+    noise: Tensor,
 ) -> Tensor:
+    codes = codes.clamp(max=vocabulary - 1)  # what could not be drawn is reported at the end
     codes = torch.cat([codes, codes]) if sampler.guided else codes
     return _draw(sampler, state.forward(codes, position), noise)
 
@@ -111,14 +122,9 @@ def decode(
         FewlinesError: labels out of range, or a prompt of other images or of too many tokens.
     """
     spec = model.spec
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= spec.classes:
-        raise FewlinesError(f"labels must lie in 0 … {spec.classes} ({spec.classes}: no class)")
-    first = 0 if prompt is None else prompt.shape[1]
-    if prompt is not None and (len(prompt) != len(labels) or first > spec.n_tokens):
-        raise FewlinesError(
-            f"prompt: {len(prompt)} images of {first} tokens; there are {len(labels)} labels, and "
-            f"an image has {spec.n_tokens} tokens"
-        )
+    labels = read_labels(labels, spec).to(model.device)
+    prompt = read_prompt(prompt, len(labels), spec).to(model.device)
+    first = prompt.shape[1]
     decoder = Decoder(model, len(labels), cache, sampler, engine, storage)
     codes = torch.empty(len(labels), spec.n_tokens, dtype=torch.long, device=labels.device)
     for step in range(spec.n_tokens):
@@ -127,16 +133,21 @@ def decode(
             if step
             else decoder.start(labels, noise[:, 0])
         )
-        if prompt is not None and step < first:
+        if step < first:
             codes[:, step] = prompt[:, step]
         if watch:
             watch(step, decoder.state)
+    if first < spec.n_tokens and int(codes.max()) == spec.codes:
+        raise FewlinesError(
+            "generate: the model's logits are not finite; its weights are damaged, or its numbers "
+            "leave the range of this precision: try float32"
+        )
     return codes
 
 
 def generate(
     model: Model,
-    labels: Sequence[int] | Tensor,
+    labels: int | Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor,
     cache: Cache | Schedule,
     seed: int = 0,
     *,
@@ -145,14 +156,15 @@ def generate(
     sampler: Sampler | None = None,
     precision: torch.dtype | None = None,
     storage: torch.dtype | None = None,
-    prompt: Tensor | None = None,
+    prompt: Sequence[Sequence[int]] | npt.NDArray[np.integer[Any]] | Tensor | None = None,
     done: Callable[[int], object] | None = None,
 ) -> Tensor:
     """Draw images; the same seed and number give the same image whatever the batch.
 
     Args:
         model: whose images they are.
-        labels: class numbers `(n,)`; the null class, `model.null_class`, draws without a class.
+        labels: class numbers, one or `(n,)`; the null class, `model.null_class`, draws without a
+            class.
         cache: what stays resident: `fewlines.cache(…)` or `fewlines.load_schedule(…)`.
         seed: of the noise.
         first: number of the first image.
@@ -167,9 +179,19 @@ def generate(
         Codes `(n, N)`; `tokenizer.decode(codes.unflatten(1, grid))` makes pictures of them.
 
     Raises:
-        FewlinesError: a cache that this model cannot have, or what `decode` refuses.
+        FewlinesError: an argument that is not what it should be, a cache that this model cannot
+            have, or logits that are not finite.
     """
     spec = model.spec
+    labels = read_labels(labels, spec)
+    begun = read_prompt(prompt, len(labels), spec)
+    seed, first = read_count(seed, "seed", 0), read_count(first, "first", 0)
+    batch = read_count(batch, "batch", 1)
+    for name, dtype in (("precision", precision), ("storage", storage)):
+        if dtype is not None and dtype not in FLOATS:
+            raise FewlinesError(f"{name}: {dtype} is not one of {', '.join(map(str, FLOATS))}")
+    if len(labels) == 0:
+        return labels.new_empty(0, spec.n_tokens)
     limited = cache.slug != "full"
     if limited and isinstance(model, AttentionModel) and cache.plan(model.geometry).is_full:
         print(
@@ -180,8 +202,6 @@ def generate(
     guided = sampler is not None and sampler.guided
     ready = model.prepare(precision or model.dtype, min(batch, len(labels)) * (1 + guided))
     parts = []
-    labels = torch.as_tensor(labels, device=model.device)
-    begun = labels.new_empty(len(labels), 0) if prompt is None else prompt.to(model.device)
     for rows, start in zip(labels.split(batch), begun.split(batch), strict=True):
         noise = draw_noise(seed, range(first, first + len(rows)), spec.n_tokens)
         noise = noise.to(model.device)

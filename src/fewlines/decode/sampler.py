@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewlines.models.base import CHUNK
+from fewlines.schema import Count, Mass, Number, check_fields
 
 
 @dataclass(frozen=True)
@@ -17,16 +18,23 @@ class Sampler:
     """How codes are drawn.
 
     Attributes:
-        temperature: divides the logits.
+        temperature: divides the logits; 0 takes the likeliest code, whatever the noise.
         top_k: keeps so many of the likeliest codes; 0 keeps all.
         top_p: keeps the likeliest codes of this mass; 1 keeps all.
         guidance: scale of classifier-free guidance; 1 is none.
+
+    Raises:
+        FewlinesError: a value that is out of its range.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    guidance: float = 1.0
+    temperature: Number = 1.0
+    top_k: Count = 0
+    top_p: Mass = 1.0
+    guidance: Number = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values out of their ranges."""
+        check_fields(self, "sampler")
 
     @property
     def guided(self) -> bool:
@@ -46,11 +54,14 @@ class Sampler:
             noise: `(B,)`, uniform in [0, 1), float64.
 
         Returns:
-            Codes `(B,)`.
+            Codes `(B,)`; `V`, which is none, where the logits are not finite.
         """
         if logits.device.type == "cpu" and len(logits) > CHUNK:
             parts = zip(logits.split(CHUNK), noise.split(CHUNK), strict=True)
             return torch.cat([self(*part) for part in parts])
+        if self.temperature == 0:
+            best, codes = logits.max(-1)
+            return codes.masked_fill(~best.isfinite(), logits.shape[-1])
         logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             lowest = logits.topk(self.top_k).values[:, -1:]

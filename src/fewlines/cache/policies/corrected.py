@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewlines.cache.policy import LookaheadPolicy, Need, View
+from fewlines.schema import Number, Rate
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Corrected(LookaheadPolicy):
     name: ClassVar[str] = "corrected"
     needs: ClassVar[Need | None] = "line_mean"
     calibrated: ClassVar[bool] = True
-    power: float = 0.5
-    floor: float = 0.01
+    power: Number = 0.5
+    floor: Rate = 0.01
 
     def score_ahead(self, view: View, steps: range) -> Tensor:
         """Score by the schedule, times the correction."""

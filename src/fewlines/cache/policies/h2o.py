@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewlines.cache.policy import Need, ScoringPolicy, View
+from fewlines.schema import Share
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class H2O(ScoringPolicy):
 
     name: ClassVar[str] = "h2o"
     needs: ClassVar[Need | None] = "total"
-    recent: float = 0.5
+    recent: Share = 0.5
 
     def score(self, view: View) -> Tensor:
         """Score each resident."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fewlines.cache.policy import Need, ScoringPolicy, View
+from fewlines.schema import Count, Share
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class LineAR(ScoringPolicy):
     short, the oldest of the last lines are evicted next, the anchors never."""
 
     name: ClassVar[str] = "line_ar"
-    anchor: int = 4
-    recent: int = 1
+    anchor: Count = 4
+    recent: Count = 1
     pool: Literal["mean", "max", "query", "decayed"] = "mean"
-    decay: float = 0.5
+    decay: Share = 0.5
 
     @property
     def needs(self) -> Need:  # type: ignore[override]

@@ -9,6 +9,7 @@ import numpy as np
 
 from fewlines.cache.policy import NO_VICTIM, StaticPolicy
 from fewlines.geometry import Geometry, Table
+from fewlines.schema import Count
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Random(StaticPolicy):
     """Drawn once per layer and head from `seed`, the same for every image."""
 
     name: ClassVar[str] = "random"
-    seed: int = 0
+    seed: Count = 0
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
         """Choose whom each image token evicts."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewlines.cache.policy import Need, ScoringPolicy, View
+from fewlines.schema import Odd, Positive, Share
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class RKV(ScoringPolicy):
 
     name: ClassVar[str] = "rkv"
     needs: ClassVar[Need | None] = "attention"
-    window: int = 8
-    kernel: int = 7
-    share: float = 0.1
+    window: Positive = 8
+    kernel: Odd = 7
+    share: Share = 0.1
 
     def score(self, view: View) -> Tensor:
         """Score each resident."""

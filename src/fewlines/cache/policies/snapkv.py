@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewlines.cache.policy import Need, ScoringPolicy, View
+from fewlines.schema import Odd, Positive
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class SnapKV(ScoringPolicy):
 
     name: ClassVar[str] = "snapkv"
     needs: ClassVar[Need | None] = "attention"
-    window: int = 8
-    kernel: int = 5
+    window: Positive = 8
+    kernel: Odd = 5
 
     def score(self, view: View) -> Tensor:
         """Score each resident."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from fewlines.cache.policy import NO_VICTIM, StaticPolicy
 from fewlines.geometry import Geometry, Table
+from fewlines.schema import Count
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Streaming(StaticPolicy):
     """
 
     name: ClassVar[str] = "streaming"
-    sinks: int = 4
+    sinks: Count = 4
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
         """Choose whom each image token evicts."""
