@@ -98,7 +98,7 @@ paper: {cache: lines-1lines}
 sampling: {samples: 4, seeds: [0]}
 quality: {kid_subset_size: 2}
 likelihood: {images: 6, batch: 4}
-calibration: {images: 6, batch: 3}
+calibration: {images: 6, curve_images: 2, batch: 3}
 tasks:
   completion: {prompt_lines: 2, caches: [full, lines-1lines]}
   unconditional: {labelled: false, caches: [full]}

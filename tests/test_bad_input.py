@@ -203,7 +203,7 @@ def files(tiny_files) -> Path:
     write_tensors(tmp_path / "shapeless", weights, {"kind": "llamagen", "shape": {"dim": 3}})
     write_tensors(tmp_path / "foreign", weights)
     tokens, _ = read_tensors(tmp_path / "tokens")
-    write_tensors(tmp_path / "wide", tokens, {"grid": (2, 10), "codes": 16, "classes": 3})
+    write_tensors(tmp_path / "wide", tokens, {"grid": (5, 4), "codes": 16, "classes": 3})
     write_tensors(tmp_path / "rich", tokens, {"grid": (4, 5), "codes": 512, "classes": 3})
     attention = np.zeros((2, 3, 20, 20), np.float32)
     Calibration(attention, (4, 5), images=1).save(tmp_path / "calibration")
@@ -239,7 +239,7 @@ FILES = [
     ({"tokens": "model"}, "model is not a file of tokens"),
     (
         {"tokens": "wide"},
-        "holds 2×10 tokens of 16 codes in 3 classes, but the model was made for 4×5",
+        "holds 5×4 tokens of 16 codes in 3 classes, but the model was made for 4×5",
     ),
     ({"tokens": "rich"}, "holds 4×5 tokens of 512 codes in 3 classes"),
     ({"output": "model/out.json"}, "model: File exists; nothing was written"),

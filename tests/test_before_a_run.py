@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 import pytest
 import yaml
 
 from conftest import planned
 from fewlines.cli import main
-from toy_chain import REPOSITORY, SNAKEMAKE, TOY, make_folder, snakemake
+from toy_chain import REPOSITORY, TOY, make_folder, plan
 
 
 @pytest.fixture
@@ -20,22 +17,14 @@ def fresh(tmp_path):
     return tmp_path / "fresh"
 
 
-def refused(folder: Path, config: Path, *arguments: str) -> str:
-    """What Snakemake printed, which had to fail."""
-    command = [*SNAKEMAKE, *arguments, "--configfile", str(config)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
-    assert done.returncode != 0
-    return done.stdout + done.stderr
-
-
 def test_the_classifier_is_trained_only_where_images_are_compared_by_it(fresh, tmp_path):
     experiment = yaml.safe_load(TOY.read_text()) | {"name": "elsewhere"}
     config = tmp_path / "features.yaml"
     config.write_text(yaml.safe_dump(experiment))
-    assert planned(snakemake(fresh, "-n", config=config))["classifier"] == 1
+    assert planned(plan(fresh, "-n", config=config))["classifier"] == 1
     experiment["quality"] = {**experiment["quality"], "features": "efficientnet-lite0"}
     config.write_text(yaml.safe_dump(experiment))
-    assert "classifier" not in planned(snakemake(fresh, "-n", config=config))
+    assert "classifier" not in planned(plan(fresh, "-n", config=config))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +37,7 @@ def test_the_classifier_is_trained_only_where_images_are_compared_by_it(fresh, t
 def test_a_wrong_configuration_stops_before_any_work(fresh, tmp_path, right, wrong, message):
     config = tmp_path / "wrong.yaml"
     config.write_text(TOY.read_text().replace(right, wrong, 1))
-    assert message in refused(fresh, config)
+    assert message in plan(fresh, config=config, status=1)
     assert not (fresh / "results").exists()
 
 
@@ -59,7 +48,7 @@ def test_a_stage_that_fails_is_the_job_that_failed(fresh, tmp_path):
     experiment["data"] = {"source": "folder", "path": str(tmp_path / "empty")}
     config = tmp_path / "failing.yaml"
     config.write_text(yaml.safe_dump(experiment))
-    output = refused(fresh, config, "--retries", "0", "--until", "data")
+    output = plan(fresh, "--retries", "0", "--until", "data", config=config, status=1)
     assert "holds no images" in output
     assert "MissingOutputException" not in output
 

@@ -17,7 +17,7 @@ from fewlines.decode.loop import decode
 from fewlines.decode.sampler import Sampler, draw_noise
 from fewlines.models.base import get_family
 from fewlines.registry import discover
-from toy_chain import TOY, make_folder, snakemake
+from toy_chain import TOY, make_folder, plan, snakemake
 
 FAMILY = Path(__file__).parent / "family"
 
@@ -52,7 +52,7 @@ def test_it_goes_from_images_to_report_without_what_it_cannot_do(family, tmp_pat
     config.write_text(yaml.safe_dump(experiment))
     folder = tmp_path / "run"
     make_folder(folder, config="model: {}\n")
-    jobs = planned(snakemake(folder, "-n", config=config))
+    jobs = planned(plan(folder, "-n", config=config))
     assert jobs == {
         "data": 1, "tokenizer": 1, "classifier": 1, "tokens": 1, "model": 1, "model_test": 1,
         "generate": 2, "samples": 1, "quality": 1, "likelihood": 1, "cost": 1,

@@ -17,7 +17,7 @@ from fewlines.files import read_json
 from fewlines.stages.networks import train_tokenizer
 from fewlines.stages.publish import publish
 from fewlines.stages.report import figures, report, tables
-from toy_chain import REPOSITORY, TOY, snakemake
+from toy_chain import REPOSITORY, TOY, plan, snakemake
 
 CACHE_COLUMNS = [
     "model", "policy", "budget", "capacity", "n_tokens", "samples", "seeds",
@@ -72,7 +72,7 @@ def test_every_table_figure_and_report_is_there(run):
 
 
 def test_a_second_run_does_nothing(folder):
-    assert "Nothing to be done" in snakemake(folder)
+    assert "Nothing to be done" in plan(folder)
 
 
 def test_a_new_cache_runs_only_its_own_jobs(folder, tmp_path):
@@ -82,7 +82,7 @@ def test_a_new_cache_runs_only_its_own_jobs(folder, tmp_path):
     experiment["caches"].append({**several, "measure": "likelihood"})
     config = tmp_path / "more.yaml"
     config.write_text(yaml.safe_dump(experiment))
-    jobs = planned(snakemake(folder, "-n", config=config))
+    jobs = planned(plan(folder, "-n", config=config))
     assert jobs == {
         "generate": 2, "samples": 1, "quality": 1, "likelihood": 2, "cost": 1,
         "bands": 1, "tables": 1, "figures": 1, "report": 1,
@@ -97,7 +97,7 @@ def test_a_new_adaptation_and_a_new_task_run_only_their_own_jobs(folder, tmp_pat
     experiment["tasks"] = {"completion": {"prompt_lines": 3, "caches": ["full"]}, "guided": guided}
     config = tmp_path / "more.yaml"
     config.write_text(yaml.safe_dump(experiment))
-    assert planned(snakemake(folder, "-n", config=config)) == {
+    assert planned(plan(folder, "-n", config=config)) == {
         "adapt": 1, "generate": 8, "samples": 4, "quality": 4, "likelihood": 4,
         "tables": 1, "figures": 1, "report": 1,
     }  # fmt: skip
@@ -133,7 +133,7 @@ def test_likelihoods_alone_need_no_samples(folder, run, tmp_path):
     experiment["caches"].append({"policy": "line_ar", "budget": {"lines": 1}})
     config = tmp_path / "more.yaml"
     config.write_text(yaml.safe_dump(experiment))
-    jobs = planned(snakemake(folder, "-n", "likelihood_table", config=config))
+    jobs = planned(plan(folder, "-n", "likelihood_table", config=config))
     assert jobs == {"likelihood": 1, "likelihood_table": 1}
     snakemake(folder, "likelihood_table", config=config)
     table = pd.read_csv(run / "tables/likelihood.csv")
@@ -183,6 +183,6 @@ def test_the_publishing_rule_asks_for_what_is_published(folder, tmp_path):
     experiment["publish"] = {"mine.csv": "tables/likelihood.csv"}
     config = tmp_path / "publish.yaml"
     config.write_text(yaml.safe_dump(experiment))
-    jobs = planned(snakemake(folder, "-n", "publish", config=config))
+    jobs = planned(plan(folder, "-n", "publish", config=config))
     assert jobs["publish"] == 1
     assert set(jobs) <= {"publish", "likelihood_table"}

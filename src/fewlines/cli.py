@@ -15,7 +15,8 @@ import typer
 from fewlines import machine
 from fewlines.config import Experiment, load_experiment
 from fewlines.errors import FewlinesError
-from fewlines.stages import MODULES, load_stage
+from fewlines.stages import MODULES, READS, load_stage
+from fewlines.stages.tokens import check_data
 
 CONFIG = "YAML file of the experiment; may be given again, later files override"
 THREADS = "threads of torch; all cores if not given"
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in given[:1] if given[:1] and given[0] in MODULES else MODULES:
         stage = load_stage(name)
         summary = (inspect.getdoc(stage) or "").split("\n\nArgs:")[0].replace("\n", " ")
-        app.command(name, help=summary)(_make_command(stage))
+        app.command(name, help=summary)(_make_command(name, stage))
     try:
         app(given, prog_name="fewlines")
     except SystemExit as stop:
@@ -56,7 +57,7 @@ def _do_nothing() -> None:
     """Options that all stages have: none."""
 
 
-def _make_command(stage: Callable[..., None]) -> Callable[..., None]:
+def _make_command(name: str, stage: Callable[..., None]) -> Callable[..., None]:
     """What typer makes a command of: the stage's parameters, each an option with the help text that
     its docstring has, and `--threads`."""
     hints = get_type_hints(stage, include_extras=True)
@@ -65,21 +66,26 @@ def _make_command(stage: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter("threads", inspect.Parameter.KEYWORD_ONLY, default=machine.cores())
     ]
     kinds: dict[str, Any] = {"threads": Annotated[int, typer.Option(min=1, help=THREADS)]}
-    for name, parameter in inspect.signature(stage).parameters.items():
-        if hints[name] is Experiment:
-            kinds[name] = Annotated[list[Path], typer.Option(help=CONFIG)]
-        elif get_origin(hints[name]) is Annotated:
-            kinds[name] = hints[name]
+    for option, parameter in inspect.signature(stage).parameters.items():
+        if hints[option] is Experiment:
+            kinds[option] = Annotated[
+                list[Path], typer.Option(help=CONFIG, envvar="FEWLINES_CONFIG")
+            ]
+        elif get_origin(hints[option]) is Annotated:
+            kinds[option] = hints[option]
         else:
-            text = re.sub(r"\s+", " ", texts.get(name, ""))
-            kinds[name] = Annotated[hints[name], typer.Option(help=text)]
+            text = re.sub(r"\s+", " ", texts.get(option, ""))
+            kinds[option] = Annotated[hints[option], typer.Option(help=text)]
         parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
     def command(threads: int, **options: Any) -> None:
         torch.set_num_threads(threads)
         try:
             if hints.get("config") is Experiment:
-                options["config"] = load_experiment(options["config"])
+                experiment = load_experiment(options["config"])
+                for data in filter(None, (options.get("images"), options.get("tokens"))):
+                    check_data(experiment, data)
+                options["config"] = experiment.restrict(READS[name])
             stage(**options)
         except FewlinesError as error:
             print(f"fewlines: {error}", file=sys.stderr)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from fewlines.errors import FewlinesError
 
 HEADER = "fewlines"
+LARGE = 2**30  # bytes of a folder that are not read to see whether they changed
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise FewlinesError(f"{path} does not exist; run the stage that writes it first") from None
     except ValueError as error:
-        raise FewlinesError(f"{path} is not valid JSON ({error}); delete it, run again") from None
+        raise FewlinesError(f"{path} is not valid JSON ({error})") from None
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -81,14 +82,39 @@ def write_tensors(
         temporary.chmod(0o644)  # safetensors makes files that only their owner may read
 
 
+@contextmanager
+def open_tensors(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open a safetensors file: a handle on its tensors, and its description.
+
+    Raises:
+        FewlinesError: there is none, or it is not complete, or it says nothing that can be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            if not isinstance(header, dict):
+                raise ValueError(f"its description is {header!r}")
+            yield file, header
+    except FileNotFoundError:
+        raise FewlinesError(f"{path} does not exist; run the stage that writes it first") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FewlinesError(f"{path} is not a complete safetensors file ({error})") from None
+
+
+def read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Read the shapes of the tensors in a safetensors file, and its description."""
+    with open_tensors(path) as (file, header):
+        names = file.keys()
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names}, header
+
+
 def read_tensors(
-    path: Path, names: Iterable[str] | None = None
+    path: Path,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read a safetensors file.
 
     Args:
         path: the file.
-        names: of the tensors that are wanted; None reads all of them.
 
     Returns:
         Its tensors, on the CPU, and its description.
@@ -96,18 +122,23 @@ def read_tensors(
     Raises:
         FewlinesError: there is none, or it is not complete.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            wanted = file.keys() if names is None else names
-            tensors = {name: file.get_tensor(name) for name in wanted}
-    except FileNotFoundError:
-        raise FewlinesError(f"{path} does not exist; run the stage that writes it first") from None
-    except (SafetensorError, OSError) as error:
-        raise FewlinesError(
-            f"{path} is not a complete safetensors file ({error}); delete it and run again"
-        ) from None
-    return tensors, json.loads(header.get(HEADER, "{}"))
+    with open_tensors(path) as (file, header):
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+
+
+def digest_folder(folder: Path) -> str:
+    """Digest what a folder holds, to tell whether it is what it was: the names and bytes of its
+    files, or where they are more than a gigabyte their names, sizes and times."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    large = sum(file.stat().st_size for file in files) > LARGE
+    found = hashlib.blake2b(digest_size=16)
+    for file in files:
+        found.update(os.fsencode(file.relative_to(folder)) + b"\0")
+        facts = file.stat()
+        found.update(
+            f"{facts.st_size} {facts.st_mtime_ns}".encode() if large else file.read_bytes()
+        )
+    return found.hexdigest()
 
 
 def digest(tensors: Iterable[torch.Tensor]) -> str:

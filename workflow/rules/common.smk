@@ -6,13 +6,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from hashlib import sha256
 from pathlib import Path
 from shlex import quote
 
 from fewlines.config import BASE, dump_experiment, validate_experiment
 from fewlines.errors import FewlinesError
-from fewlines.files import write_text
+from fewlines.files import digest_folder, write_text
+from fewlines.stages import READS
 from fewlines.bench.efficiency import make_settings
+
+sys.path.insert(0, os.path.join(workflow.basedir, "workflow/scripts"))
+from unlock import OWNER, describe_owner
 
 try:
     EXPERIMENT = validate_experiment(config)
@@ -37,15 +42,10 @@ HAS_KV = (
     EXPERIMENT.family.has_kv_cache
 )  # calibration, policies and adaptation make sense
 
-# Stages read the experiment with every default and override written out. Rules take it as an
-# `ancient` input: a changed key reruns those that name its section under `params`, and no others.
-# What runs nothing leaves it alone: another run may be reading it.
-RESOLVED = f"{RUN}/experiment.yaml"
-DRY = {"-n", "--dry-run", "--dryrun", "--lint", "--unlock"} & set(sys.argv)
-if not os.path.exists(RESOLVED) or (
-    not DRY and Path(RESOLVED).read_text() != dump_experiment(EXPERIMENT)
-):
-    write_text(Path(RESOLVED), dump_experiment(EXPERIMENT))
+# What stages read: written when a run starts, under Snakemake's lock and a name that says what is in
+# it, so that nothing changes what a job was planned with. Parsing writes nothing.
+RESOLVED = dump_experiment(EXPERIMENT)
+SETTINGS = f"{RUN}/settings/{sha256(RESOLVED.encode()).hexdigest()[:16]}.yaml"
 
 
 envvars:
@@ -61,8 +61,10 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PAT
 # A prefix of one's own replaces Snakemake's, by which a job fails where its first command does.
 STAGES = os.path.join(workflow.basedir, "workflow/scripts/stages.py")
 FORKED = f"{quote(sys.executable)} {quote(STAGES)} run"
+FORKED = FORKED.replace("{", "{{").replace("}", "}}")  # Snakemake formats the prefix
 shell.prefix(
-    "set -euo pipefail; export NUMBA_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; "
+    f"set -euo pipefail; export FEWLINES_CONFIG={SETTINGS} "
+    "NUMBA_NUM_THREADS=${{OMP_NUM_THREADS:-1}}; "
     'fewlines() {{ if [ -S "${{FEWLINES_STAGES:-}}" ]; '
     f'then {FORKED} "$FEWLINES_STAGES" "$@"; '
     'else command fewlines "$@"; fi; }}; '
@@ -72,6 +74,11 @@ shell.prefix(
 # Jobs of this machine are forks of one process that has imported torch; those that run in an
 # environment of their own are not.
 onstart:
+    write_text(OWNER, describe_owner())
+    write_text(Path(SETTINGS), RESOLVED)
+    write_text(
+        Path(f"{RUN}/experiment.yaml"), RESOLVED
+    )  # the last one, for its readers
     if not workflow.deployment_settings.deployment_method and hasattr(
         os, "pidfd_open"
     ):
@@ -98,18 +105,23 @@ wildcard_constraints:
 ALONE = 1
 
 
-def settings(*sections):
-    """The values whose change must rerun a rule."""
-    return {name: EXPERIMENT.model_dump(mode="json")[name] for name in sections}
+def settings(stage):
+    """Of a rule's `params`: all values that its stage reads, as it declares them. Their change runs
+    a job again, and nothing else of the configuration does."""
+    values = EXPERIMENT.model_dump(mode="json")
 
+    def of_job(wildcards):
+        read = {name: values[name] for name in READS[stage] if name in values}
+        if "task" in READS[stage]:
+            found = EXPERIMENT.get_task(wildcards.model)
+            read["task"] = found and found.model_dump(mode="json", exclude={"caches"})
+        if "adapted" in READS[stage]:
+            model = EXPERIMENT.get_adapted(wildcards.adapted)
+            read["training"] = EXPERIMENT.get_training(model).model_dump(mode="json")
+            read["adapted"] = model.model_dump(mode="json", exclude={"compared"})
+        return read
 
-def adaptation(wildcards):
-    """The values whose change must train an adapted model again."""
-    model = EXPERIMENT.get_adapted(wildcards.adapted)
-    return {
-        "training": EXPERIMENT.get_training(model).model_dump(mode="json"),
-        "model": model.model_dump(mode="json", exclude={"compared"}),
-    }
+    return of_job
 
 
 def of(rows, pattern):
@@ -128,23 +140,16 @@ CLASSIFIER = (
 
 
 def classifier_option(wildcards, input):
-    return f"--classifier {input.classifier}" if input.classifier else ""
+    return f"--classifier {quote(str(input.classifier))}" if input.classifier else ""
 
 
-def run_folder(wildcards, input):
-    """The folder of the run, from the experiment that lies in it."""
-    return os.path.dirname(input.config)
+def run_folder(wildcards):
+    return RUN
 
 
 def weights(wildcards):
     """The weights of a row's model; tasks have the base model's."""
     return f"{RUN}/{EXPERIMENT.get_weights(wildcards.model)}/model.safetensors"
-
-
-def task(wildcards):
-    """The values whose change must draw and measure a task again."""
-    found = EXPERIMENT.get_task(wildcards.model)
-    return found and found.model_dump(mode="json", exclude={"caches"})
 
 
 def calibration(wildcards):
@@ -161,4 +166,4 @@ def calibration_for(slugs):
 
 
 def calibration_option(wildcards, input):
-    return f"--calibration {input.calibration}" if input.calibration else ""
+    return f"--calibration {quote(str(input.calibration))}" if input.calibration else ""

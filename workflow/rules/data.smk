@@ -8,8 +8,13 @@ rule data:
         "../envs/fewlines.yaml"
     params:
         source=EXPERIMENT.data.source,
-        path=f"--path {EXPERIMENT.data.path}" if EXPERIMENT.data.path else "",
+        path=(
+            f"--path {quote(str(EXPERIMENT.data.path))}"
+            if EXPERIMENT.data.path
+            else ""
+        ),
+        content=digest_folder(EXPERIMENT.data.path) if EXPERIMENT.data.path else "",
         side=f"--side {EXPERIMENT.data.side}" if EXPERIMENT.data.side else "",
     shell:
-        "fewlines fetch-data --source {params.source} {params.path} {params.side} --output {output} "
-        "2>&1 | tee {log}"
+        "fewlines fetch-data --source {params.source:q} {params.path} {params.side} --output {output:q} "
+        "2>&1 | tee {log:q}"

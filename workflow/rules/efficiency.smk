@@ -7,8 +7,6 @@ EFFICIENCY = (
 
 # Times are taken on an otherwise idle machine: the rule claims every core.
 rule efficiency_setting:
-    input:
-        config=ancient(RESOLVED),
     output:
         f"{RUN}/efficiency/{{setting}}.json",
     log:
@@ -18,15 +16,13 @@ rule efficiency_setting:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("efficiency"),
+        settings=settings("measure-efficiency"),
     shell:
-        "fewlines measure-efficiency --config {input.config} --threads {threads} "
-        "--setting {wildcards.setting} --output {output} 2>&1 | tee {log}"
+        "fewlines measure-efficiency --threads {threads} "
+        "--setting {wildcards.setting:q} --output {output:q} 2>&1 | tee {log:q}"
 
 
 rule policy_times:
-    input:
-        config=ancient(RESOLVED),
     output:
         f"{RUN}/tables/policy-times.csv",
     log:
@@ -35,15 +31,13 @@ rule policy_times:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("efficiency"),
+        settings=settings("measure-policy-times"),
     shell:
-        "fewlines measure-policy-times --config {input.config} --threads {threads} "
-        "--output {output} 2>&1 | tee {log}"
+        "fewlines measure-policy-times --threads {threads} "
+        "--output {output:q} 2>&1 | tee {log:q}"
 
 
 rule training_cost:
-    input:
-        config=ancient(RESOLVED),
     output:
         f"{RUN}/tables/training-cost.csv",
     log:
@@ -52,17 +46,16 @@ rule training_cost:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("training_cost", "model"),
+        settings=settings("measure-training-cost"),
     shell:
-        "fewlines measure-training-cost --config {input.config} --threads {threads} "
-        "--output {output} 2>&1 | tee {log}"
+        "fewlines measure-training-cost --threads {threads} "
+        "--output {output:q} 2>&1 | tee {log:q}"
 
 
 # Published shapes alone: `snakemake efficiency --configfile experiments/efficiency.yaml`.
 rule efficiency:
     input:
         expand(f"{RUN}/efficiency/{{setting}}.json", setting=EFFICIENCY),
-        config=ancient(RESOLVED),
     output:
         expand(
             f"{RUN}/tables/{{table}}.{{form}}",
@@ -81,8 +74,8 @@ rule efficiency:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("name", "efficiency"),
+        settings=settings("efficiency"),
         run=run_folder,
     shell:
-        "fewlines efficiency --config {input.config} --threads {threads} "
-        "--run {params.run} 2>&1 | tee {log}"
+        "fewlines efficiency --threads {threads} "
+        "--run {params.run:q} 2>&1 | tee {log:q}"

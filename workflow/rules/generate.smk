@@ -1,7 +1,6 @@
 # One thread a shard: two shards on two cores draw more images than one shard on both.
 rule generate:
     input:
-        config=ancient(RESOLVED),
         model=weights,
         calibration=calibration,
         tokens=TOKENS,
@@ -12,15 +11,14 @@ rule generate:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("sampling", "precision", "storage"),
+        settings=settings("generate"),
         calibration=calibration_option,
-        task=task,
         shard=lambda wildcards: int(wildcards.scatteritem.split("-of-")[0]) - 1,
     shell:
-        "fewlines generate --config {input.config} --threads {threads} --model {input.model} "
-        "{params.calibration} --cache {wildcards.cache} --row {wildcards.model} "
-        "--tokens {input.tokens} --shard {params.shard} "
-        "--output {output} 2>&1 | tee {log}"
+        "fewlines generate --threads {threads} --model {input.model:q} "
+        "{params.calibration} --cache {wildcards.cache:q} --row {wildcards.model:q} "
+        "--tokens {input.tokens:q} --shard {params.shard:q} "
+        "--output {output:q} 2>&1 | tee {log:q}"
 
 
 rule samples:
@@ -35,6 +33,6 @@ rule samples:
     conda:
         "../envs/fewlines.yaml"
     params:
-        shards=lambda wildcards, input: [f"--shard {each}" for each in input],
+        shards=lambda wildcards, input: [f"--shard {quote(each)}" for each in input],
     shell:
-        "fewlines gather {params.shards} --output {output} 2>&1 | tee {log}"
+        "fewlines gather {params.shards} --output {output:q} 2>&1 | tee {log:q}"

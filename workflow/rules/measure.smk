@@ -1,6 +1,5 @@
 rule quality:
     input:
-        config=ancient(RESOLVED),
         samples=rules.samples.output,
         images=DATA,
         tokenizer=rules.tokenizer.output.weights,
@@ -12,17 +11,16 @@ rule quality:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("quality", "sampling"),
+        settings=settings("measure-quality"),
         classifier=classifier_option,
     shell:
-        "fewlines measure-quality --config {input.config} --threads {threads} "
-        "--samples {input.samples} --images {input.images} --tokenizer {input.tokenizer} "
-        "{params.classifier} --output {output} 2>&1 | tee {log}"
+        "fewlines measure-quality --threads {threads} "
+        "--samples {input.samples:q} --images {input.images:q} --tokenizer {input.tokenizer:q} "
+        "{params.classifier} --output {output:q} 2>&1 | tee {log:q}"
 
 
 rule reference_scores:
     input:
-        config=ancient(RESOLVED),
         images=DATA,
         tokenizer=rules.tokenizer.output.weights,
         classifier=CLASSIFIER,
@@ -34,17 +32,16 @@ rule reference_scores:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("quality", "sampling"),
+        settings=settings("measure-reference"),
         classifier=classifier_option,
     shell:
-        "fewlines measure-reference --config {input.config} --threads {threads} "
-        "--images {input.images} --tokenizer {input.tokenizer} {params.classifier} "
-        "--real {output.real} --rebuilt {output.rebuilt} 2>&1 | tee {log}"
+        "fewlines measure-reference --threads {threads} "
+        "--images {input.images:q} --tokenizer {input.tokenizer:q} {params.classifier} "
+        "--real {output.real:q} --rebuilt {output.rebuilt:q} 2>&1 | tee {log:q}"
 
 
 rule model_test:
     input:
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
         tokens=TOKENS,
     output:
@@ -54,15 +51,14 @@ rule model_test:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("likelihood"),
+        settings=settings("measure-model"),
     shell:
-        "fewlines measure-model --config {input.config} --threads {threads} "
-        "--model {input.model} --tokens {input.tokens} --output {output} 2>&1 | tee {log}"
+        "fewlines measure-model --threads {threads} "
+        "--model {input.model:q} --tokens {input.tokens:q} --output {output:q} 2>&1 | tee {log:q}"
 
 
 rule likelihood:
     input:
-        config=ancient(RESOLVED),
         model=weights,
         calibration=calibration,
         tokens=TOKENS,
@@ -73,19 +69,17 @@ rule likelihood:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("likelihood"),
-        task=task,
+        settings=settings("measure-likelihood"),
         calibration=calibration_option,
     shell:
-        "fewlines measure-likelihood --config {input.config} --threads {threads} "
-        "--model {input.model} {params.calibration} --tokens {input.tokens} "
-        "--cache {wildcards.cache} --row {wildcards.model} "
-        "--output {output} 2>&1 | tee {log}"
+        "fewlines measure-likelihood --threads {threads} "
+        "--model {input.model:q} {params.calibration} --tokens {input.tokens:q} "
+        "--cache {wildcards.cache:q} --row {wildcards.model:q} "
+        "--output {output:q} 2>&1 | tee {log:q}"
 
 
 rule storage:
     input:
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
         tokens=TOKENS,
     output:
@@ -95,16 +89,15 @@ rule storage:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("likelihood"),
+        settings=settings("measure-storage"),
     shell:
-        "fewlines measure-storage --config {input.config} --threads {threads} "
-        "--model {input.model} --tokens {input.tokens} --output {output} 2>&1 | tee {log}"
+        "fewlines measure-storage --threads {threads} "
+        "--model {input.model:q} --tokens {input.tokens:q} --output {output:q} 2>&1 | tee {log:q}"
 
 
 # Times are taken on an otherwise idle machine: these rules claim every core.
 rule cost:
     input:
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
         calibration=calibration,
     output:
@@ -116,16 +109,15 @@ rule cost:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("cost", "precision", "storage", "sampling"),
+        settings=settings("measure-cost"),
         calibration=calibration_option,
     shell:
-        "fewlines measure-cost --config {input.config} --threads {threads} "
-        "--model {input.model} {params.calibration} --cache {wildcards.cache} --output {output} 2>&1 | tee {log}"
+        "fewlines measure-cost --threads {threads} "
+        "--model {input.model:q} {params.calibration} --cache {wildcards.cache:q} --output {output:q} 2>&1 | tee {log:q}"
 
 
 rule paper_cost:
     input:
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
         calibration=calibration,
     output:
@@ -137,9 +129,9 @@ rule paper_cost:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("paper", "precision", "storage", "sampling"),
+        settings=settings("measure-paper"),
         cache=EXPERIMENT.paper_cache,
         calibration=calibration_option,
     shell:
-        "fewlines measure-cost --paper --config {input.config} --threads {threads} "
-        "--model {input.model} {params.calibration} --cache {params.cache} --output {output} 2>&1 | tee {log}"
+        "fewlines measure-paper --threads {threads} "
+        "--model {input.model:q} {params.calibration} --cache {params.cache:q} --output {output:q} 2>&1 | tee {log:q}"

@@ -14,15 +14,14 @@ if EXPERIMENT.model.checkpoint:
             shape=EXPERIMENT.model.shape,
             side=EXPERIMENT.model.side,
         shell:
-            "fewlines import-model --checkpoint {input.checkpoint} --shape {params.shape} "
-            "--grid {params.side} --output {output.weights} --metrics {output.metrics} "
-            "2>&1 | tee {log}"
+            "fewlines import-model --checkpoint {input.checkpoint:q} --shape {params.shape:q} "
+            "--grid {params.side:q} --output {output.weights:q} --metrics {output.metrics:q} "
+            "2>&1 | tee {log:q}"
 
 else:
 
     rule model:
         input:
-            config=ancient(RESOLVED),
             tokens=TOKENS,
             start=EXPERIMENT.model.start or [],
         output:
@@ -34,16 +33,15 @@ else:
             "../envs/fewlines.yaml"
         threads: workflow.cores
         params:
-            settings=settings("model", "seed", "precision"),
+            settings=settings("train-model"),
         shell:
-            "fewlines train-model --config {input.config} --threads {threads} "
-            "--tokens {input.tokens} --output {output.weights} --metrics {output.metrics} "
-            "2>&1 | tee {log}"
+            "fewlines train-model --threads {threads} "
+            "--tokens {input.tokens:q} --output {output.weights:q} --metrics {output.metrics:q} "
+            "2>&1 | tee {log:q}"
 
 
 rule calibration:
     input:
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
         tokens=TOKENS,
     output:
@@ -55,16 +53,15 @@ rule calibration:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("calibration"),
+        settings=settings("calibrate"),
     shell:
-        "fewlines calibrate --config {input.config} --threads {threads} "
-        "--model {input.model} --tokens {input.tokens} --output {output} 2>&1 | tee {log}"
+        "fewlines calibrate --threads {threads} "
+        "--model {input.model:q} --tokens {input.tokens:q} --output {output:q} 2>&1 | tee {log:q}"
 
 
 # For caches with `allocation: bands` alone.
 rule bands:
     input:
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
         tokens=TOKENS,
         calibration=rules.calibration.output,
@@ -77,18 +74,17 @@ rule bands:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("calibration"),
+        settings=settings("calibrate"),
     shell:
-        "fewlines calibrate --config {input.config} --threads {threads} "
-        "--model {input.model} --tokens {input.tokens} --calibration {input.calibration} "
-        "--output {output} 2>&1 | tee {log}"
+        "fewlines calibrate --threads {threads} "
+        "--model {input.model:q} --tokens {input.tokens:q} --calibration {input.calibration:q} "
+        "--output {output:q} 2>&1 | tee {log:q}"
 
 
 # Weights that go on from the base model's, with attention limited as their caches limit it. Adapted
 # models go by the base model's calibration, as they were trained.
 rule adapt:
     input:
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
         tokens=TOKENS,
         calibration=lambda wildcards: (
@@ -105,17 +101,16 @@ rule adapt:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=adaptation,
+        settings=settings("adapt"),
     shell:
-        "fewlines adapt --config {input.config} --threads {threads} --model {input.model} "
-        "--tokens {input.tokens} --calibration {input.calibration} --name {wildcards.adapted} "
-        "--output {output.weights} --metrics {output.metrics} 2>&1 | tee {log}"
+        "fewlines adapt --threads {threads} --model {input.model:q} "
+        "--tokens {input.tokens:q} --calibration {input.calibration:q} --name {wildcards.adapted:q} "
+        "--output {output.weights:q} --metrics {output.metrics:q} 2>&1 | tee {log:q}"
 
 
 # What choices are made on: experiments/ablations.yaml publishes it.
 rule training_table:
     input:
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
         tokens=TOKENS,
         calibration=calibration_for(EXPERIMENT.cache_by_slug)
@@ -128,18 +123,17 @@ rule training_table:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("caches", "calibration", "likelihood"),
+        settings=settings("measure-on-training"),
     shell:
-        "fewlines measure-on-training --config {input.config} --threads {threads} "
-        "--model {input.model} --tokens {input.tokens} --calibration {input.calibration} "
-        "--output {output} 2>&1 | tee {log}"
+        "fewlines measure-on-training --threads {threads} "
+        "--model {input.model:q} --tokens {input.tokens:q} --calibration {input.calibration:q} "
+        "--output {output:q} 2>&1 | tee {log:q}"
 
 
 # How few images are enough, and whether a schedule serves other models: experiments/policies.yaml publishes
 # it.
 rule calibration_curve:
     input:
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
         adapted=expand(rules.adapt.output.weights, adapted=ADAPTED),
         tokens=TOKENS,
@@ -152,11 +146,11 @@ rule calibration_curve:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("calibration", "likelihood"),
+        settings=settings("calibration-curve"),
         adapted=lambda wildcards, input: (
-            [f"--adapted {each}" for each in input.adapted]
+            [f"--adapted {quote(each)}" for each in input.adapted]
         ),
     shell:
-        "fewlines calibration-curve --config {input.config} --threads {threads} "
-        "--model {input.model} {params.adapted} --tokens {input.tokens} "
-        "--output {output} 2>&1 | tee {log}"
+        "fewlines calibration-curve --threads {threads} "
+        "--model {input.model:q} {params.adapted} --tokens {input.tokens:q} "
+        "--output {output:q} 2>&1 | tee {log:q}"

@@ -8,7 +8,7 @@ MEASURED = [
     *rules.reference_scores.output,
     *(rules.storage.output if HAS_KV else []),
     *(
-        [*rules.paper_cost.output, *rules.efficiency.input[:-1]]
+        [*rules.paper_cost.output, *rules.efficiency.input]
         if EXPERIMENT.paper_cache
         else []
     ),
@@ -34,7 +34,6 @@ if EXPERIMENT.paper_cache:
 rule tables:
     input:
         MEASURED,
-        config=ancient(RESOLVED),
     output:
         expand(f"{RUN}/tables/{{table}}.{{form}}", table=TABLES, form=("md", "tex")),
         [
@@ -51,10 +50,10 @@ rule tables:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "paper", "adaptation", "tasks"),
+        settings=settings("tables"),
         run=run_folder,
     shell:
-        "fewlines tables --config {input.config} --run {params.run} 2>&1 | tee {log}"
+        "fewlines tables --run {params.run:q} 2>&1 | tee {log:q}"
 
 
 # Likelihood alone ranks policies in a fraction of the time that samples take:
@@ -62,7 +61,6 @@ rule tables:
 rule likelihood_table:
     input:
         of(ROWS, "{model}/likelihood/{cache}.json"),
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
     output:
         expand(f"{RUN}/tables/likelihood.{{form}}", form=("csv", "md", "tex")),
@@ -71,10 +69,10 @@ rule likelihood_table:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "adaptation", "tasks"),
+        settings=settings("likelihood-table"),
         run=run_folder,
     shell:
-        "fewlines likelihood-table --config {input.config} --run {params.run} 2>&1 | tee {log}"
+        "fewlines likelihood-table --run {params.run:q} 2>&1 | tee {log:q}"
 
 
 # Samples without times: `snakemake quality_table --configfile experiments/ten-thousand.yaml`.
@@ -82,7 +80,6 @@ rule quality_table:
     input:
         of(DRAWN, "{model}/likelihood/{cache}.json"),
         of(DRAWN, "{model}/quality/{cache}.json"),
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
     output:
         expand(f"{RUN}/tables/quality.{{form}}", form=("csv", "md", "tex")),
@@ -91,10 +88,10 @@ rule quality_table:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "adaptation", "tasks"),
+        settings=settings("quality-table"),
         run=run_folder,
     shell:
-        "fewlines quality-table --config {input.config} --run {params.run} 2>&1 | tee {log}"
+        "fewlines quality-table --run {params.run:q} 2>&1 | tee {log:q}"
 
 
 rule figures:
@@ -102,7 +99,6 @@ rule figures:
         MEASURED,
         calibration_for(CACHES),
         of(SHOWN, "{model}/samples/{cache}.safetensors"),
-        config=ancient(RESOLVED),
         tokenizer=rules.tokenizer.output.weights,
     output:
         expand(f"{RUN}/figures/{{name}}.csv", name=FIGURES),
@@ -121,15 +117,14 @@ rule figures:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "paper", "adaptation", "tasks"),
+        settings=settings("figures"),
         run=run_folder,
     shell:
-        "fewlines figures --config {input.config} --run {params.run} 2>&1 | tee {log}"
+        "fewlines figures --run {params.run:q} 2>&1 | tee {log:q}"
 
 
 rule watch:
     input:
-        config=ancient(RESOLVED),
         model=rules.model.output.weights,
         tokenizer=rules.tokenizer.output.weights,
         calibration=calibration,
@@ -146,13 +141,13 @@ rule watch:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("paper", "sampling"),
+        settings=settings("watch"),
         cache=EXPERIMENT.paper_cache,
         calibration=calibration_option,
     shell:
-        "fewlines watch --config {input.config} --threads {threads} --model {input.model} "
-        "--tokenizer {input.tokenizer} --cache {params.cache} {params.calibration} "
-        "--output {output.animation} --page {output.page} 2>&1 | tee {log}"
+        "fewlines watch --threads {threads} --model {input.model:q} "
+        "--tokenizer {input.tokenizer:q} --cache {params.cache:q} {params.calibration} "
+        "--output {output.animation:q} --page {output.page:q} 2>&1 | tee {log:q}"
 
 
 rule report:
@@ -163,7 +158,6 @@ rule report:
         CLASSIFIER and rules.classifier.output.metrics,
         rules.model.output.metrics,
         rules.model_test.output,
-        config=ancient(RESOLVED),
     output:
         page=f"{RUN}/report.html",
         provenance=f"{RUN}/provenance.json",
@@ -172,18 +166,17 @@ rule report:
     conda:
         "../envs/fewlines.yaml"
     params:
-        settings=settings("name", "caches", "paper", "adaptation", "tasks"),
+        settings=settings("report"),
         run=run_folder,
     shell:
-        "fewlines report --config {input.config} --run {params.run} "
-        "--output {output.page} --provenance {output.provenance} 2>&1 | tee {log}"
+        "fewlines report --run {params.run:q} "
+        "--output {output.page:q} --provenance {output.provenance:q} 2>&1 | tee {log:q}"
 
 
 # `make study NAME=…`: what the experiment publishes becomes what the documents quote.
 rule publish:
     input:
         [f"{RUN}/{path}" for path in EXPERIMENT.publish.values()],
-        config=ancient(RESOLVED),
     output:
         touch(f"{RUN}/published"),
     log:
@@ -194,5 +187,5 @@ rule publish:
         settings=settings("publish"),
         run=run_folder,
     shell:
-        "fewlines publish --config {input.config} --run {params.run} "
-        "--reference results/reference 2>&1 | tee {log}"
+        "fewlines publish --run {params.run:q} "
+        "--reference results/reference 2>&1 | tee {log:q}"

@@ -1,6 +1,5 @@
 rule tokenizer:
     input:
-        config=ancient(RESOLVED),
         images=DATA,
         weights=EXPERIMENT.tokenizer.weights or [],
     output:
@@ -12,16 +11,15 @@ rule tokenizer:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("tokenizer", "seed"),
+        settings=settings("train-tokenizer"),
     shell:
-        "fewlines train-tokenizer --config {input.config} --threads {threads} "
-        "--images {input.images} --output {output.weights} --metrics {output.metrics} "
-        "2>&1 | tee {log}"
+        "fewlines train-tokenizer --threads {threads} "
+        "--images {input.images:q} --output {output.weights:q} --metrics {output.metrics:q} "
+        "2>&1 | tee {log:q}"
 
 
 rule classifier:
     input:
-        config=ancient(RESOLVED),
         images=DATA,
     output:
         weights=f"{RUN}/classifier.safetensors",
@@ -32,11 +30,11 @@ rule classifier:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     params:
-        settings=settings("classifier", "seed"),
+        settings=settings("train-classifier"),
     shell:
-        "fewlines train-classifier --config {input.config} --threads {threads} "
-        "--images {input.images} --output {output.weights} --metrics {output.metrics} "
-        "2>&1 | tee {log}"
+        "fewlines train-classifier --threads {threads} "
+        "--images {input.images:q} --output {output.weights:q} --metrics {output.metrics:q} "
+        "2>&1 | tee {log:q}"
 
 
 rule tokens:
@@ -51,5 +49,5 @@ rule tokens:
         "../envs/fewlines.yaml"
     threads: workflow.cores
     shell:
-        "fewlines tokenize --threads {threads} --images {input.images} "
-        "--tokenizer {input.tokenizer} --output {output} 2>&1 | tee {log}"
+        "fewlines tokenize --threads {threads} --images {input.images:q} "
+        "--tokenizer {input.tokenizer:q} --output {output:q} 2>&1 | tee {log:q}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -33,7 +34,7 @@ from fewlines.config.settings import (
 )
 from fewlines.errors import FewlinesError
 from fewlines.models.base import Model, ModelSettings, get_family
-from fewlines.schema import Precision, Rate, Section, Storage
+from fewlines.schema import Precision, Rate, Section, Seed, Storage
 
 DEFAULT_CACHES: list[dict[str, Any]] = [
     {"policy": "full"},
@@ -85,13 +86,26 @@ def _get_slug(line: object) -> str | None:
         return None
 
 
+class _Undeclared:
+    """In place of a section that a stage did not say it reads."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, key: str) -> Any:
+        raise AssertionError(f"a stage reads '{self.name}', which fewlines.stages.READS denies")
+
+    def __hash__(self) -> int:
+        return hash(self.value)  # there is none: it raises
+
+
 class Experiment(Section):
     """Everything that `snakemake` reads: the sections, the caches, and what must agree."""
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$"), AfterValidator(_check_name)] = Field(
         "fashion-mnist", description="results are written to results/<name>/"
     )
-    seed: int = Field(0, ge=0, description="of every training")
+    seed: Seed = Field(0, description="of every training")
     precision: Precision = Field(
         "float32", description="of matrix products; auto: bfloat16 where there are instructions"
     )
@@ -144,6 +158,8 @@ class Experiment(Section):
                 )
         if self.quality.kid_subset_size > self.sampling.samples:
             raise ValueError("quality.kid_subset_size: must not exceed sampling.samples")
+        if len(set(self.sampling.seeds)) < len(self.sampling.seeds):
+            raise ValueError("sampling.seeds: one is listed more than once")
         if self.sampling.shards > self.sampling.samples:
             raise ValueError("sampling.shards: must not exceed sampling.samples")
         try:
@@ -152,12 +168,25 @@ class Experiment(Section):
             raise ValueError(str(error)) from None
         return self
 
-    @property
+    @cached_property
     def family(self) -> type[Model]:
         """The family of the base model."""
         return get_family(self.model.family)
 
-    @property
+    def restrict(self, sections: Sequence[str]) -> Experiment:
+        """Give an experiment of which a stage can read no more than it declares.
+
+        Args:
+            sections: as in `fewlines.stages.READS`.
+        """
+        _ = self.cache_by_slug, self.paper_cache, self._task_names  # known by name to all
+        seen = {"checkpoint_seconds", *sections}
+        seen |= {"tasks"} if "task" in seen else set()
+        seen |= {"adaptation", "model"} if "adapted" in seen else set()
+        hidden = {name: _Undeclared(name) for name in type(self).model_fields if name not in seen}
+        return self.model_copy(update=hidden)
+
+    @cached_property
     def paper_cache(self) -> str | None:
         """The cache of the paper's comparison; None where there is none."""
         return self.paper.cache if self.family.has_kv_cache else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +16,7 @@ from fewlines.config.products import multiply
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
 from fewlines.models.base import find_published
-from fewlines.schema import Number, Positive, Precision, Rate, Section, Share, Storage
+from fewlines.schema import Number, Positive, Precision, Rate, Section, Seed, Share, Storage
 
 BASE = "base"  # the model that all others go on from
 STEPS = "base+steps"  # the base model after as many more steps with a full cache
@@ -62,10 +65,14 @@ class DataSettings(Section):
 
     @property
     def slug(self) -> str:
-        """The source in file names, with the side that was asked for; of a folder its name too."""
-        if self.source != "folder":
-            return f"{self.source}-{self.side}" if self.side else self.source
-        return f"folder-{self.path.resolve().name if self.path else 'none'}-{self.side or 64}"
+        """The source in file names, with the folder and the side that were asked for."""
+        parts = [self.source]
+        if self.path:
+            place = self.path.resolve()
+            name = re.sub(r"[^\w.+-]", "_", place.name, flags=re.ASCII)[:40]
+            parts += [name, sha256(os.fsencode(place)).hexdigest()[:8]]
+        parts += [str(self.side)] if self.side else []
+        return "-".join(parts)
 
 
 class TokenizerSettings(Section):
@@ -73,7 +80,9 @@ class TokenizerSettings(Section):
 
     weights: Path | None = Field(None, description="of a trained one, in place of training")
     widths: tuple[Positive, ...] = Field(
-        (24, 48), description="channels of each level; every level after the first halves the side"
+        (24, 48),
+        min_length=1,
+        description="channels of each level; every level after the first halves the side",
     )
     blocks: int = Field(0, ge=0, description="residual blocks of a level")
     codes: int = Field(256, gt=1, description="entries of the codebook")
@@ -88,7 +97,9 @@ class TokenizerSettings(Section):
 class ClassifierSettings(Section):
     """The network whose features images are compared by."""
 
-    widths: tuple[Positive, ...] = Field((32, 64, 128), description="channels of each stage")
+    widths: tuple[Positive, ...] = Field(
+        (32, 64, 128), min_length=1, description="channels of each stage"
+    )
     features: Positive = Field(128, description="dimensions of the feature layer")
     steps: Positive = Field(940, description="of training")
     batch: Positive = Field(128, description="images of a step")
@@ -173,9 +184,7 @@ class TaskSettings(Section):
 class SamplingSettings(Section):
     """How images are drawn, the same under every cache."""
 
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2), min_length=1, description="of the noise"
-    )
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, description="of the noise")
     samples: int = Field(1000, gt=1, description="images of a seed")
     batch: Positive = Field(250, description="images decoded together")
     shards: Positive = Field(2, description="jobs that share the images of one cache")
@@ -195,7 +204,7 @@ class QualitySettings(Section):
     )
     neighbours: Positive = Field(3, description="k of precision and recall")
     kid_subsets: Positive = Field(100, description="that KID is the mean over")
-    kid_subset_size: Positive = Field(500, description="images; at most the samples of a seed")
+    kid_subset_size: int = Field(500, gt=1, description="images; at most the samples of a seed")
 
 
 class LikelihoodSettings(Section):

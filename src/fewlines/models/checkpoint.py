@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from fewlines.errors import FewlinesError
-from fewlines.files import read_tensors, write_tensors
+from fewlines.files import read_shapes, read_tensors, write_tensors
 from fewlines.models.base import list_families
 from fewlines.models.classifier import Classifier
 from fewlines.models.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ def load_network(path: Path, wanted: type[Network]) -> Network:
 
 def load_shape(path: Path) -> tuple[Any, Any]:
     """Load the class and the shape of the network in a file, without its weights."""
-    _, header = read_tensors(path, names=())
+    _, header = read_shapes(path)
     cls = list_kinds()[header["kind"]]
     return cls, _make_shape(cls, header["shape"])
 

@@ -22,12 +22,48 @@ OF_MODULES = {
         "measure-on-training",
         "measure-storage",
     ),
-    "cost": ("measure-cost", "measure-training-cost"),
+    "cost": ("measure-cost", "measure-paper", "measure-training-cost"),
     "efficiency": ("measure-efficiency", "measure-policy-times", "efficiency"),
     "plan": ("plan",),
     "watch": ("watch",),
     "report": ("tables", "likelihood-table", "quality-table", "figures", "report"),
     "publish": ("publish", "fill-blocks"),
+}
+# What each stage reads of an experiment, beside the caches that it is named: Snakemake runs a job
+# again when any of it changes, and a stage that reads anything else fails. `task` is that of its
+# row, `adapted` the model it is named. What is not here reads nothing.
+ROWS = ("caches", "adaptation", "tasks", "paper", "model")
+TABLES = (*ROWS, "name", "cost", "storage", "efficiency")
+READS: dict[str, tuple[str, ...]] = dict.fromkeys(
+    (name for names in OF_MODULES.values() for name in names), ()
+) | {
+    "train-tokenizer": ("tokenizer", "seed"),
+    "train-classifier": ("classifier", "seed"),
+    "train-model": ("model", "seed", "precision"),
+    "adapt": ("adapted", "seed", "precision"),
+    "calibrate": ("calibration",),
+    "calibration-curve": (*ROWS, "calibration", "likelihood"),
+    "export-schedule": ("calibration",),
+    "generate": ("sampling", "precision", "storage", "task"),
+    "measure-quality": ("quality", "sampling"),
+    "measure-reference": ("quality", "sampling"),
+    "measure-model": ("likelihood",),
+    "measure-likelihood": ("likelihood", "task"),
+    "measure-on-training": (*ROWS, "calibration", "likelihood"),
+    "measure-storage": ("likelihood",),
+    "measure-cost": ("cost", "precision", "storage", "sampling"),
+    "measure-paper": ("paper", "precision", "storage", "sampling"),
+    "measure-training-cost": ("training_cost", "model"),
+    "measure-efficiency": ("efficiency",),
+    "measure-policy-times": ("efficiency",),
+    "efficiency": ("efficiency",),
+    "watch": ("sampling",),
+    "tables": TABLES,
+    "likelihood-table": ROWS,
+    "quality-table": ROWS,
+    "figures": (*TABLES, "sampling"),
+    "report": (*TABLES, "sampling", "quality", "precision"),
+    "publish": ("publish", "name", "precision"),
 }
 MODULES = {name: module for module, names in OF_MODULES.items() for name in names}
 

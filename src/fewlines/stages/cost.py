@@ -12,17 +12,13 @@ from fewlines.bench.cost import measure_cost as measure
 from fewlines.bench.memory import peak_method
 from fewlines.bench.training_cost import measure_training
 from fewlines.config import Experiment
+from fewlines.config.settings import CostSettings, PaperSettings
 from fewlines.files import write_csv, write_json
 from fewlines.stages.samples import make_sampler
 
 
 def measure_cost(
-    config: Experiment,
-    model: Path,
-    cache: str,
-    output: Path,
-    calibration: Path | None = None,
-    paper: bool = False,
+    config: Experiment, model: Path, cache: str, output: Path, calibration: Path | None = None
 ) -> None:
     """Measure time and memory of one cache beside both full caches, interleaved in one run.
 
@@ -32,9 +28,33 @@ def measure_cost(
         cache: its name in the experiment.
         output: JSON to write.
         calibration: of the model, for caches that go by one.
-        paper: at the batch of the paper's table, where the cache is what fills memory.
     """
-    settings = config.paper if paper else config.cost
+    _measure(config, config.cost, model, cache, output, calibration)
+
+
+def measure_paper(
+    config: Experiment, model: Path, cache: str, output: Path, calibration: Path | None = None
+) -> None:
+    """Measure the same at the batch of the paper's table, where the cache is what fills memory.
+
+    Args:
+        config: the experiment.
+        model: weights of the base model.
+        cache: its name in the experiment.
+        output: JSON to write.
+        calibration: of the model, for caches that go by one.
+    """
+    _measure(config, config.paper, model, cache, output, calibration)
+
+
+def _measure(
+    config: Experiment,
+    settings: CostSettings | PaperSettings,
+    model: Path,
+    cache: str,
+    output: Path,
+    calibration: Path | None,
+) -> None:
     full, limited = config.get_cache("full"), config.get_cache(cache).calibrated(calibration)
     names = {"lean": "full", "stock": "stock"}
     configurations = [

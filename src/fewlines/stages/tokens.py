@@ -9,10 +9,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewlines.config import Experiment
+from fewlines.config.checks import DataFacts, check_against_data
 from fewlines.config.settings import TaskSettings
 from fewlines.errors import FewlinesError
-from fewlines.files import read_tensors
+from fewlines.files import read_shapes, read_tensors
 from fewlines.models.base import Model, TokenSpec
+from fewlines.models.checkpoint import load_shape
+
+
+def check_data(experiment: Experiment, path: Path) -> None:
+    """Check all settings against a file of images or tokens, of which only the header is read.
+
+    Args:
+        experiment: with all its sections.
+        path: the file.
+
+    Raises:
+        FewlinesError: it is no such file, or not enough for the settings.
+    """
+    shapes, header = read_shapes(path)
+    if {"train_images", "test_images"} <= set(shapes):
+        height, width = shapes["train_images"][2:]
+        stride = 2 ** (len(experiment.tokenizer.widths) - 1)
+        if experiment.tokenizer.weights:
+            stride = load_shape(experiment.tokenizer.weights)[1].stride
+        train, test = shapes["train_images"][0], shapes["test_images"][0]
+        side, grid = (height, width), (height // stride, width // stride)
+        check_against_data(experiment, DataFacts(train, test, side, grid))
+    elif {"train_codes", "test_codes"} <= set(shapes) and "grid" in header:
+        train, test = shapes["train_codes"][0], shapes["test_codes"][0]
+        check_against_data(experiment, DataFacts(train, test, None, tuple(header["grid"])))
 
 
 def read_tokens(
