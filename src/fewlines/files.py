@@ -76,10 +76,19 @@ def write_tensors(
     """
     # One entry: safetensors writes several in an order that changes from run to run.
     header = {HEADER: json.dumps(metadata or {})}
+    _require_utf8(path)
     with replacing(path) as temporary:
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata=header)
         temporary.chmod(0o644)  # safetensors makes files that only their owner may read
+
+
+def _require_utf8(path: Path) -> None:
+    """Of the name of a safetensors file, whose library knows no others."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise FewlinesError(f"{str(path)!a} is no name in UTF-8; rename it") from None
 
 
 @contextmanager
@@ -89,6 +98,7 @@ def open_tensors(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     Raises:
         FewlinesError: there is none, or it is not complete, or it says nothing that can be read.
     """
+    _require_utf8(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))

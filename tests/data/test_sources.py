@@ -79,10 +79,11 @@ def test_a_folder_that_cannot_be_used_is_explained(pictures, monkeypatch):
         (pictures / "nowhere", "nowhere is not a folder"),
         (pictures / "cats" / "0.png", "is not a folder"),
         (pictures / "empty", "holds no images"),
-        (few, "holds 1 images, too few for a test set"),
+        (few, "has 1 image; training and test need one each"),
     ):
         with pytest.raises(FewlinesError, match=message):
             load(path, None)
+    (few / "one.png").unlink()
     broken = pictures / "cats" / "broken.png"
     broken.write_bytes((pictures / "cats" / "0.png").read_bytes()[:40])
     with pytest.raises(FewlinesError, match=r"broken\.png cannot be read as an image"):

@@ -96,10 +96,17 @@ def test_codes_become_tokens_and_wrong_ones_are_named(tmp_path, capsys):
     np.save(tmp_path / "short.npy", CODES[..., :9])
     np.save(tmp_path / "large.npy", CODES + 1)
     (tmp_path / "text.npy").write_text("codes")
+    np.savez(tmp_path / "several.npz", CODES)
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    np.save(tmp_path / "halves.npy", CODES.astype(np.float16))
+    np.save(tmp_path / "words.npy", CODES.astype(str).astype("<U1"))
     for wrong, message in (
         ("short", "has 9 codes an image"),
         ("large", "must lie in 0 … 15"),
-        ("text", "not both .npy files"),
+        ("text", "text.npy is not a .npy file of numbers"),
+        ("several", "holds several arrays; save one"),
+        ("halves", "holds float16 of shape"),
+        ("words", "holds <U1 of shape"),
         ("nowhere", "No such file"),
     ):
         code, said = run(codes=wrong)

@@ -99,7 +99,9 @@ def test_a_loss_that_diverges_is_reported(tmp_path, monkeypatch):
     task = transformer_task()
     loss = task.compute_loss
     monkeypatch.setattr(task, "compute_loss", lambda step: loss(step) * torch.nan)
-    with pytest.raises(FewlinesError, match="the loss is nan at step 0; lower the rates"):
+    with pytest.raises(
+        FewlinesError, match="the loss is nan at step 0; lower its rates and run again"
+    ):
         train(task, "model", tmp_path, checkpoint_seconds=60)
 
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from shlex import quote
 
-from fewlines.config import BASE, dump_experiment, validate_experiment
+from fewlines.config import BASE, dump_experiment, read_yaml, validate_experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import digest_folder, write_text
 from fewlines.stages import READS
@@ -20,6 +20,8 @@ sys.path.insert(0, os.path.join(workflow.basedir, "workflow/scripts"))
 from unlock import OWNER, describe_owner
 
 try:
+    for path in workflow.configfiles:
+        read_yaml(Path(path))  # Snakemake forgets the first of two equal keys
     EXPERIMENT = validate_experiment(config)
 except FewlinesError as error:
     sys.exit(f"fewlines: {error}")
@@ -28,6 +30,13 @@ for key, path in EXPERIMENT.given_files.items():
     if not path.exists():
         sys.exit(
             f"fewlines: {key}: {path} does not exist; this experiment begins with it"
+        )
+
+for path in (workflow.basedir, *map(str, EXPERIMENT.given_files.values())):
+    if set("{}") & set(path):
+        sys.exit(
+            f"fewlines: {path} has braces in its name, which Snakemake takes for wildcards; "
+            "rename it"
         )
 
 RUN = f"results/{EXPERIMENT.name}"

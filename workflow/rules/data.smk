@@ -8,7 +8,8 @@ rule data:
         "../envs/fewlines.yaml"
     params:
         source=EXPERIMENT.data.source,
-        path=(
+        # A function: in a string, Snakemake takes braces for wildcards.
+        path=lambda wildcards: (
             f"--path {quote(str(EXPERIMENT.data.path))}"
             if EXPERIMENT.data.path
             else ""

@@ -3,12 +3,14 @@ kilobytes that lie beside the weights of a model that is served with it."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from fewlines.cache.plan import EvictionPlan
 from fewlines.cache.policy import NO_VICTIM
@@ -29,10 +31,27 @@ class Schedule:
     Attributes:
         slug: the cache it was made from.
         evictions: what that cache decided, for one model and image size.
+        weights: some of that model's, see `sample_weights`; None where nobody knows.
     """
 
     slug: str
     evictions: EvictionPlan
+    weights: Tensor | None = None
+
+    def check_weights(self, model: nn.Module) -> None:
+        """Warn where a model has other weights than those that the schedule was made for: it may
+        serve those that were fine-tuned from them."""
+        if self.weights is None:
+            return
+        ours = sample_weights(model)
+        if ours.shape != self.weights.shape or not torch.allclose(
+            ours, self.weights, rtol=0.02, atol=1e-4
+        ):
+            warnings.warn(
+                f"schedule: {self.slug} was made for other weights of this shape; it serves those "
+                "fine-tuned from them, and of all others 'fewlines export-schedule' makes its own",
+                stacklevel=3,
+            )
 
     @classmethod
     def of(cls, cache: Cache, geometry: Geometry) -> Schedule:
@@ -76,6 +95,8 @@ class Schedule:
         placed, geometry = self.evictions, self.evictions.geometry
         kind = np.min_scalar_type(geometry.n_tokens)  # unsigned: the steps at which tokens go
         tensors = {name: torch.from_numpy(getattr(placed, name).astype(kind)) for name in TABLES}
+        if self.weights is not None:
+            tensors["weights"] = self.weights
         header = {"slug": self.slug, "grid": geometry.grid, "prefix": geometry.prefix}
         write_tensors(path, tensors, header)
 
@@ -88,9 +109,26 @@ class Schedule:
         capacity, merge_slots, evicted_at = (
             tensors[name].numpy().astype(np.int64) for name in TABLES
         )
-        height, width = header["grid"]
-        geometry = Geometry((height, width), header["prefix"], *capacity.shape)
+        try:
+            height, width = header["grid"]
+            geometry = Geometry((height, width), header["prefix"], *capacity.shape)
+            slug = str(header["slug"])
+        except (KeyError, TypeError, ValueError):
+            raise FewlinesError(f"{path} does not say which schedule it is") from None
+        heads = (geometry.layers, geometry.heads)
+        shapes = (capacity.shape, merge_slots.shape, evicted_at.shape)
+        if shapes != (heads, heads, (*heads, geometry.n_tokens)):
+            raise FewlinesError(f"{path}: tables of {shapes} are no schedule of one model")
         victims = np.full(evicted_at.shape, NO_VICTIM)
         layer, head, token = np.nonzero(evicted_at < geometry.n_tokens)
         victims[layer, head, evicted_at[layer, head, token]] = token
-        return cls(header["slug"], EvictionPlan(geometry, capacity, merge_slots, victims))
+        plan = EvictionPlan(geometry, capacity, merge_slots, victims)
+        return cls(slug, plan, tensors.get("weights"))
+
+
+def sample_weights(model: nn.Module) -> Tensor:
+    """Take four numbers of every parameter, float32: enough to tell models apart, whatever the
+    precision that they are held in."""
+    every = [parameter.detach().flatten() for parameter in model.parameters()]
+    taken = [each[:: max(1, len(each) // 4)][:4].float() for each in every]
+    return torch.cat(taken).cpu()

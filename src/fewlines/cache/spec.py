@@ -217,7 +217,7 @@ def make_policy(name: str, options: dict[str, Any]) -> Policy:
         options_of = fields(policies[name])  # type: ignore[arg-type]
         known = ", ".join(option.name for option in options_of) or "none"
         raise FewlinesError(
-            f"policy '{name}' does not take {', '.join(options)}; its options: {known}"
+            f"policy '{name}' does not take {', '.join(map(str, options))}; its options: {known}"
         ) from None
 
 

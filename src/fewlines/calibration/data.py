@@ -66,8 +66,8 @@ class Calibration:
         """
         if self.curves is None:
             raise FewlinesError(
-                "cache: this calibration does not say what each head loses; run "
-                "'fewlines calibrate'"
+                "cache: this calibration does not say what each head loses; 'fewlines calibrate' "
+                "writes one that does"
             )
         return self.curves
 
@@ -136,9 +136,13 @@ class Calibration:
         tensors, header = read_tensors(path)
         if "attention" not in tensors:
             raise FewlinesError(f"{path} is not a calibration; 'fewlines calibrate' writes one")
-        height, width = header["grid"]
+        try:
+            height, width = header["grid"]
+            images = int(header["images"])
+        except (KeyError, TypeError, ValueError):
+            raise FewlinesError(f"{path} does not say what it was measured on") from None
         curves = None
-        if "capacities" in tensors:
+        if {"capacities", "loss"} <= set(tensors):
             more = {
                 int(name.removeprefix(LOSS_OF)): tensor.numpy()
                 for name, tensor in tensors.items()
@@ -147,7 +151,9 @@ class Calibration:
             of_bands = dict(sorted(more.items()))
             curves = LossCurves(tensors["capacities"].numpy(), tensors["loss"].numpy(), of_bands)
         attention = tensors["attention"].float().numpy()
-        return cls(attention, (height, width), header["images"], curves)
+        if attention.ndim != 4 or attention.shape[2:] != (height * width,) * 2:
+            raise FewlinesError(f"{path}: attention {attention.shape} is not of {height}×{width}")
+        return cls(attention, (height, width), images, curves)
 
     def check(self, geometry: Geometry) -> None:
         """Check that it was measured on this model and grid.

@@ -1,7 +1,12 @@
 """The experiment: its keys (`settings`, `experiment`), read and written (`reading`)."""
 
 from fewlines.config.experiment import Experiment
-from fewlines.config.reading import dump_experiment, load_experiment, validate_experiment
+from fewlines.config.reading import (
+    dump_experiment,
+    load_experiment,
+    read_yaml,
+    validate_experiment,
+)
 from fewlines.config.settings import BASE, STEPS
 
 __all__ = [
@@ -10,5 +15,6 @@ __all__ = [
     "Experiment",
     "dump_experiment",
     "load_experiment",
+    "read_yaml",
     "validate_experiment",
 ]

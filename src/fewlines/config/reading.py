@@ -36,18 +36,44 @@ def load_experiment(paths: Sequence[Path]) -> Experiment:
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except FileNotFoundError:
-            raise FewlinesError(f"{path} does not exist") from None
-        except yaml.YAMLError as error:
-            mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
-            where = f", line {mark.line + 1}" if mark else ""
-            raise FewlinesError(f"{path}{where} is not valid YAML: {problem}") from None
-        if not isinstance(content, dict):
-            raise FewlinesError(f"{path} must hold keys such as 'caches:', not {content!r}")
-        _update(merged, content)
+        _update(merged, read_yaml(path))
     return validate_experiment(merged)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is written twice, where YAML's own loader forgets the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Make a dict of a mapping."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if key != "<<" and keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"'{twice}' is written twice", node.start_mark
+            )
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises:
+        FewlinesError: there is none, or it is no UTF-8, no YAML, no mapping, or has a key twice.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader) or {}
+    except FileNotFoundError:
+        raise FewlinesError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise FewlinesError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise FewlinesError(f"{path}{where} is not valid YAML: {problem}") from None
+    if not isinstance(content, dict):
+        raise FewlinesError(f"{path} must hold keys such as 'caches:', not {content!r}")
+    return content
 
 
 def _update(into: dict[str, Any], other: Mapping[str, Any]) -> None:

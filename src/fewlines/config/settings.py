@@ -8,9 +8,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from fewlines.cache.budget import Budget
+from fewlines.cache.policy import OraclePolicy
 from fewlines.cache.spec import Cache, make_policy, parse_cache
 from fewlines.config.products import multiply
 from fewlines.data import SOURCES
@@ -42,19 +43,21 @@ def _check_cache(name: str) -> str:
     if "-" in name.split("+")[0] and not name.split("-")[1][:1].isdigit():
         return name
     try:
-        parse_cache(name)
+        cache = parse_cache(name)
     except FewlinesError as error:
         raise ValueError(str(error)) from None
+    if isinstance(cache.policy, OraclePolicy):
+        raise ValueError(f"{cache.policy.name} looks at the finished image: nothing is drawn by it")
     return name
 
 
-CacheName = Annotated[str, BeforeValidator(_check_cache)]
+CacheName = Annotated[str, AfterValidator(_check_cache)]
 
 
 class DataSettings(Section):
     """Where images come from."""
 
-    source: Annotated[str, BeforeValidator(_check_source)] = Field(
+    source: Annotated[str, AfterValidator(_check_source)] = Field(
         "fashion-mnist", description=f"one of {', '.join(SOURCES)}"
     )
     path: Path | None = Field(None, description="folder with the source's files; null finds them")
@@ -271,9 +274,11 @@ class CacheSettings(Section):
     @model_validator(mode="after")
     def _buildable(self) -> CacheSettings:
         try:
-            self.build()
+            policy = self.build().policy
         except FewlinesError as error:
             raise ValueError(str(error)) from None
+        if isinstance(policy, OraclePolicy) and self.measure != "likelihood":
+            raise ValueError(f"{policy.name} draws nothing; write measure: likelihood")
         return self
 
     def build(self) -> Cache:
@@ -288,7 +293,7 @@ SeveralCaches = Annotated[tuple[CacheSettings, ...], BeforeValidator(multiply)]
 class EfficiencyRun(Section):
     """Every grid with every batch, and with the batch that fills every cap, is one setting."""
 
-    shape: Annotated[str, BeforeValidator(_check_shape)] = Field(
+    shape: Annotated[str, AfterValidator(_check_shape)] = Field(
         "llamagen-b", description="a published shape: llamagen-b … llamagen-3b, janus-1b, lumina-7b"
     )
     grids: tuple[Positive, ...] = Field((64,), description="tokens of a side")

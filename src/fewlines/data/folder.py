@@ -1,12 +1,18 @@
 """A folder of the user's own images: a class for every sub-folder, or one class if there is none.
 
-Every image is brought onto white, its short side resized to `side`, its middle cropped. A tenth of
-the files, chosen by their names, are the test set: adding a file moves no other.
+The rule: every file with the extension of an image, at any depth, links followed, is a picture of
+the sub-folder that it lies in. Hidden files and folders are no data. Pictures beside the folders of
+classes, and files that are no pictures, are left out, which is said. Every image is brought onto
+white, its short side resized to `side`, its middle cropped. A tenth of the files of each class,
+chosen by their names, are the test set; of a class with few files, one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +23,12 @@ from fewlines.data.images import ImageData, Split
 from fewlines.errors import FewlinesError
 from fewlines.progress import progress
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# What Pillow opens and knows how to read without another program.
+SUFFIXES = {
+    suffix
+    for suffix, form in Image.registered_extensions().items()
+    if form in Image.OPEN and form not in ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+}
 TEST_SHARE = 10  # one in so many
 SIDE = 64
 
@@ -32,45 +43,79 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
         raise FewlinesError("data.path: 'folder' needs the folder of your images")
     if not path.is_dir():
         raise FewlinesError(f"data.path: {path} is not a folder")
-    classes = sorted(
-        folder.name for folder in path.iterdir() if folder.is_dir() and image_files(folder)
-    )
-    labelled = [
-        (file, label) for label, name in enumerate(classes) for file in image_files(path / name)
-    ]
-    if not classes:
-        labelled = [(file, 0) for file in image_files(path)]
-    if not labelled:
-        raise FewlinesError(f"data.path: {path} holds no images ({', '.join(sorted(SUFFIXES))})")
-    test = [share_of(file.relative_to(path), TEST_SHARE) for file, _ in labelled]
-    if all(test) or not any(test):
-        raise FewlinesError(f"data.path: {path} holds {len(test)} images, too few for a test set")
+    side = SIDE if side is None else side
+    folders = {each.name: image_files(each) for each in sorted(path.iterdir()) if each.is_dir()}
+    by_class = {name: files for name, files in folders.items() if files and name[0] != "."}
+    every = image_files(path)
+    if not every:
+        known = ", ".join(sorted(SUFFIXES))
+        raise FewlinesError(f"data.path: {path} holds no images ({known})")
+    by_class = by_class or {"image": every}
+    labelled = [(file, label) for label, files in enumerate(by_class.values()) for file in files]
+    _say_what_is_left_out(path, len(every) - len(labelled))
+    test = []
+    for name, files in by_class.items():
+        if len(files) < 2:
+            raise FewlinesError(
+                f"data.path: the class '{name}' of {path} has {len(files)} image; training and "
+                "test need one each: add images or take the folder away"
+            )
+        test += choose_test([file.relative_to(path) for file in files], TEST_SHARE)
     bar = progress(f"read {path.name}", len(labelled), "images")
-    images = torch.empty(len(labelled), 3, side or SIDE, side or SIDE, dtype=torch.uint8)
+    images = torch.empty(len(labelled), 3, side, side, dtype=torch.uint8)
     for number, (file, _) in enumerate(labelled):
-        images[number] = _read(file, side or SIDE)
+        images[number] = _read(file, side)
         bar.update()
     bar.close()
     held, labels = torch.tensor(test), torch.tensor([label for _, label in labelled])
     return ImageData(
         Split(images[~held], labels[~held]).mixed(),
         Split(images[held], labels[held]).mixed(),
-        classes or ["image"],
+        list(by_class),
     )
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files of a folder, at any depth, by name; hidden ones left out."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
-    )
+    """Image files of a folder, at any depth, by name; links are followed, what is hidden is not."""
+    return sorted(file for file in _walk(folder) if file.suffix.lower() in SUFFIXES)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files that are not hidden; a folder that a link leads back to is seen once."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                yield Path(place) / name
+
+
+def _say_what_is_left_out(path: Path, beside: int) -> None:
+    others = sum(file.suffix.lower() not in SUFFIXES for file in _walk(path))
+    if beside:
+        print(f"{path}: {beside} pictures beside the classes' folders left out", file=sys.stderr)
+    if others:
+        print(f"{path}: {others} files that are no pictures left out", file=sys.stderr)
+
+
+def choose_test(names: Sequence[Path], one_in: int) -> list[bool]:
+    """Choose which files of a class are its test images: one in so many, by their names, but at
+    least one, and never all."""
+    chosen = [share_of(name, one_in) for name in names]
+    if any(chosen) != all(chosen):
+        return chosen
+    order = sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())
+    return [(name == order[0]) != all(chosen) for name in names]
 
 
 def share_of(name: Path, one_in: int) -> bool:
     """Whether a file is of the part of all that its name's hash puts aside, one in so many."""
-    return hashlib.sha256(name.as_posix().encode()).digest()[0] % one_in == 0
+    return hashlib.sha256(os.fsencode(name.as_posix())).digest()[0] % one_in == 0
 
 
 def open_on_white(file: Path) -> Image.Image:
@@ -81,13 +126,25 @@ def open_on_white(file: Path) -> Image.Image:
     """
     try:
         with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
+            image = ImageOps.exif_transpose(_in_eight_bits(opened, file)).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     except Image.DecompressionBombError:
         raise FewlinesError(f"{file} is too large for an image of a data set; remove it") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise FewlinesError(f"{file} cannot be read as an image ({error}); remove it") from None
+
+
+def _in_eight_bits(image: Image.Image, file: Path) -> Image.Image:
+    """Sixteen bits scaled by their range, where Pillow would clip them."""
+    if image.mode in ("I", "F") and image.format != "PNG":
+        bits = "floats" if image.mode == "F" else "32-bit integers"
+        raise FewlinesError(
+            f"{file} holds {bits}, whose range it does not state; convert it to 8 or 16 bits"
+        )
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    return image
 
 
 def _read(file: Path, side: int) -> torch.Tensor:

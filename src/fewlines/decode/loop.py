@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -192,6 +193,11 @@ def generate(
             raise FewlinesError(f"{name}: {dtype} is not one of {', '.join(map(str, FLOATS))}")
     if len(labels) == 0:
         return labels.new_empty(0, spec.n_tokens)
+    if model.device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
+        storage = storage or model.dtype  # processors multiply those numbers as float32
+        model = copy.deepcopy(model).float()
+    if isinstance(cache, Schedule):
+        cache.check_weights(model)
     limited = cache.slug != "full"
     if limited and isinstance(model, AttentionModel) and cache.plan(model.geometry).is_full:
         print(

@@ -42,15 +42,19 @@ def load_network(path: Path, wanted: type[Network]) -> Network:
     """
     tensors, header = read_tensors(path)
     kind, kinds = header.get("kind"), list_kinds()
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise FewlinesError(f"{path} does not say what network it holds: not a file of fewlines")
     cls = kinds[kind]
     if not issubclass(cls, wanted):
         raise FewlinesError(f"{path} holds a {kind}, not a {wanted.__name__.lower()}")
     try:
         network = cls(_make_shape(cls, header["shape"]))
+    except FewlinesError as error:
+        raise FewlinesError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError):
-        raise FewlinesError(f"{path} does not say which {kind} it holds; train it again") from None
+        raise FewlinesError(
+            f"{path} does not say which {kind} it holds: not a file of this version of fewlines"
+        ) from None
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -58,7 +62,10 @@ def load_network(path: Path, wanted: type[Network]) -> Network:
         raise FewlinesError(f"{path}: weights of another architecture ({first})") from None
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        raise FewlinesError(f"{path}: {broken[0]} is not finite everywhere; train it again")
+        raise FewlinesError(
+            f"{path}: {broken[0]} is not finite everywhere: a training that diverged; lower its "
+            "rates and run again"
+        )
     assert isinstance(network, wanted)
     return network.eval().requires_grad_(False)
 
@@ -70,6 +77,8 @@ def load_shape(path: Path) -> tuple[Any, Any]:
     return cls, _make_shape(cls, header["shape"])
 
 
-def _make_shape(cls: Any, content: dict[str, Any]) -> Any:
+def _make_shape(cls: Any, content: Any) -> Any:
     """A shape from JSON, whose lists are tuples here."""
+    if not isinstance(content, dict):
+        raise TypeError(content)
     return cls.Shape(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})

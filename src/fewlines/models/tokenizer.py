@@ -11,17 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewlines.errors import FewlinesError
+from fewlines.schema import Count, Positive, check_fields
+
 
 @dataclass(frozen=True)
 class TokenizerShape:
     """Attributes: `channels` of an image, `widths` of the levels (each after the first halves
     the side), residual `blocks` of a level, `codes` of `code_dim` dimensions."""
 
-    channels: int
-    widths: tuple[int, ...]
-    blocks: int
-    codes: int
-    code_dim: int
+    channels: Positive
+    widths: tuple[Positive, ...]
+    blocks: Count
+    codes: Positive
+    code_dim: Positive
+
+    def __post_init__(self) -> None:
+        """Refuse what is no shape."""
+        check_fields(self, "tokenizer")
 
     @property
     def stride(self) -> int:
@@ -127,13 +134,43 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor, batch: int = 250) -> Tensor:
-        """Images `(n, C, H, W)` uint8 → indices `(n, h, w)` int64, `batch` at a time."""
+        """Images `(n, C, H, W)` uint8 → indices `(n, h, w)` int64, `batch` at a time.
+
+        Raises:
+            FewlinesError: they are no such images, or of a side that tokens do not divide.
+        """
+        images = torch.as_tensor(images)
+        if images.dtype != torch.uint8:
+            raise FewlinesError(
+                f"tokenizer: images of {str(images.dtype).removeprefix('torch.')}; write uint8, "
+                "0 … 255, such as (images * 255).round().to(torch.uint8) of those in 0 … 1"
+            )
+        channels, stride = self.shape.channels, self.shape.stride
+        given = tuple(images.shape)
+        if len(given) != 4 or given[1] != channels or given[2] % stride or given[3] % stride:
+            raise FewlinesError(
+                f"tokenizer: images of shape {given}; write (n, {channels}, H, W), H and W "
+                f"multiples of {stride}"
+            )
         parts = [self.quantizer(self.encoder(to_signed(x))).indices for x in images.split(batch)]
         return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, indices: Tensor, batch: int = 250) -> Tensor:
-        """Indices `(n, h, w)` → images `(n, C, H, W)` uint8, `batch` at a time."""
+        """Indices `(n, h, w)` → images `(n, C, H, W)` uint8, `batch` at a time.
+
+        Raises:
+            FewlinesError: they are no codes of this tokenizer.
+        """
+        indices = torch.as_tensor(indices)
+        if indices.ndim != 3 or indices.is_floating_point() or indices.dtype == torch.bool:
+            raise FewlinesError(
+                f"tokenizer: codes of shape {tuple(indices.shape)}, "
+                f"{str(indices.dtype).removeprefix('torch.')}; write whole numbers (n, h, w), such "
+                "as codes.unflatten(1, grid)"
+            )
+        if indices.numel() and not 0 <= indices.min() <= indices.max() < self.shape.codes:
+            raise FewlinesError(f"tokenizer: codes must lie in 0 … {self.shape.codes - 1}")
         codes = F.embedding(indices.long(), self.quantizer.codebook).permute(0, 3, 1, 2)
         return torch.cat([to_bytes(self.decoder(part)) for part in codes.split(batch)])
 

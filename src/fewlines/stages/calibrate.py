@@ -16,7 +16,7 @@ from fewlines import machine
 from fewlines.attention.teacher_forced import limit_head
 from fewlines.cache.plan import EvictionPlan
 from fewlines.cache.policies.scheduled import Scheduled
-from fewlines.cache.schedule import Schedule
+from fewlines.cache.schedule import Schedule, sample_weights
 from fewlines.calibration.capture import capture_by_layer, capture_expected
 from fewlines.calibration.data import Calibration, LossCurves
 from fewlines.calibration.losses import BANDS, list_capacities, measure_losses
@@ -152,7 +152,7 @@ def export_schedule(
         layers = capture_by_layer(network, labels, codes, config.calibration.batch, bar.update)
         schedule = Schedule.by_layer(limited, geometry, layers)
         bar.close()
-    schedule.save(output)
+    replace(schedule, weights=sample_weights(network)).save(output)
 
 
 def calibration_curve(

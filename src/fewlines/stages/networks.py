@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
 from fewlines.config import Experiment
 from fewlines.data import SOURCES, ImageData
@@ -21,7 +23,10 @@ EVALUATION_BATCH = 250
 
 
 def fetch_data(
-    source: str, output: Path, path: Path | None = None, side: int | None = None
+    source: str,
+    output: Path,
+    path: Path | None = None,
+    side: Annotated[int | None, typer.Option(min=1, help="pixels of a side")] = None,
 ) -> None:
     """Find or fetch the images of a source.
 

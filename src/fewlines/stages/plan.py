@@ -13,7 +13,8 @@ from fewlines import machine
 from fewlines.bench import roofline
 from fewlines.bench.efficiency import describe_host, find_largest_batch
 from fewlines.cache.budget import Budget
-from fewlines.cache.spec import make_cache, parse_cache
+from fewlines.cache.policy import ScoringPolicy
+from fewlines.cache.spec import Cache, make_cache, make_policy, parse_cache
 from fewlines.devices import DEVICES, Device
 from fewlines.errors import FewlinesError
 from fewlines.models.base import find_published
@@ -47,7 +48,7 @@ def plan(
     made = published.on((grid, grid) if grid else published.grid)
     where, dtype = _find_device(device), _resolve(device, precision)
     stored = machine.DTYPES[storage] if storage else dtype
-    few = family.Cost(made, batch * (1 + guided), parse_cache(cache), dtype, stored)
+    few = family.Cost(made, batch * (1 + guided), _stand_in(parse_cache(cache)), dtype, stored)
     host = where or _measure_host(few, dtype)
     full = replace(few, cache=make_cache("full"))
     print(f"{shape}, {made.grid[0]}×{made.grid[1]} tokens, {batch} images, on {host.name}")
@@ -62,6 +63,16 @@ def plan(
     print(f"  speed-up {full.predict(host) / few.predict(host):.2f}")
     print(f"  memory   {full.process_bytes / few.process_bytes:.2f} times less")
     print(f"  {_describe_fitting(few, host, batch)}")
+
+
+def _stand_in(cache: Cache) -> Cache:
+    """A cache that costs as much and needs no calibration of a model: it is victims and shares
+    that a calibration decides, not how many entries there are."""
+    if not cache.requires:
+        return cache
+    scores = isinstance(cache.policy, ScoringPolicy)
+    policy = make_policy("line_ar" if scores else "streaming", {})
+    return replace(cache, policy=policy, allocation="uniform")
 
 
 def _find_device(name: str) -> Device | None:

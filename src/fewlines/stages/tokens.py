@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -77,10 +78,7 @@ def read_codes(codes: Path, labels: Path, spec: TokenSpec) -> tuple[Tensor, Tens
     Raises:
         FewlinesError: a file is no such array, or the arrays are not for this model.
     """
-    try:
-        images, classes = (np.load(path, allow_pickle=False) for path in (codes, labels))
-    except (OSError, ValueError) as error:
-        raise FewlinesError(f"{codes}, {labels}: not both .npy files ({error})") from None
+    images, classes = _load_integers(codes), _load_integers(labels)
     images, n = images.reshape(len(images), -1), spec.n_tokens
     if images.shape[1] != n or classes.shape != (len(images),):
         raise FewlinesError(
@@ -91,6 +89,20 @@ def read_codes(codes: Path, labels: Path, spec: TokenSpec) -> tuple[Tensor, Tens
         if not 0 <= values.min() <= values.max() < limit:
             raise FewlinesError(f"{path}: values must lie in 0 … {limit - 1}")
     return torch.from_numpy(images.astype(np.int32)), torch.from_numpy(classes.astype(np.int64))
+
+
+def _load_integers(path: Path) -> npt.NDArray[np.integer[Any]]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError):
+        raise FewlinesError(f"{path} is not a .npy file of numbers") from None
+    if not isinstance(array, np.ndarray):
+        raise FewlinesError(f"{path} holds several arrays; save one with numpy.save")
+    if not np.issubdtype(array.dtype, np.integer) or array.ndim == 0 or array.size == 0:
+        raise FewlinesError(
+            f"{path} holds {array.dtype} of shape {array.shape}; wanted are whole numbers"
+        )
+    return array
 
 
 def choose_labels(task: TaskSettings, model: Model, labels: Tensor) -> Tensor:

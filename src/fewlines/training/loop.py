@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
+import sys
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -77,7 +79,8 @@ def train(objective: Objective, name: str, checkpoints: Path, checkpoint_seconds
         The mean seconds of a step, 0 if none was left.
 
     Raises:
-        FewlinesError: the loss is not finite.
+        FewlinesError: the loss, or at a checkpoint a weight, is not finite. Nothing is saved then,
+            and a run at lower rates begins anew.
     """
     identity = _identity(objective)
     peaks = [
@@ -96,11 +99,9 @@ def train(objective: Objective, name: str, checkpoints: Path, checkpoint_seconds
         objective.after_step(step)
         bar.update()
         if step % 20 == 0:
-            value = loss.item()
-            if not np.isfinite(value):
-                raise FewlinesError(f"{name}: the loss is {value} at step {step}; lower the rates")
-            bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{_check_loss(loss, name, step):.3f}", refresh=False)
         if time.perf_counter() - saved > checkpoint_seconds:
+            _check_finite(objective, name, loss, step)
             _save(objective, checkpoints, step + 1, identity)
             saved = time.perf_counter()
     bar.close()
@@ -110,9 +111,28 @@ def train(objective: Objective, name: str, checkpoints: Path, checkpoint_seconds
         else 0.0
     )
     if done < objective.steps:
+        _check_finite(objective, name, loss, objective.steps - 1)
         _save(objective, checkpoints, objective.steps, identity)
     objective.network.eval()
     return seconds
+
+
+def _check_loss(loss: Tensor, name: str, step: int) -> float:
+    value = loss.item()
+    if not np.isfinite(value):
+        raise FewlinesError(
+            f"{name}: the loss is {value} at step {step}; lower its rates and run again"
+        )
+    return value
+
+
+def _check_finite(objective: Objective, name: str, loss: Tensor, step: int) -> None:
+    _check_loss(loss, name, step)
+    for key, tensor in objective.network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise FewlinesError(
+                f"{name}: {key} is not finite after step {step}; lower its rates and run again"
+            )
 
 
 def checkpoints_of(output: Path) -> Path:
@@ -159,12 +179,17 @@ def _restore(objective: Objective, checkpoints: Path, identity: list[Any]) -> in
     if not saved:
         return 0
     last = saved[-1]
-    if read_json(last / "task.json") != identity:
-        shutil.rmtree(checkpoints)  # of other settings, data or weights: this run replaces it
+    try:
+        task = read_json(last / "task.json")
+        weights, _ = read_tensors(last / "weights.safetensors")
+        states = torch.load(last / "optimizers.pt", map_location="cpu", weights_only=True)
+    except (FewlinesError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        print(f"{last} is damaged ({error}); training begins anew", file=sys.stderr)
+        task = None
+    if task != identity:  # of other settings, data or weights, or damaged: this run replaces it
+        shutil.rmtree(checkpoints)
         return 0
-    weights, _ = read_tensors(last / "weights.safetensors")
     objective.network.load_state_dict(weights)
-    states = torch.load(last / "optimizers.pt", map_location="cpu", weights_only=True)
     for optimizer, state in zip(objective.optimizers, states, strict=True):
         optimizer.load_state_dict(state)
     return int(last.name.removeprefix("step-"))

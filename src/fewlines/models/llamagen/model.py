@@ -129,6 +129,13 @@ class Transformer(AttentionModel):
             elif parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02, generator=generator)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Transformer:
+        """Move or cast; angles keep their precision, as there are no complex numbers of 16 bits."""
+        super()._apply(fn, recurse)
+        if self.rotations.dtype in (torch.float16, torch.bfloat16):
+            self.rotations = rope_2d(self.shape).to(self.rotations.device)
+        return self
+
     @property
     def geometry(self) -> Geometry:
         """Grid, prefix, layers and key-value heads."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
+from fewlines.errors import FewlinesError
 from fewlines.models.base import ModelSettings, TokenSpec
 from fewlines.models.llamagen.shape import SHAPES, TransformerShape
 from fewlines.schema import Positive
@@ -35,8 +36,8 @@ class LlamaGenSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> LlamaGenSettings:
-        if self.dim % self.heads or self.dim // self.heads % 4:
-            raise ValueError(f"dim {self.dim} / heads {self.heads} must be a multiple of 4")
-        if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
+        try:
+            self.make_shape(TokenSpec((1, 1), 1, 1))
+        except FewlinesError as error:
+            raise ValueError(str(error)) from None
         return self

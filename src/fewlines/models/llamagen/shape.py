@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fewlines.errors import FewlinesError
 from fewlines.geometry import Geometry
+from fewlines.schema import Count, Positive, Rate, check_fields
 
 
 @dataclass(frozen=True)
@@ -20,18 +22,26 @@ class TransformerShape:
             2309.17453).
     """
 
-    dim: int
-    layers: int
-    heads: int
-    kv_heads: int
-    codes: int
-    classes: int
-    grid: tuple[int, int]
-    multiple_of: int = 256
-    norm_eps: float = 1e-5
-    rope_base: float = 10000.0
-    prefix: int = 1
-    registers: int = 0
+    dim: Positive
+    layers: Positive
+    heads: Positive
+    kv_heads: Positive
+    codes: Positive
+    classes: Positive
+    grid: tuple[Positive, Positive]
+    multiple_of: Positive = 256
+    norm_eps: Rate = 1e-5
+    rope_base: Rate = 10000.0
+    prefix: Positive = 1
+    registers: Count = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no shape."""
+        check_fields(self, "model")
+        if self.dim % (4 * self.heads):
+            raise FewlinesError(f"dim {self.dim} / heads {self.heads} must be a multiple of 4")
+        if self.heads % self.kv_heads:
+            raise FewlinesError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
 
     @property
     def head_dim(self) -> int:

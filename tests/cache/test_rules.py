@@ -1,0 +1,355 @@
+"""What each policy's rule is, stated again from the papers' words and worked out token by token:
+nothing here is a policy's own code, so a rule that changed by itself is seen."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import fewlines
+from fewlines.cache.policy import Expectation, list_policies
+from fewlines.cache.spec import make_policy
+from fewlines.calibration.data import Calibration
+from fewlines.geometry import Geometry
+
+GRID = (5, 6)
+N, WIDTH = 30, 6
+GEOMETRY = Geometry(GRID, prefix=1, layers=2, heads=2)
+CAPACITY = 13
+RANDOM = np.random.default_rng(0)
+
+
+def simulate(choose, capacity: int) -> list[int | None]:
+    """Whom each step evicts, by a rule that is told the residents, oldest first, and the step."""
+    resident: list[int] = []
+    evicted: list[int | None] = []
+    for step in range(N):
+        victim = choose(resident, step) if len(resident) == capacity else None
+        if victim is not None:
+            resident.remove(victim)
+        evicted.append(victim)
+        resident.append(step)
+    return evicted
+
+
+def planned(policy: str, calibration: Calibration | None = None, **options) -> np.ndarray:
+    """Whom each step evicts in each head, `(L, H, N)`, as the cache plans it; −1 is nobody."""
+    made = make_policy(policy, options)
+    capacity = np.full((2, 2), CAPACITY)
+    known = (calibration,) if calibration else ()
+    return made.choose_victims(GEOMETRY, capacity, *known)
+
+
+def expect(victims: np.ndarray, choose_for_head) -> None:
+    for layer, head in np.ndindex(2, 2):
+        wanted = simulate(choose_for_head(layer, head), CAPACITY)
+        assert victims[layer, head].tolist() == [-1 if x is None else x for x in wanted]
+
+
+def test_lines_lets_the_oldest_token_go():
+    expect(planned("lines"), lambda *_: lambda resident, step: min(resident))
+
+
+@pytest.mark.parametrize("sinks", [0, 4, 9])
+def test_streaming_keeps_the_first_tokens_and_the_latest(sinks):
+    """StreamingLLM: attention sinks, and a sliding window."""
+
+    def choose(resident, step):
+        return min(token for token in resident if token >= sinks)
+
+    expect(planned("streaming", sinks=sinks), lambda *_: choose)
+
+
+def test_fixed_keeps_its_line_and_the_last_columns_of_the_lines_before():
+    """The fixed pattern of sparse transformers: as many columns as fit beside a line."""
+    columns = (CAPACITY - WIDTH) // (GRID[0] - 1)
+    assert columns == 1
+
+    def choose(resident, step):
+        before = [token for token in resident if token // WIDTH < step // WIDTH]
+        plain = [token for token in before if token % WIDTH < WIDTH - columns]
+        return min(plain or resident)
+
+    expect(planned("fixed"), lambda *_: choose)
+
+
+def test_random_lets_residents_go_that_differ_by_head_and_seed():
+    one, again, other = planned("random"), planned("random"), planned("random", seed=1)
+    assert (one == again).all()
+    assert (one[0, 0] != one[0, 1]).any()
+    assert (one != other).any()
+    for victims in one.reshape(-1, N):
+        resident: set[int] = set()
+        for step, victim in enumerate(victims.tolist()):
+            assert (victim == -1) == (step < CAPACITY)
+            resident -= {victim}
+            resident.add(step)
+            assert len(resident) <= CAPACITY
+        assert len(set(victims[CAPACITY:].tolist())) == N - CAPACITY  # nobody goes twice
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    attention = np.tril(RANDOM.random((2, 2, N, N), np.float32))
+    return Calibration(attention / attention.sum(-1, keepdims=True), GRID, images=1)
+
+
+def test_the_schedule_lets_go_what_all_later_queries_expect_least_of(calibration):
+    def of_head(layer, head):
+        attention = calibration.attention[layer, head].astype(float)
+
+        def choose(resident, step):
+            return min(resident, key=lambda token: attention[step:, token].sum())
+
+        return choose
+
+    expect(planned("scheduled", calibration), of_head)
+
+
+def test_diagonal_goes_by_the_mean_over_equal_offsets(calibration):
+    """Of every query and token as many lines and columns apart."""
+
+    def of_head(layer, head):
+        attention = calibration.attention[layer, head].astype(float)
+        seen: dict[tuple[int, int], list[float]] = {}
+        for query in range(N):
+            for token in range(query + 1):
+                offset = (query // WIDTH - token // WIDTH, query % WIDTH - token % WIDTH)
+                seen.setdefault(offset, []).append(attention[query, token])
+        mean = {offset: np.mean(found) for offset, found in seen.items()}
+
+        def hope(step, token):
+            return sum(
+                mean[query // WIDTH - token // WIDTH, query % WIDTH - token % WIDTH]
+                for query in range(step, N)
+            )
+
+        return lambda resident, step: min(resident, key=lambda token: hope(step, token))
+
+    expect(planned("diagonal", calibration), of_head)
+
+
+def test_the_oracle_is_beladys_rule_on_this_image():
+    attention = torch.tril(torch.rand(3, 2, N, N, generator=torch.Generator().manual_seed(0)))
+    policy = make_policy("oracle", {})
+    found = policy.find_evictions(attention, torch.tensor([CAPACITY, CAPACITY]))
+    for row, head in np.ndindex(3, 2):
+        seen = attention[row, head].double()
+
+        def choose(resident, step, seen=seen):
+            return min(resident, key=lambda token: seen[step:, token].sum().item())
+
+        expected = torch.full((N,), N)
+        for step, victim in enumerate(simulate(choose, CAPACITY)):
+            if victim is not None:
+                expected[victim] = step
+        assert found[row, head].tolist() == expected.tolist()
+
+
+STEP, RESIDENTS = 18, 13  # the fourth line is about to be written
+
+
+def look(window: int = 6, decay: float = 1.0, calibration: Calibration | None = None):
+    """What a policy is shown: residents in raster order, and what queries so far gave to them."""
+    generator = torch.Generator().manual_seed(3)
+    positions = torch.stack(
+        [torch.randperm(STEP, generator=generator)[:RESIDENTS].sort().values for _ in range(2)]
+    )[None]  # (1, 2, R)
+    queries = torch.rand(1, 2, STEP, RESIDENTS, generator=generator)  # of all queries so far
+    lines = torch.arange(STEP) // WIDTH
+    aged = decay ** (lines[-1] - lines).float()
+    expectation = None
+    if calibration:
+        expectation = Expectation(
+            torch.from_numpy(calibration.attention[0]),
+            torch.from_numpy(calibration.future[0].astype(np.float32)),
+        )
+    return SimpleNamespace(
+        step=STEP,
+        geometry=GEOMETRY,
+        positions=positions,
+        keys=torch.randn(1, 2, RESIDENTS, 8, generator=generator),
+        queries=queries,
+        line_mean=queries[:, :, -WIDTH:].mean(2),
+        line_max=queries[:, :, -WIDTH:].amax(2),
+        line_query=torch.randn(1, 2, 3, 8, generator=generator),
+        attention=queries[:, :, -window:],
+        total=(queries * aged[:, None]).sum(2),
+        expectation=expectation,
+    )
+
+
+def check(policy: str, view, worth, going: int = 6, **options) -> None:
+    """Who goes, in order, against a plain rule: `worth(head, index)`, the least goes first."""
+    made = make_policy(policy, options)
+    steps = range(STEP, STEP + WIDTH)
+    found = made.rank_evictions(view, steps, going)
+    for head in range(2):
+        order = sorted(range(RESIDENTS), key=lambda index: worth(head, index))
+        assert found[0, head].tolist() == order[:going], policy
+
+
+def place(view, head: int, index: int) -> int:
+    return int(view.positions[0, head, index])
+
+
+def test_h2o_keeps_the_heavy_hitters_and_the_recent_half():
+    view = look()
+
+    def worth(head, index):
+        token = place(view, head, index)
+        recent = token >= STEP - round(RESIDENTS / 2)
+        return (recent, token if recent else view.queries[0, head, :, index].sum().item())
+
+    check("h2o", view, worth)
+
+
+def test_tova_goes_by_the_last_query_alone():
+    view = look(window=1)
+    check("tova", view, lambda head, index: view.queries[0, head, -1, index].item())
+
+
+def test_snapkv_pools_the_last_window_over_neighbours_and_keeps_the_window():
+    window, kernel = 4, 3
+    view = look(window=window)
+
+    def worth(head, index):
+        token = place(view, head, index)
+        votes = view.queries[0, head, -window:].mean(0)
+        near = range(index - kernel // 2, index + kernel // 2 + 1)
+        pooled = sum(votes[i].item() for i in near if 0 <= i < RESIDENTS) / kernel
+        recent = token >= STEP - window
+        return (recent, token if recent else pooled)
+
+    check("snapkv", view, worth, window=window, kernel=kernel)
+
+
+def test_rkv_weighs_importance_against_redundancy():
+    window, kernel, share = 4, 3, 0.3
+    view = look(window=window)
+
+    def worth(head, index):
+        votes = view.queries[0, head, -window:].mean(0)
+        near = [i for i in range(index - 1, index + 2) if 0 <= i < RESIDENTS]
+        importance = max(votes[i].item() for i in near)
+        keys = view.keys[0, head]
+        unit = keys / keys.norm(dim=-1, keepdim=True)
+        others = [i for i in range(RESIDENTS) if i != index]
+        redundancy = np.mean([float(unit[index] @ unit[i]) for i in others])
+        return share * importance - (1 - share) * redundancy
+
+    check("rkv", view, worth, window=window, kernel=kernel, share=share)
+
+
+def test_keydiff_keeps_keys_unlike_the_mean_key():
+    view = look()
+
+    def worth(head, index):
+        unit = view.keys[0, head] / view.keys[0, head].norm(dim=-1, keepdim=True)
+        mean = unit.mean(0)
+        return -float(unit[index] @ mean / mean.norm())
+
+    check("keydiff", view, worth)
+
+
+def test_knorm_keeps_keys_of_small_norm():
+    view = look()
+    check("knorm", view, lambda head, index: -float(view.keys[0, head, index].norm()))
+
+
+@pytest.mark.parametrize("anchor", [0, 4, 8])
+@pytest.mark.parametrize("recent", [0, 1, 2])
+@pytest.mark.parametrize("pool", ["mean", "max", "query", "decayed"])
+def test_line_ar_pins_anchors_and_recent_lines_and_judges_the_middle(anchor, recent, pool):
+    """LineAR: the first tokens and the last lines stay; of the middle goes what the last line
+    looked at least."""
+    decay = 0.5
+    view = look(decay=decay)
+
+    def judged(head, index):
+        last = view.queries[0, head, -WIDTH:, index]
+        if pool == "mean":
+            return float(last.mean())
+        if pool == "max":
+            return float(last.max())
+        if pool == "decayed":
+            by_line = view.queries[0, head, :, index].unflatten(0, (-1, WIDTH)).sum(1)
+            return float(sum(total * decay**age for age, total in enumerate(reversed(by_line))))
+        scores = view.line_query[0, head] @ view.keys[0, head].T / 8**0.5
+        return float(scores.softmax(-1).mean(0)[index])
+
+    def worth(head, index):
+        token = place(view, head, index)
+        if token < anchor:
+            return (2, token)
+        if token >= STEP - recent * WIDTH:
+            return (1, token)
+        return (0, judged(head, index))
+
+    check("line_ar", view, worth, anchor=anchor, recent=recent, pool=pool, decay=decay)
+
+
+def test_corrected_multiplies_the_schedule_by_what_the_line_showed(calibration):
+    power, floor = 0.5, 0.01
+    view = look(calibration=calibration)
+    attention = calibration.attention[0].astype(float)
+    policy = make_policy("corrected", {"power": power, "floor": floor})
+    steps = range(STEP, STEP + WIDTH)
+    found = policy.rank_evictions(view, steps, WIDTH)
+    for head in range(2):
+        resident = view.positions[0, head].tolist()
+        seen = dict(zip(resident, view.line_mean[0, head].tolist(), strict=True))
+
+        def worth(token, step, head=head, seen=seen):
+            hope = attention[head, step:, token].sum()
+            if token not in seen:
+                return hope
+            usual = attention[head, STEP - WIDTH : STEP, token].mean()
+            return hope * ((seen[token] + floor) / (usual + floor)) ** power
+
+        present, order = list(resident), []
+        for step in steps:
+            victim = min(present, key=lambda token: worth(token, step))
+            order.append([*resident, *steps].index(victim))
+            present.remove(victim)
+            present.append(step)
+        assert found[0, head].tolist() == order
+
+
+STATED = {
+    "full", "lines", "streaming", "fixed", "random", "scheduled", "diagonal", "oracle", "h2o",
+    "tova", "snapkv", "rkv", "keydiff", "knorm", "line_ar", "corrected",
+}  # fmt: skip
+
+
+def test_every_policy_has_its_rule_stated_here():
+    assert set(list_policies()) == STATED
+
+
+def test_merging_keeps_the_means_of_keys_and_values_and_their_number():
+    """KeepKV, ZSMerge: the slot enters the softmax with log n."""
+    from fewlines.attention.buffer import BoundedCache
+
+    plan = fewlines.cache("lines", tokens=4, merge=True).plan(Geometry((2, 4), 1, 1, 1))
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 9, 4, generator=generator)
+    buffers = BoundedCache(plan, 1, 4)
+    rows = [buffers(0, q[:, :, :1], k[:, :, :1], v[:, :, :1])]
+    for step in range(8):
+        buffers.advance(step)
+        at = slice(step + 1, step + 2)
+        rows.append(buffers(0, q[:, :, at], k[:, :, at], v[:, :, at]))
+        kept = [0, *range(max(0, step - 2), step + 1)]  # three tokens beside the slot
+        gone = list(range(1, max(0, step - 2) + 1))
+        held = [0, *(token + 1 for token in kept[1:])]
+        keys, values = [k[0, 0, i] for i in held], [v[0, 0, i] for i in held]
+        bias = [0.0] * len(held)
+        if gone:
+            keys.append(k[0, 0, gone].mean(0))
+            values.append(v[0, 0, gone].mean(0))
+            bias.append(float(np.log(len(gone))))
+        weights = (q[0, 0, at] @ torch.stack(keys).T / 2 + torch.tensor(bias)).softmax(-1)
+        torch.testing.assert_close(rows[-1][0, 0], weights @ torch.stack(values))
