@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 STUDY = --configfile experiments/$(NAME).yaml $(if $(SET),--config $(SET))
 
-.PHONY: reproduce quick study kills test lint clean
+.PHONY: reproduce quick study kills fuzz test lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/python workflow/scripts/unlock.py
@@ -23,6 +23,9 @@ study: $(READY)  ## one of experiments/, as NAME=…, into results/reference and
 
 kills: $(READY)  ## `make quick` undisturbed and killed at random: the same tables; a quarter of an hour
 	$(BIN)/python tests/killed_quick.py
+
+fuzz: $(READY)  ## thousands of configurations, damaged files and arguments; some ten minutes
+	$(BIN)/pytest tests/test_fuzz.py --numprocesses 2 --hypothesis-profile fuzz --hypothesis-show-statistics
 
 test: lint  ## the whole suite, two files at a time, and how much of the code it runs
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term

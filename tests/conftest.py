@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # a GPU's kernels are run by the processor, very slowly
@@ -31,6 +32,10 @@ from fewlines.models.llamagen.shape import TransformerShape
 from toy_chain import run_to_the_end
 
 GRID = (4, 5)
+
+settings.register_profile("default", max_examples=30, deadline=None)
+settings.register_profile("fuzz", max_examples=3000, deadline=None)  # of `make fuzz`
+settings.load_profile("default")
 
 
 def tiny_transformer(

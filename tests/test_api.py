@@ -40,8 +40,8 @@ WORKS = {
     "keys in 16 bits": ([0], {"storage": torch.float16}, 1),
 }  # fmt: skip
 REFUSED = {
-    "a word": ("cat", {}, "labels: not whole numbers"),
-    "nothing": (None, {}, "labels: not whole numbers"),
+    "a word": ("cat", {}, "labels: not numbers"),
+    "nothing": (None, {}, "labels: not numbers"),
     "floats": ([0.0, 1.0], {}, "labels: float32, not whole numbers"),
     "truths": ([True], {}, "labels: bool, not whole numbers"),
     "a table": ([[0], [1]], {}, r"labels: of shape \(2, 1\); write one class number"),
@@ -173,8 +173,8 @@ def test_the_tokenizer_takes_images_and_codes_and_nothing_else(tokenizer):
         with pytest.raises(FewlinesError, match=message):
             tokenizer.encode(wrong)
     for wrong, message in (
-        (codes.flatten(1), r"codes of shape \(2, 16\), int64; write whole numbers \(n, h, w\)"),
-        (codes.float(), "float32; write whole numbers"),
+        (codes.flatten(1), r"codes of shape \(2, 16\); write \(n, h, w\)"),
+        (codes.float(), "codes: float32, not whole numbers"),
         (codes + 8, "codes must lie in 0 … 7"),
         (codes - 9, "codes must lie in 0 … 7"),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,27 @@ def read_tensors(
     """
     with open_tensors(path) as (file, header):
         return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+
+
+def parse(path: Path, parser: Callable[[Path], Any], what: str) -> Any:
+    """Read a file by another library's parser, which on damaged bytes raises whatever they lead it
+    to: numpy a SyntaxError, torch an IndexError.
+
+    Args:
+        path: of the file.
+        parser: reads it.
+        what: it should be, for the sentence.
+
+    Raises:
+        FewlinesError: it is not that.
+        OSError: it cannot be opened.
+    """
+    with path.open("rb"):
+        pass
+    try:
+        return parser(path)
+    except Exception as error:
+        raise FewlinesError(f"{path} is not {what}") from error
 
 
 def digest_folder(folder: Path) -> str:

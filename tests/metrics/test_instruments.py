@@ -13,7 +13,7 @@ from scipy import stats
 from torchmetrics.image import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance
 
 import fewlines
-from conftest import CACHES, GRID
+from conftest import CACHES, GRID, images
 from fewlines import machine
 from fewlines.bench import memory
 from fewlines.bench.cost import Configuration, Workload, measure_cost, pair_ratios
@@ -45,6 +45,25 @@ def test_likelihood_under_the_full_cache_is_that_of_the_model(model):
     assert found.nll.mean().item() == pytest.approx(expected.item(), rel=1e-6)
     assert not found.kl.any()
     assert torch.equal(found.nll, found.nll_full)
+
+
+def test_likelihoods_and_divergences_are_those_of_the_logits(model):
+    """KL(full ‖ cache): what coding by the cache's distribution costs where full is the truth."""
+    labels, codes = images(model)
+    cache = fewlines.cache("lines", lines=1)
+    found = measure_likelihood(model, labels, codes, cache, batch=2)
+    full = model.teacher_forced(labels, codes).double().softmax(-1)
+    under = model.teacher_forced(labels, codes, model.limit(cache)).double().softmax(-1)
+    expected = (full * (full / under).log()).sum(-1)
+    torch.testing.assert_close(found.kl.double(), expected, atol=1e-5, rtol=1e-4)
+    backwards = (under * (under / full).log()).sum(-1)
+    assert (found.kl.double() - backwards).abs().max() > 1e-3
+    for nll, probabilities in ((found.nll, under), (found.nll_full, full)):
+        of_codes = probabilities.gather(-1, codes[..., None]).squeeze(-1)
+        torch.testing.assert_close(nll, -of_codes.log().mean(-1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found.average_by_line(), expected.unflatten(1, (4, 5)).mean((0, 2)), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("cache", CACHES[:4], ids=lambda cache: cache.slug)
@@ -122,6 +141,25 @@ def test_identical_images_are_at_no_distance_and_quality_does_not_depend_on_comp
     assert noise["fid"] > 100 * abs(same["fid"])
     (alone,) = measure_quality([reference], reference, named(classifier), settings)
     assert alone == same
+
+
+class Pixels(torch.nn.Module):
+    """Two pixels of an image as its features."""
+
+    def forward(self, images):
+        features = images[:, 0, 0, :2].float()
+        return features, features
+
+
+def test_precision_is_of_what_is_drawn_and_recall_of_what_is_real():
+    """Drawn are copies of one half of the real images: all of it is real, half of that is drawn."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randint(60, (100, 1, 1, 2), generator=generator)
+    real = torch.cat([left, left + 180]).to(torch.uint8)
+    settings = QualitySettings(kid_subset_size=20, kid_subsets=5)
+    (found,) = measure_quality([real[:100]], real, Features("pixels", Pixels()), settings)
+    assert found["precision"] == 1
+    assert found["recall"] == 0.5
 
 
 def test_two_extractors_never_share_a_name():

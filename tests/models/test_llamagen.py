@@ -63,7 +63,10 @@ def changed(**tensors: torch.Tensor | None) -> dict[str, torch.Tensor]:
         (changed(freqs=torch.ones(2)), "has, beside the model's weights, freqs"),
         (changed(**{"norm.weight": torch.ones(3)}), r"norm.weight is \(3,\), not \(32,\)"),
         (changed(**{"norm.weight": torch.full((32,), torch.nan)}), "not finite"),
-        ({"model": MODEL.state_dict(), "args": Namespace(lr=1)}, "holds more than weights"),
+        (
+            {"model": MODEL.state_dict(), "args": Namespace(lr=1)},
+            "is not a whole file of weights alone",
+        ),
         ({"step": 3}, "holds no weights by name"),
     ],
 )

@@ -165,3 +165,17 @@ def test_muon_treats_a_fused_matrix_as_its_parts():
     Muon([{"params": [fused], "split": [4, 4, 4]}]).step()
     Muon([{"params": apart}]).step()
     torch.testing.assert_close(fused, torch.cat(apart))
+
+
+@pytest.mark.parametrize("shape", [(8, 32), (32, 8)])
+def test_muon_takes_steps_of_the_size_that_it_says(shape):
+    """Keller Jordan: an orthogonal update, times √max(1, rows/columns), times the rate."""
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    weight = torch.nn.Parameter(start.clone())
+    weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    Muon([{"params": [weight]}], lr=0.1).step()
+    step = (start - weight.detach()) / (0.1 * max(1.0, shape[0] / shape[1]) ** 0.5)
+    singular = torch.linalg.svdvals(step)
+    assert ((singular > 0.6) & (singular < 1.3)).all()
+    u, _, v = torch.linalg.svd(weight.grad, full_matrices=False)
+    assert torch.sum(step * (u @ v)) / min(shape) > 0.8  # the polar factor of the gradient

@@ -122,7 +122,10 @@ class Schedule:
         victims = np.full(evicted_at.shape, NO_VICTIM)
         layer, head, token = np.nonzero(evicted_at < geometry.n_tokens)
         victims[layer, head, evicted_at[layer, head, token]] = token
-        plan = EvictionPlan(geometry, capacity, merge_slots, victims)
+        try:
+            plan = EvictionPlan(geometry, capacity, merge_slots, victims)
+        except FewlinesError as error:
+            raise FewlinesError(f"{path}: {error}") from None
         return cls(slug, plan, tensors.get("weights"))
 
 

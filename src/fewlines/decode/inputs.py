@@ -1,13 +1,13 @@
-"""What a caller gives to be drawn from: numbers, lists, NumPy arrays or tensors, as tensors."""
+"""What a caller gives to be drawn from."""
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewlines.arguments import read_integers
 from fewlines.errors import FewlinesError
 from fewlines.models.base import TokenSpec
 
@@ -25,7 +25,7 @@ def read_labels(given: Any, spec: TokenSpec) -> Tensor:
     Raises:
         FewlinesError: they are no whole numbers, not one for each image, or out of range.
     """
-    labels = _read_integers(given, "labels", spec.classes, f" ({spec.classes}: no class)")
+    labels = read_integers(given, "labels", spec.classes, f" ({spec.classes}: no class)")
     labels = labels.reshape(1) if labels.ndim == 0 else labels
     if labels.ndim != 1:
         raise FewlinesError(
@@ -50,41 +50,10 @@ def read_prompt(given: Any, images: int, spec: TokenSpec) -> Tensor:
     """
     if given is None:
         return torch.empty(images, 0, dtype=torch.long)
-    codes = _read_integers(given, "prompt", spec.codes - 1)
+    codes = read_integers(given, "prompt", spec.codes - 1)
     if codes.ndim != 2 or len(codes) != images or codes.shape[1] > spec.n_tokens:
         raise FewlinesError(
             f"prompt: of shape {tuple(codes.shape)}; there are {images} labels, and an image has "
             f"{spec.n_tokens} tokens: write (n, k), n = {images}, k at most {spec.n_tokens}"
         )
     return codes
-
-
-def read_count(given: Any, name: str, least: int) -> int:
-    """Read a whole number that is at least `least`.
-
-    Raises:
-        FewlinesError: it is none; `name` says of what.
-    """
-    try:
-        count = operator.index(given)
-    except TypeError:
-        count = least - 1
-    if isinstance(given, bool) or count < least:
-        raise FewlinesError(f"{name}: {given!r} is not a whole number of at least {least}")
-    return count
-
-
-def _read_integers(given: Any, name: str, most: int, more: str = "") -> Tensor:
-    try:
-        found = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise FewlinesError(f"{name}: not whole numbers ({error})") from None
-    if found.numel() == 0:
-        return found.long()
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        kind = str(found.dtype).removeprefix("torch.")
-        raise FewlinesError(f"{name}: {kind}, not whole numbers")
-    found = found.long()
-    if not 0 <= int(found.min()) <= int(found.max()) <= most:
-        raise FewlinesError(f"{name} must lie in 0 … {most}{more}")
-    return found

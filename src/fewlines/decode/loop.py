@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fewlines.arguments import read_count
 from fewlines.cache.schedule import Schedule
 from fewlines.cache.spec import Cache
 from fewlines.decode.graphs import GraphedSteps
-from fewlines.decode.inputs import read_count, read_labels, read_prompt
+from fewlines.decode.inputs import read_labels, read_prompt
 from fewlines.decode.sampler import Sampler, draw_noise
 from fewlines.errors import FewlinesError
 from fewlines.models.base import AttentionModel, Model, State

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewlines.arguments import read_integers, read_tensor
 from fewlines.errors import FewlinesError
 from fewlines.schema import Count, Positive, check_fields
 
@@ -139,7 +140,7 @@ class Tokenizer(nn.Module):
         Raises:
             FewlinesError: they are no such images, or of a side that tokens do not divide.
         """
-        images = torch.as_tensor(images)
+        images = read_tensor(images, "tokenizer: images")
         if images.dtype != torch.uint8:
             raise FewlinesError(
                 f"tokenizer: images of {str(images.dtype).removeprefix('torch.')}; write uint8, "
@@ -162,15 +163,12 @@ class Tokenizer(nn.Module):
         Raises:
             FewlinesError: they are no codes of this tokenizer.
         """
-        indices = torch.as_tensor(indices)
-        if indices.ndim != 3 or indices.is_floating_point() or indices.dtype == torch.bool:
+        indices = read_integers(indices, "tokenizer: codes", self.shape.codes - 1)
+        if indices.ndim != 3:
             raise FewlinesError(
-                f"tokenizer: codes of shape {tuple(indices.shape)}, "
-                f"{str(indices.dtype).removeprefix('torch.')}; write whole numbers (n, h, w), such "
-                "as codes.unflatten(1, grid)"
+                f"tokenizer: codes of shape {tuple(indices.shape)}; write (n, h, w), such as "
+                "codes.unflatten(1, grid)"
             )
-        if indices.numel() and not 0 <= indices.min() <= indices.max() < self.shape.codes:
-            raise FewlinesError(f"tokenizer: codes must lie in 0 … {self.shape.codes - 1}")
         codes = F.embedding(indices.long(), self.quantizer.codebook).permute(0, 3, 1, 2)
         return torch.cat([to_bytes(self.decoder(part)) for part in codes.split(batch)])
 

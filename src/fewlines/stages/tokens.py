@@ -14,7 +14,7 @@ from fewlines.config import Experiment
 from fewlines.config.checks import DataFacts, check_against_data
 from fewlines.config.settings import TaskSettings
 from fewlines.errors import FewlinesError
-from fewlines.files import read_shapes, read_tensors
+from fewlines.files import parse, read_shapes, read_tensors
 from fewlines.models.base import Model, TokenSpec
 from fewlines.models.checkpoint import load_shape
 
@@ -37,10 +37,31 @@ def check_data(experiment: Experiment, path: Path) -> None:
             stride = load_shape(experiment.tokenizer.weights)[1].stride
         train, test = shapes["train_images"][0], shapes["test_images"][0]
         side, grid = (height, width), (height // stride, width // stride)
-        check_against_data(experiment, DataFacts(train, test, side, grid))
+        facts = DataFacts(train, test, side, grid)
     elif {"train_codes", "test_codes"} <= set(shapes) and "grid" in header:
         train, test = shapes["train_codes"][0], shapes["test_codes"][0]
-        check_against_data(experiment, DataFacts(train, test, None, tuple(header["grid"])))
+        facts = DataFacts(train, test, None, read_spec(path, header).grid)
+    else:
+        return  # another file: whoever reads it says so
+    try:
+        check_against_data(experiment, facts)
+    except FewlinesError as error:
+        raise FewlinesError(f"{path}: {error}") from None
+
+
+def read_spec(path: Path, header: dict[str, Any]) -> TokenSpec:
+    """Read what the tokens in a file are from its header.
+
+    Raises:
+        FewlinesError: it does not say.
+    """
+    try:
+        height, width = header["grid"]
+        return TokenSpec((int(height), int(width)), int(header["codes"]), int(header["classes"]))
+    except (KeyError, TypeError, ValueError):
+        raise FewlinesError(
+            f"{path} is not a file of tokens; 'fewlines tokenize' writes one"
+        ) from None
 
 
 def read_tokens(
@@ -59,9 +80,15 @@ def read_tokens(
         FewlinesError: it is no such file, or not for this model.
     """
     tensors, header = read_tensors(path)
-    if not {"grid", "codes", "classes"} <= set(header):
-        raise FewlinesError(f"{path} is not a file of tokens; 'fewlines tokenize' writes one")
-    found = TokenSpec(tuple(header["grid"]), header["codes"], header["classes"])
+    found = read_spec(path, header)
+    missing = {f"{part}_{kind}" for part in ("train", "test") for kind in ("codes", "labels")}
+    missing -= set(tensors)
+    if missing:
+        raise FewlinesError(f"{path} is not a file of tokens: it lacks {min(missing)}")
+    for name, most in (("codes", found.codes), ("labels", found.classes)):
+        for values in (tensors[f"{part}_{name}"] for part in ("train", "test")):
+            if len(values) and not 0 <= int(values.min()) <= int(values.max()) < most:
+                raise FewlinesError(f"{path}: {name} must lie in 0 … {most - 1}")
     if spec is not None and found != spec:
         raise FewlinesError(f"{path} holds {found}, but the model was made for {spec}")
     return tensors, header
@@ -92,10 +119,7 @@ def read_codes(codes: Path, labels: Path, spec: TokenSpec) -> tuple[Tensor, Tens
 
 
 def _load_integers(path: Path) -> npt.NDArray[np.integer[Any]]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError):
-        raise FewlinesError(f"{path} is not a .npy file of numbers") from None
+    array = parse(path, np.load, "a .npy file of numbers")
     if not isinstance(array, np.ndarray):
         raise FewlinesError(f"{path} holds several arrays; save one with numpy.save")
     if not np.issubdtype(array.dtype, np.integer) or array.ndim == 0 or array.size == 0:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewlines.errors import FewlinesError
-from fewlines.files import digest, read_json, read_tensors, write_json, write_tensors
+from fewlines.files import digest, parse, read_json, read_tensors, write_json, write_tensors
 from fewlines.progress import progress
 
 
@@ -182,8 +182,9 @@ def _restore(objective: Objective, checkpoints: Path, identity: list[Any]) -> in
     try:
         task = read_json(last / "task.json")
         weights, _ = read_tensors(last / "weights.safetensors")
-        states = torch.load(last / "optimizers.pt", map_location="cpu", weights_only=True)
-    except (FewlinesError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        load = partial(torch.load, map_location="cpu", weights_only=True)
+        states = parse(last / "optimizers.pt", load, "a whole file")
+    except (FewlinesError, OSError) as error:
         print(f"{last} is damaged ({error}); training begins anew", file=sys.stderr)
         task = None
     if task != identity:  # of other settings, data or weights, or damaged: this run replaces it

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewlines.errors import FewlinesError
-from fewlines.files import read_tensors
+from fewlines.files import parse, read_tensors
 from fewlines.models.llamagen.model import Transformer
 from fewlines.models.llamagen.shape import TransformerShape
 
+WANTED = "a whole file of weights alone; save a state_dict as safetensors and name that"
 WEIGHTS = ("model", "module", "state_dict", "ema")  # under one of these, or at the top
 
 
@@ -49,15 +49,8 @@ def load_checkpoint(path: Path, shape: TransformerShape) -> Transformer:
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FewlinesError(f"{path} does not exist") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise FewlinesError(
-            f"{path} is damaged or holds more than weights ({str(error).splitlines()[0]}); "
-            "save its state_dict as safetensors and name that"
-        ) from None
+    load = partial(torch.load, map_location="cpu", weights_only=True)
+    content = parse(path, load, WANTED)
     for name in WEIGHTS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

@@ -1,0 +1,199 @@
+"""Every column of the tables against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from conftest import tiny_transformer
+from fewlines.config import validate_experiment
+from fewlines.files import write_json
+from fewlines.models.checkpoint import save_network
+from fewlines.report.paper import PUBLISHED, make_paper_table
+from fewlines.report.results import Results
+from fewlines.report.tables import (
+    make_cache_table,
+    make_likelihood_table,
+    make_quality_table,
+    make_rank_table,
+    make_reference_table,
+)
+
+FULL, LINES, OTHER, ADAPTED = "full", "lines-1lines", "streaming-1lines", "adapted:1line"
+NLL = {  # of each image
+    ("base", FULL): [2.0, 2.2, 2.4],
+    ("base", LINES): [2.3, 2.4, 2.8],
+    ("base", OTHER): [2.1, 2.5, 2.4],
+    ("base+steps", FULL): [1.9, 2.0, 2.1],
+    (ADAPTED, LINES): [2.0, 2.2, 2.0],
+}
+SETS = {  # of each seed
+    ("base", FULL): [(10.0, 0.1, 5.0, 0.7, 0.6), (12.0, 0.3, 6.0, 0.5, 0.2)],
+    ("base", LINES): [(20.0, 0.5, 4.0, 0.4, 0.9), (26.0, 0.9, 2.0, 0.6, 0.3)],
+    ("base+steps", FULL): [(8.0, 0.1, 5.0, 0.7, 0.6), (8.0, 0.3, 6.0, 0.5, 0.2)],
+    (ADAPTED, LINES): [(16.0, 0.2, 5.0, 0.7, 0.6), (16.0, 0.2, 5.0, 0.7, 0.6)],
+}
+COST = {  # seconds of each repeat, peak, process
+    "full": ([4.0, 8.0], 900, 9000),
+    "stock": ([12.0, 12.0], 1800, 12000),
+    LINES: ([2.0, 2.0], 300, 3000),
+}
+
+
+def interval(values) -> tuple[float, float, float]:
+    mean, error = np.mean(values), stats.sem(values)
+    reach = stats.t.ppf(0.975, len(values) - 1) * error
+    return mean, mean - reach, mean + reach
+
+
+@pytest.fixture
+def results(tmp_path) -> Results:
+    """A finished run whose measurements were written by hand."""
+    experiment = validate_experiment(
+        {
+            "name": "hand",
+            "caches": [
+                {"policy": "lines", "budget": {"lines": 1}},
+                {"policy": "streaming", "budget": {"lines": 1}, "measure": "likelihood"},
+            ],
+            "adaptation": {
+                "models": {
+                    "base+steps": {"caches": ["full"], "measure": "samples"},
+                    ADAPTED: {"caches": [LINES], "measure": "samples"},
+                }
+            },
+            "cost": {"batch": 4},
+            "paper": {"cache": LINES},
+            "storage": "float16",
+            "efficiency": {"runs": []},
+        }
+    )
+    for model in ("base", "base+steps", ADAPTED):
+        save_network(tmp_path / model / "model.safetensors", tiny_transformer())
+    for (model, cache), nll in NLL.items():
+        difference = np.subtract(nll, NLL.get((model, FULL), nll))
+        mean, low, high = interval(difference) if difference.any() else (0.0, 0.0, 0.0)
+        content = {
+            "images": 3,
+            "nll": float(np.mean(nll)),
+            "nll_delta": mean,
+            "nll_delta_low": low,
+            "nll_delta_high": high,
+            "kl": 0.25,
+            "nll_of_images": nll,
+        }
+        write_json(tmp_path / model / "likelihood" / f"{cache}.json", content)
+    for (model, cache), sets in SETS.items():
+        names = ("fid", "kid", "is", "precision", "recall")
+        content = {"samples": 50, "extractor": "hand"}
+        content["sets"] = [dict(zip(names, each, strict=True)) for each in sets]
+        write_json(tmp_path / model / "quality" / f"{cache}.json", content)
+    rows = [
+        {"name": name, "outcome": "ok", "seconds": seconds, "peak_bytes": peak,
+         "process_bytes": process, "kv_bytes": peak // 3}
+        for name, (seconds, peak, process) in COST.items()
+    ]  # fmt: skip
+    for cache in (FULL, LINES):
+        content = {"batch": 4, "precision": "float32", "storage": "float16", "rows": rows}
+        write_json(tmp_path / "cost" / f"{cache}.json", content)
+    write_json(tmp_path / "paper.json", {**content, "cache": LINES})
+    for name in ("real", "reconstruction"):
+        sets = [{"fid": 1.0, "kid": 0.0, "is": 9.0, "precision": 0.8, "recall": 0.7}] * 2
+        write_json(tmp_path / "reference" / f"{name}.json", {"samples": 50, "sets": sets})
+    return Results(experiment, tmp_path)
+
+
+def test_the_cache_table(results):
+    table = make_cache_table(results)
+    full, lines, other, steps, adapted = table.to_dict("records")
+    assert [row["model"] for row in (full, lines, other, steps, adapted)] == [
+        "base", "base", "base", "base+steps", ADAPTED,
+    ]  # fmt: skip
+    assert (lines["policy"], lines["budget"]) == ("lines", "lines: 1")
+    # A prefix of one, and a line of five of the twenty tokens.
+    assert (full["capacity"], lines["capacity"], lines["n_tokens"]) == (21, 6, 20)
+    assert (lines["samples"], lines["seeds"], lines["likelihood_images"]) == (50, 2, 3)
+    assert lines["nll"] == pytest.approx(2.5)
+    assert lines["kl"] == 0.25
+    ends = interval([0.3, 0.2, 0.4])
+    assert [lines[f"nll_delta{end}"] for end in ("", "_low", "_high")] == pytest.approx(ends)
+    assert lines["fid_mean"] == 23.0
+    assert lines["fid_sd"] == pytest.approx(18**0.5)
+    assert lines["kid_mean"] == pytest.approx(0.7)
+    assert lines["is_mean"] == 3.0
+    assert lines["precision"] == pytest.approx(0.5)
+    assert lines["recall"] == pytest.approx(0.6)
+    # Keys and values, two layers of two heads of eight dimensions in 16 bits, four images.
+    assert full["kv_bytes"] == 2 * 2 * 2 * 8 * 2 * 4 * 21
+    assert lines["kv_bytes"] == 2 * 2 * 2 * 8 * 2 * 4 * 6
+    assert lines["peak_bytes"] == 300
+    assert lines["seconds_per_image"] == pytest.approx(0.5)
+    assert (lines["speedup_lean"], full["speedup_lean"]) == (3.0, 1.0)  # 4/2 and 8/2
+    assert (lines["speedup_stock"], full["speedup_stock"]) == (6.0, 2.25)  # 12/4 and 12/8
+    assert (lines["speedup_lean_low"], lines["speedup_lean_high"]) == (2.5, 3.5)
+    assert (lines["memory_saving"], full["memory_saving"]) == (3.0, 1.0)
+    assert lines["fid_ratio"] == pytest.approx(23 / 11)
+    assert (lines["outcome"], lines["cost_batch"], lines["storage"]) == ("ok", 4, "float16")
+    assert lines["extractor"] == "hand"
+    assert math.isnan(other["fid_mean"])
+    assert math.isnan(other["seconds_per_image"])
+    assert steps["steps_delta"] == 0
+    ends = interval([0.1, 0.2, -0.1])
+    assert [adapted[f"steps_delta{end}"] for end in ("", "_low", "_high")] == pytest.approx(ends)
+    assert adapted["fid_ratio"] == pytest.approx(16 / 8)
+    assert (adapted["trained_for"], adapted["extra_steps"]) == ("this", 320)
+
+
+def test_the_other_tables_say_the_same(results):
+    cache = make_cache_table(results)
+    likelihood, quality = make_likelihood_table(results), make_quality_table(results)
+    for column in ("nll", "nll_delta", "nll_delta_low", "kl", "steps_delta", "capacity"):
+        np.testing.assert_array_equal(likelihood[column], cache[column])
+    drawn = cache[cache["samples"].notna()]
+    for column in ("fid_mean", "kid_mean", "is_mean", "precision", "recall", "fid_ratio"):
+        np.testing.assert_array_equal(quality[column], drawn[column])
+
+
+def test_the_ranks(results):
+    table = make_rank_table(results)
+    assert table["policy"].tolist() == ["streaming", "lines"]
+    assert table["rank"].tolist() == [1, 2]
+    ends = interval(np.subtract(NLL["base", LINES], NLL["base", OTHER]))
+    found = [table[f"behind{end}"][1] for end in ("", "_low", "_high")]
+    assert found == pytest.approx(ends)
+    assert math.isnan(table["behind"][0])
+
+
+def test_the_reference_scores(results):
+    real, _ = make_reference_table(results).to_dict("records")
+    assert (real["reference"], real["samples"], real["fid_mean"], real["fid_sd"]) == (
+        "real", 50, 1.0, 0.0,
+    )  # fmt: skip
+    assert (real["precision"], real["recall"]) == (0.8, 0.7)
+
+
+def test_the_papers_table(results):
+    theirs, _, stock, lean, few = make_paper_table(results).to_dict("records")
+    (_, memory, seconds, fid), (_, few_memory, few_seconds, few_fid) = PUBLISHED
+    assert (memory, seconds, fid) == (28.5, 15.2, 9.12)
+    assert theirs["time_ratio"] == pytest.approx(15.2 / 4.8)
+    assert theirs["process_memory_ratio"] == pytest.approx(28.5 / 8.7)
+    assert theirs["fid_ratio"] == pytest.approx(9.35 / 9.12)
+    assert (few_memory, few_seconds, few_fid) == (8.7, 4.8, 9.35)
+    assert (stock["process_memory_ratio"], lean["process_memory_ratio"]) == (4.0, 3.0)
+    assert (stock["peak_memory_ratio"], lean["peak_memory_ratio"]) == (6.0, 3.0)
+    assert (stock["time_ratio"], lean["time_ratio"]) == (6.0, 3.0)
+    assert lean["fid_ratio"] == pytest.approx((20 / 10 + 26 / 12) / 2)
+    assert (lean["fid_ratio_low"], lean["fid_ratio_high"]) == pytest.approx((2.0, 26 / 12))
+    assert math.isnan(few["time_ratio"])
+    assert few["seconds_per_image"] == pytest.approx(0.5)
+
+
+def test_a_file_of_weights_is_all_that_is_loaded_of_a_model(results):
+    assert results.load_network().device == torch.device("meta")
+    assert Path(results.folder).exists()
