@@ -14,7 +14,6 @@ from typing import TextIO
 
 import numpy as np
 import psutil
-from snakemake.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
 TOY = Path(__file__).parent / "toy.yaml"
@@ -35,6 +34,8 @@ def snakemake(folder: Path, *arguments: str, config: Path = TOY, limit: float = 
 def plan(folder: Path, *arguments: str, config: Path = TOY, status: int = 0) -> str:
     """As `snakemake`, of what runs no job: in a fork of this process, which has imported all that
     it needs. It has to end with `status`."""
+    import snakemake.cli  # noqa: F401 - before the fork, and not where no plan is made
+
     command = [*SNAKEMAKE[1:], *arguments, "--configfile", str(config)]
     with tempfile.TemporaryFile("w+", buffering=1) as output:
         process = os.fork()
@@ -49,6 +50,8 @@ def plan(folder: Path, *arguments: str, config: Path = TOY, status: int = 0) -> 
 
 def be_snakemake(command: list[str], folder: Path, output: TextIO) -> int:
     """Of a fork: its exit status."""
+    from snakemake.cli import main
+
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     sys.stdout = sys.stderr = output

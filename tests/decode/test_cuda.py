@@ -130,3 +130,30 @@ def test_what_a_gpu_can_do_is_probed(model):
     assert probe["bandwidth"] > 1e11
     assert probe["operator_seconds"] < 1e-4
     assert min(min(rates.values()) for rates in probe["linear_rates"].values()) > 0
+
+
+@pytest.mark.parametrize("cast", [torch.nn.Module.half, torch.nn.Module.bfloat16])
+@pytest.mark.parametrize("cache", [FULL, fewlines.cache("lines", lines=2, merge=True)])
+def test_a_model_in_16_bits_draws_as_it_is(model, cast, cache):
+    """`model.half().cuda()`, labels as a list: as users write it."""
+    small = cast(copy.deepcopy(model)).cuda()
+    drawn = fewlines.generate(small, [0, 1, 2], cache, seed=1)
+    assert drawn.shape == (3, N)
+    assert 0 <= drawn.min() <= drawn.max() < 16
+    again = fewlines.generate(small, torch.tensor([0, 1, 2]), cache, seed=1, batch=3)
+    assert torch.equal(drawn, again)
+    logits = small.teacher_forced(torch.tensor([0, 1, 2]).cuda(), drawn).float().cpu()
+    expected = model.teacher_forced(torch.tensor([0, 1, 2]), drawn.cpu())
+    assert (logits - expected).abs().mean() < 0.05 * expected.abs().mean()
+    greedy = fewlines.Sampler(temperature=0)
+    one, other = (fewlines.generate(small, 0, cache, seed, sampler=greedy) for seed in (0, 1))
+    assert torch.equal(one, other)
+
+
+def test_weights_that_are_not_finite_draw_nothing_on_a_gpu(model):
+    broken = copy.deepcopy(model).cuda()
+    broken.layers[1].attention.wo.weight[0, 0] = torch.nan
+    for sampler in (None, fewlines.Sampler(temperature=0)):
+        for cache in (FULL, fewlines.cache("lines", lines=1)):
+            with pytest.raises(fewlines.FewlinesError, match="logits are not finite"):
+                fewlines.generate(broken, [0, 1], cache, sampler=sampler)
