@@ -90,7 +90,7 @@ def results(tmp_path) -> Results:
         write_json(tmp_path / model / "likelihood" / f"{cache}.json", content)
     for (model, cache), sets in SETS.items():
         names = ("fid", "kid", "is", "precision", "recall")
-        content = {"samples": 50, "extractor": "hand"}
+        content = {"samples": 50, "extractor": "hand", "reference_images": 100, "dimensions": 50}
         content["sets"] = [dict(zip(names, each, strict=True)) for each in sets]
         write_json(tmp_path / model / "quality" / f"{cache}.json", content)
     rows = [
@@ -104,7 +104,10 @@ def results(tmp_path) -> Results:
     write_json(tmp_path / "paper.json", {**content, "cache": LINES})
     for name in ("real", "reconstruction"):
         sets = [{"fid": 1.0, "kid": 0.0, "is": 9.0, "precision": 0.8, "recall": 0.7}] * 2
-        write_json(tmp_path / "reference" / f"{name}.json", {"samples": 50, "sets": sets})
+        write_json(
+            tmp_path / "reference" / f"{name}.json",
+            {"samples": 50, "reference_images": 100, "dimensions": 9, "sets": sets},
+        )
     return Results(experiment, tmp_path)
 
 
@@ -140,6 +143,8 @@ def test_the_cache_table(results):
     assert lines["fid_ratio"] == pytest.approx(23 / 11)
     assert (lines["outcome"], lines["cost_batch"], lines["storage"]) == ("ok", 4, "float16")
     assert lines["extractor"] == "hand"
+    assert lines["fid_note"] == "50 images in 50 dimensions: covariance of lower rank"
+    assert other["fid_note"] == ""
     assert math.isnan(other["fid_mean"])
     assert math.isnan(other["seconds_per_image"])
     assert steps["steps_delta"] == 0
@@ -174,7 +179,7 @@ def test_the_reference_scores(results):
     assert (real["reference"], real["samples"], real["fid_mean"], real["fid_sd"]) == (
         "real", 50, 1.0, 0.0,
     )  # fmt: skip
-    assert (real["precision"], real["recall"]) == (0.8, 0.7)
+    assert (real["precision"], real["recall"], real["fid_note"]) == (0.8, 0.7, "")
 
 
 def test_the_papers_table(results):

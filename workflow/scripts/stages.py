@@ -42,6 +42,7 @@ def run(path: str, arguments: list[str]) -> int:
 
 def serve(path: str) -> None:
     """Fork for every job until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Snakemake's to answer
     server, selector = socket.socket(socket.AF_UNIX), selectors.DefaultSelector()
     server.bind(path)
     server.listen(64)
@@ -56,6 +57,9 @@ def serve(path: str) -> None:
             if key.fileobj is server:
                 connection, _ = server.accept()
                 request, outputs = receive(connection)
+                if request is None:  # whoever asked has ended
+                    connection.close()
+                    continue
                 import_stage(request["arguments"][0])
                 process = os.fork()
                 if process == 0:
@@ -65,8 +69,9 @@ def serve(path: str) -> None:
                 selector.register(connection, selectors.EVENT_READ, process)
                 selector.register(os.pidfd_open(process), selectors.EVENT_READ, connection)
             elif isinstance(key.data, int):  # whoever waited has ended
-                os.kill(key.data, signal.SIGKILL)
-                selector.unregister(key.fileobj)
+                if key.fileobj.fileno() >= 0:  # and was not answered a moment ago
+                    os.kill(key.data, signal.SIGKILL)
+                    selector.unregister(key.fileobj)
             else:  # the fork has ended
                 selector.unregister(key.fd)
                 with contextlib.suppress(KeyError):
@@ -93,18 +98,23 @@ def import_stage(name: str) -> None:
         load_stage(name)
 
 
-def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Receive what is to run, and where its output and its errors go."""
+def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """Receive what is to run, None where that breaks off, and where its output and errors go."""
     length, outputs, _, _ = socket.recv_fds(connection, 4, 2)
     content = b""
     while len(content) < int.from_bytes(length, "big"):
-        content += connection.recv(65536)
-    return json.loads(content), outputs
+        part = connection.recv(65536)
+        if not part:
+            break
+        content += part
+    whole = len(outputs) == 2 and len(content) == int.from_bytes(length, "big")
+    return (json.loads(content) if whole else None), outputs
 
 
 def answer(request: dict[str, Any], outputs: list[int]) -> int:
     """Be the process of a job; returns its exit status."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for target, descriptor in zip((1, 2), outputs, strict=True):
         os.dup2(descriptor, target)
     os.chdir(request["folder"])

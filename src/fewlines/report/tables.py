@@ -68,7 +68,8 @@ def make_quality_table(results: Results) -> pd.DataFrame:
         if quality:
             made = {**_quality_row(results, *row, quality), **_versus(results, *row)}
             made["fid_ratio"] = _compare_fid(results, row[0], made["fid_mean"])
-            rows.append({**made, "extractor": quality["extractor"]})
+            note = _note_rank(quality)
+            rows.append({**made, "extractor": quality["extractor"], "fid_note": note})
     return pd.DataFrame(rows)
 
 
@@ -162,6 +163,7 @@ def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
         **_versus(results, model, slug),
         "fid_ratio": _compare_fid(results, model, row["fid_mean"]),
         "extractor": quality.get("extractor", ""),
+        "fid_note": _note_rank(quality),
     }
 
 
@@ -177,6 +179,16 @@ def _quality_row(
         **_likelihood(results, model, slug),
         **_over_seeds(sets),
     }
+
+
+def _note_rank(quality: dict[str, Any]) -> str:
+    """Where FID compares covariances that have not full rank."""
+    if not quality:
+        return ""
+    fewest = min(quality["samples"], quality["reference_images"])
+    if fewest > quality["dimensions"]:
+        return ""
+    return f"{fewest} images in {quality['dimensions']} dimensions: covariance of lower rank"
 
 
 def _compare_fid(results: Results, model: str, fid: float) -> float:
@@ -243,6 +255,7 @@ def make_reference_table(results: Results) -> pd.DataFrame:
                 "reference": name,
                 "samples": results.read_reference(name)["samples"],
                 **_over_seeds(sets),
+                "fid_note": _note_rank(results.read_reference(name)),
             }
         )
     return pd.DataFrame(rows)

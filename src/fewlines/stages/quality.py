@@ -80,4 +80,10 @@ def _write(
     features = load_features(config.quality.features, classifier)
     reference = ImageData.load(images).test.images
     results = measure(sets, reference, features, config.quality)
-    write_json(output, {"extractor": features.name, "samples": len(sets[0]), "sets": results})
+    facts = {
+        "extractor": features.name,
+        "samples": len(sets[0]),
+        "reference_images": len(reference),
+        "dimensions": features.network(reference[:1])[0].shape[1],
+    }
+    write_json(output, {**facts, "sets": results})
