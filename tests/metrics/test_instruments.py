@@ -9,11 +9,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torchmetrics.image import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance
 
 import fewlines
-from conftest import CACHES, GRID, images
+from conftest import GRID
 from fewlines import machine
 from fewlines.bench import memory
 from fewlines.bench.cost import Configuration, Workload, measure_cost, pair_ratios
@@ -23,7 +22,6 @@ from fewlines.data import SOURCES
 from fewlines.decode.sampler import Sampler
 from fewlines.errors import FewlinesError
 from fewlines.metrics.features import Features, load_features, weights_hash
-from fewlines.metrics.likelihood import measure_likelihood, pair_interval
 from fewlines.metrics.quality import measure_quality
 from fewlines.models.checkpoint import save_network
 from fewlines.models.classifier import Classifier, ClassifierShape
@@ -35,56 +33,6 @@ N = GRID[0] * GRID[1]
 def draws(model, count=6):
     labels = torch.arange(count) % 3
     return labels, fewlines.generate(model, labels, fewlines.cache("full"), seed=1)
-
-
-def test_likelihood_under_the_full_cache_is_that_of_the_model(model):
-    labels, codes = draws(model)
-    found = measure_likelihood(model, labels, codes, fewlines.cache("full"), batch=4)
-    logits = model.teacher_forced(labels, codes)
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten())
-    assert found.nll.mean().item() == pytest.approx(expected.item(), rel=1e-6)
-    assert not found.kl.any()
-    assert torch.equal(found.nll, found.nll_full)
-
-
-def test_likelihoods_and_divergences_are_those_of_the_logits(model):
-    """KL(full ‖ cache): what coding by the cache's distribution costs where full is the truth."""
-    labels, codes = images(model)
-    cache = fewlines.cache("lines", lines=1)
-    found = measure_likelihood(model, labels, codes, cache, batch=2)
-    full = model.teacher_forced(labels, codes).double().softmax(-1)
-    under = model.teacher_forced(labels, codes, model.limit(cache)).double().softmax(-1)
-    expected = (full * (full / under).log()).sum(-1)
-    torch.testing.assert_close(found.kl.double(), expected, atol=1e-5, rtol=1e-4)
-    backwards = (under * (under / full).log()).sum(-1)
-    assert (found.kl.double() - backwards).abs().max() > 1e-3
-    for nll, probabilities in ((found.nll, under), (found.nll_full, full)):
-        of_codes = probabilities.gather(-1, codes[..., None]).squeeze(-1)
-        torch.testing.assert_close(nll, -of_codes.log().mean(-1), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        found.average_by_line(), expected.unflatten(1, (4, 5)).mean((0, 2)), atol=1e-5, rtol=1e-4
-    )
-
-
-@pytest.mark.parametrize("cache", CACHES[:4], ids=lambda cache: cache.slug)
-def test_a_small_cache_costs_likelihood_and_kl_starts_where_it_first_evicts(model, cache):
-    labels, codes = draws(model, count=12)
-    found = measure_likelihood(model, labels, codes, cache, batch=5)
-    whole = measure_likelihood(model, labels, codes, cache, batch=12)
-    torch.testing.assert_close(found.nll, whole.nll, atol=1e-5, rtol=1e-5)
-    capacity = cache.budget.tokens(GRID) - cache.merge
-    assert found.kl[:, : capacity + 1].abs().max() < 1e-5  # nobody was evicted yet
-    assert found.kl[:, capacity + 1 :].mean() > 1e-4
-    assert found.kl.min() > -1e-5
-
-
-def test_the_paired_interval_is_students():
-    difference = torch.tensor([0.1, 0.3, 0.2, 0.5, -0.1], dtype=torch.float64)
-    mean, low, high = pair_interval(difference)
-    expected = stats.ttest_1samp(difference.numpy(), 0).confidence_interval(0.95)
-    assert mean == pytest.approx(0.2)
-    assert (low, high) == pytest.approx((expected.low, expected.high))
-    assert pair_interval(torch.zeros(3)) == (0, 0, 0)
 
 
 def test_ratios_are_paired_by_repeat():
