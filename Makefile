@@ -27,8 +27,8 @@ kills: $(READY)  ## `make quick` undisturbed and killed at random: the same tabl
 fuzz: $(READY)  ## thousands of configurations, damaged files and arguments; some ten minutes
 	$(BIN)/pytest tests/test_fuzz.py --numprocesses 2 --hypothesis-profile fuzz --hypothesis-show-statistics
 
-test: lint  ## the whole suite, two files at a time, and how much of the code it runs
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report term
+test: lint  ## the whole suite, three files at a time, and how much of the code it runs
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --cov --cov-report term
 
 lint: $(READY)  ## style, types, layers, workflow
 	$(BIN)/ruff check .

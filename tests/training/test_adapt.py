@@ -163,6 +163,7 @@ def test_low_rank_updates_are_merged_into_plain_weights(base, tmp_path, trained)
     )
     tokens, start = tmp_path / "tokens.safetensors", tmp_path / "base.safetensors"
     codes = {"train_codes": CODES, "train_labels": LABELS}
+    codes |= {"test_codes": CODES.clone(), "test_labels": LABELS.clone()}
     write_tensors(tokens, codes, {"grid": [3, 4], "codes": 7, "classes": 4})
     save_network(start, base)
     adapt(experiment, start, tokens, "adapted", tmp_path / "adapted", tmp_path / "metrics")

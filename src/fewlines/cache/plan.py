@@ -51,8 +51,8 @@ class EvictionPlan:
 
     def __post_init__(self) -> None:
         """Simulate the victims, which refuses those that exceed the capacity."""
-        n, width = self.geometry.n_tokens, self.geometry.width
-        ranges = {"capacity": (1, n), "merge_slots": (0, width), "victims": (NO_VICTIM, n - 1)}
+        n = self.geometry.n_tokens
+        ranges = {"capacity": (1, n), "merge_slots": (0, n), "victims": (NO_VICTIM, n - 1)}
         for name, (least, most) in ranges.items():
             table = getattr(self, name)
             if table is not None and not least <= table.min() <= table.max() <= most:

@@ -190,7 +190,7 @@ def generate(
     seed, first = read_count(seed, "seed", 0), read_count(first, "first", 0)
     batch = read_count(batch, "batch", 1)
     for name, dtype in (("precision", precision), ("storage", storage)):
-        if dtype is not None and dtype not in FLOATS:
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in FLOATS):
             raise FewlinesError(f"{name}: {dtype} is not one of {', '.join(map(str, FLOATS))}")
     if len(labels) == 0:
         return labels.new_empty(0, spec.n_tokens)
