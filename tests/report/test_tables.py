@@ -24,14 +24,19 @@ from fewlines.report.tables import (
     make_reference_table,
 )
 
-FULL, LINES, OTHER, ADAPTED = "full", "lines-1lines", "streaming-1lines", "adapted:1line"
+FULL, LINES, OTHER = "full", "lines-1lines", "streaming-1lines"
+ADAPTED, SEVERAL = "adapted:1line", "adapted:several"
 NLL = {  # of each image
     ("base", FULL): [2.0, 2.2, 2.4],
     ("base", LINES): [2.3, 2.4, 2.8],
     ("base", OTHER): [2.1, 2.5, 2.4],
     ("base+steps", FULL): [1.9, 2.0, 2.1],
     (ADAPTED, LINES): [2.0, 2.2, 2.0],
+    (SEVERAL, FULL): [2.0, 2.1, 2.2],
+    (SEVERAL, LINES): [2.1, 2.2, 2.4],
+    (SEVERAL, OTHER): [2.5, 2.2, 2.4],
 }
+KL = {row: 0.25 + number for number, row in enumerate(NLL)}
 SETS = {  # of each seed
     ("base", FULL): [(10.0, 0.1, 5.0, 0.7, 0.6), (12.0, 0.3, 6.0, 0.5, 0.2)],
     ("base", LINES): [(20.0, 0.5, 4.0, 0.4, 0.9), (26.0, 0.9, 2.0, 0.6, 0.3)],
@@ -43,6 +48,57 @@ COST = {  # seconds of each repeat, peak, process
     "stock": ([12.0, 12.0], 1800, 12000),
     LINES: ([2.0, 2.0], 300, 3000),
 }
+
+
+COLUMNS = [
+    "model",
+    "policy",
+    "budget",
+    "capacity",
+    "n_tokens",
+    "samples",
+    "seeds",
+    "nll",
+    "nll_delta",
+    "nll_delta_low",
+    "nll_delta_high",
+    "kl",
+    "fid_mean",
+    "fid_sd",
+    "kid_mean",
+    "is_mean",
+    "precision",
+    "recall",
+    "kv_bytes",
+    "peak_bytes",
+    "seconds_per_image",
+    "speedup_lean",
+    "speedup_stock",
+    "memory_saving",
+    "speedup_lean_low",
+    "speedup_lean_high",
+    "speedup_stock_low",
+    "speedup_stock_high",
+    "outcome",
+    "cost_batch",
+    "arithmetic",
+    "storage",
+    "likelihood_images",
+    "task",
+    "fid_ratio",
+    "extractor",
+    "fid_note",
+    "extra_steps",
+    "trained_for",
+    "start",
+    "trained",
+    "distil",
+    "lora_rank",
+    "registers",
+    "steps_delta",
+    "steps_delta_low",
+    "steps_delta_high",
+]
 
 
 def interval(values) -> tuple[float, float, float]:
@@ -65,6 +121,13 @@ def results(tmp_path) -> Results:
                 "models": {
                     "base+steps": {"caches": ["full"], "measure": "samples"},
                     ADAPTED: {"caches": [LINES], "measure": "samples"},
+                    SEVERAL: {
+                        "caches": [FULL, LINES],
+                        "compared": [OTHER],
+                        "measure": "likelihood",
+                        "distil": 0.5,
+                        "registers": 1,
+                    },
                 }
             },
             "cost": {"batch": 4},
@@ -73,7 +136,7 @@ def results(tmp_path) -> Results:
             "efficiency": {"runs": []},
         }
     )
-    for model in ("base", "base+steps", ADAPTED):
+    for model in ("base", "base+steps", ADAPTED, SEVERAL):
         save_network(tmp_path / model / "model.safetensors", tiny_transformer())
     for (model, cache), nll in NLL.items():
         difference = np.subtract(nll, NLL.get((model, FULL), nll))
@@ -84,7 +147,7 @@ def results(tmp_path) -> Results:
             "nll_delta": mean,
             "nll_delta_low": low,
             "nll_delta_high": high,
-            "kl": 0.25,
+            "kl": KL[model, cache],
             "nll_of_images": nll,
         }
         write_json(tmp_path / model / "likelihood" / f"{cache}.json", content)
@@ -106,23 +169,25 @@ def results(tmp_path) -> Results:
         sets = [{"fid": 1.0, "kid": 0.0, "is": 9.0, "precision": 0.8, "recall": 0.7}] * 2
         write_json(
             tmp_path / "reference" / f"{name}.json",
-            {"samples": 50, "reference_images": 100, "dimensions": 9, "sets": sets},
+            {"samples": 50, "reference_images": 100, "dimensions": 60, "sets": sets},
         )
     return Results(experiment, tmp_path)
 
 
 def test_the_cache_table(results):
     table = make_cache_table(results)
-    full, lines, other, steps, adapted = table.to_dict("records")
-    assert [row["model"] for row in (full, lines, other, steps, adapted)] == [
-        "base", "base", "base", "base+steps", ADAPTED,
+    full, lines, other, steps, adapted, *several = table.to_dict("records")
+    assert list(zip(table["model"], table["policy"], strict=True)) == [
+        ("base", "full"), ("base", "lines"), ("base", "streaming"), ("base+steps", "full"),
+        (ADAPTED, "lines"), (SEVERAL, "full"), (SEVERAL, "lines"), (SEVERAL, "streaming"),
     ]  # fmt: skip
+    assert list(table.columns) == COLUMNS
+    assert table["kl"].tolist() == list(KL.values())
     assert (lines["policy"], lines["budget"]) == ("lines", "lines: 1")
     # A prefix of one, and a line of five of the twenty tokens.
     assert (full["capacity"], lines["capacity"], lines["n_tokens"]) == (21, 6, 20)
     assert (lines["samples"], lines["seeds"], lines["likelihood_images"]) == (50, 2, 3)
     assert lines["nll"] == pytest.approx(2.5)
-    assert lines["kl"] == 0.25
     ends = interval([0.3, 0.2, 0.4])
     assert [lines[f"nll_delta{end}"] for end in ("", "_low", "_high")] == pytest.approx(ends)
     assert lines["fid_mean"] == 23.0
@@ -139,6 +204,8 @@ def test_the_cache_table(results):
     assert (lines["speedup_lean"], full["speedup_lean"]) == (3.0, 1.0)  # 4/2 and 8/2
     assert (lines["speedup_stock"], full["speedup_stock"]) == (6.0, 2.25)  # 12/4 and 12/8
     assert (lines["speedup_lean_low"], lines["speedup_lean_high"]) == (2.5, 3.5)
+    assert (full["speedup_stock_low"], full["speedup_stock_high"]) == (1.875, 2.625)
+    assert lines["arithmetic"] == "float32"
     assert (lines["memory_saving"], full["memory_saving"]) == (3.0, 1.0)
     assert lines["fid_ratio"] == pytest.approx(23 / 11)
     assert (lines["outcome"], lines["cost_batch"], lines["storage"]) == ("ok", 4, "float16")
@@ -152,6 +219,14 @@ def test_the_cache_table(results):
     assert [adapted[f"steps_delta{end}"] for end in ("", "_low", "_high")] == pytest.approx(ends)
     assert adapted["fid_ratio"] == pytest.approx(16 / 8)
     assert (adapted["trained_for"], adapted["extra_steps"]) == ("this", 320)
+    assert [row["trained_for"] for row in several] == ["several", "several", "other"]
+    facts = ("start", "trained", "distil", "lora_rank", "registers", "likelihood_images")
+    assert [adapted[fact] for fact in facts] == ["base", "all", 0.0, 0, 0, 3]
+    assert [several[0][fact] for fact in facts] == ["base", "all", 0.5, 0, 1, 3]
+    assert table["task"].isna().all()
+    assert several[0]["extractor"] == ""
+    assert math.isnan(several[0]["samples"])
+    assert math.isnan(several[0]["fid_ratio"])
 
 
 def test_the_other_tables_say_the_same(results):
@@ -162,12 +237,19 @@ def test_the_other_tables_say_the_same(results):
     drawn = cache[cache["samples"].notna()]
     for column in ("fid_mean", "kid_mean", "is_mean", "precision", "recall", "fid_ratio"):
         np.testing.assert_array_equal(quality[column], drawn[column])
+    for column in ("extractor", "fid_note", "policy", "budget", "model"):
+        assert quality[column].tolist() == drawn[column].tolist()
 
 
 def test_the_ranks(results):
     table = make_rank_table(results)
     assert table["policy"].tolist() == ["streaming", "lines"]
     assert table["rank"].tolist() == [1, 2]
+    assert table.columns.tolist() == [
+        "budget", "rank", "policy", "nll_delta", "behind", "behind_low", "behind_high",
+    ]  # fmt: skip
+    assert table["budget"].tolist() == ["lines: 1"] * 2
+    assert table["nll_delta"].tolist() == pytest.approx([0.4 / 3, 0.3])
     ends = interval(np.subtract(NLL["base", LINES], NLL["base", OTHER]))
     found = [table[f"behind{end}"][1] for end in ("", "_low", "_high")]
     assert found == pytest.approx(ends)
@@ -179,7 +261,8 @@ def test_the_reference_scores(results):
     assert (real["reference"], real["samples"], real["fid_mean"], real["fid_sd"]) == (
         "real", 50, 1.0, 0.0,
     )  # fmt: skip
-    assert (real["precision"], real["recall"], real["fid_note"]) == (0.8, 0.7, "")
+    assert (real["precision"], real["recall"]) == (0.8, 0.7)
+    assert real["fid_note"] == "50 images in 60 dimensions: covariance of lower rank"
 
 
 def test_the_papers_table(results):

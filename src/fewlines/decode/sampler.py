@@ -44,7 +44,7 @@ class Sampler:
     def guide(self, logits: Tensor) -> Tensor:
         """Guide: logits of conditional and then unconditional rows `(2B, V)` → `(B, V)`."""
         conditional, unconditional = logits.chunk(2)
-        return unconditional + (conditional - unconditional) * self.guidance
+        return unconditional + (conditional - unconditional) * float(self.guidance)
 
     def __call__(self, logits: Tensor, noise: Tensor) -> Tensor:
         """Draw by inverting the cumulative distribution.
@@ -62,7 +62,7 @@ class Sampler:
         if self.temperature == 0:
             best, codes = logits.max(-1)
             return codes.masked_fill(~best.isfinite(), logits.shape[-1])
-        logits = logits / self.temperature
+        logits = logits / float(self.temperature)  # whole numbers may be larger than torch takes
         if 0 < self.top_k < logits.shape[-1]:
             lowest = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < lowest, -torch.inf)
