@@ -150,11 +150,11 @@ def test_the_lock_of_a_killed_run_is_taken_away_and_no_other(tmp_path):
     assert unlock() == ""  # nobody says whose it is
     record.write_text(owner.stdout)
     assert unlock() == ""  # at work
-    sleeper.kill()
-    sleeper.wait()
+    sleeper.kill()  # a zombie from now on
     record.write_text(json.dumps({**json.loads(owner.stdout), "machine": "elsewhere"}))
     assert unlock() == ""
     assert lock.exists()
     record.write_text(owner.stdout)
     assert f"the run of process {sleeper.pid} was killed" in unlock()
     assert not lock.exists()
+    sleeper.wait()

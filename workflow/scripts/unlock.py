@@ -34,7 +34,9 @@ def find_dead_owner() -> int | None:
     if owner["machine"] != socket.gethostname():
         return None
     try:
-        alive = psutil.Process(owner["pid"]).create_time() == owner["started"]
+        process = psutil.Process(owner["pid"])
+        alive = process.create_time() == owner["started"]
+        alive &= process.status() != psutil.STATUS_ZOMBIE  # nobody has asked yet how it ended
     except psutil.NoSuchProcess:
         alive = False
     return None if alive else int(owner["pid"])
@@ -43,6 +45,9 @@ def find_dead_owner() -> int | None:
 if __name__ == "__main__":
     dead = find_dead_owner()
     if dead is not None:
-        print(f"the run of process {dead} was killed; its lock is taken away, and it goes on")
+        print(
+            f"the run of process {dead} was killed; its lock is taken away, and it goes on",
+            flush=True,
+        )
         command = [Path(sys.executable).with_name("snakemake"), "--unlock", "--quiet"]
         subprocess.run(command, check=True)
