@@ -42,7 +42,7 @@ def _find_complaints(experiment: Experiment, facts: DataFacts) -> Iterator[str]:
     if facts.test < 2:
         yield f"data: {facts.test} test images; at least 2 are needed"
     if facts.side is not None:
-        stride = 2 ** (len(experiment.tokenizer.widths) - 1)
+        stride = experiment.tokenizer.stride
         if experiment.tokenizer.weights is None and any(side % stride for side in facts.side):
             height, width = facts.side
             yield (

@@ -96,6 +96,11 @@ class TokenizerSettings(Section):
     batch: Positive = Field(128, description="images of a step")
     learning_rate: Rate = Field(2e-3, description="peak, AdamW")
 
+    @property
+    def stride(self) -> int:
+        """Pixels of a token's side."""
+        return int(2 ** (len(self.widths) - 1))
+
 
 class ClassifierSettings(Section):
     """The network whose features images are compared by."""

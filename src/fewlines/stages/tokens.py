@@ -32,9 +32,8 @@ def check_data(experiment: Experiment, path: Path) -> None:
     shapes, header = read_shapes(path)
     if {"train_images", "test_images"} <= set(shapes):
         height, width = shapes["train_images"][2:]
-        stride = 2 ** (len(experiment.tokenizer.widths) - 1)
-        if experiment.tokenizer.weights:
-            stride = load_shape(experiment.tokenizer.weights)[1].stride
+        weights = experiment.tokenizer.weights
+        stride = (load_shape(weights)[1] if weights else experiment.tokenizer).stride
         train, test = shapes["train_images"][0], shapes["test_images"][0]
         side, grid = (height, width), (height // stride, width // stride)
         facts = DataFacts(train, test, side, grid)
