@@ -84,10 +84,9 @@ def read_tokens(
     missing -= set(tensors)
     if missing:
         raise FewlinesError(f"{path} is not a file of tokens: it lacks {min(missing)}")
-    for name, most in (("codes", found.codes), ("labels", found.classes)):
-        for values in (tensors[f"{part}_{name}"] for part in ("train", "test")):
-            if len(values) and not 0 <= int(values.min()) <= int(values.max()) < most:
-                raise FewlinesError(f"{path}: {name} must lie in 0 … {most - 1}")
+    for name, limit in (("codes", found.codes), ("labels", found.classes)):
+        for part in ("train", "test"):
+            _check_range(tensors[f"{part}_{name}"], limit, f"{path}: {name}")
     if spec is not None and found != spec:
         raise FewlinesError(f"{path} holds {found}, but the model was made for {spec}")
     return tensors, header
@@ -112,9 +111,14 @@ def read_codes(codes: Path, labels: Path, spec: TokenSpec) -> tuple[Tensor, Tens
             f"wanted are {n} codes and a class for each of the {len(images)} images"
         )
     for values, limit, path in ((images, spec.codes, codes), (classes, spec.classes, labels)):
-        if not 0 <= values.min() <= values.max() < limit:
-            raise FewlinesError(f"{path}: values must lie in 0 … {limit - 1}")
+        _check_range(values, limit, f"{path}: values")
     return torch.from_numpy(images.astype(np.int32)), torch.from_numpy(classes.astype(np.int64))
+
+
+def _check_range(values: Any, limit: int, name: str) -> None:
+    """Of a tensor or an array of whole numbers."""
+    if len(values) and not 0 <= values.min() <= values.max() < limit:
+        raise FewlinesError(f"{name} must lie in 0 … {limit - 1}")
 
 
 def _load_integers(path: Path) -> npt.NDArray[np.integer[Any]]:
