@@ -38,6 +38,13 @@ def wait(condition, seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def start(place: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, SCRIPT, "run", place, *arguments]
     environment = {**os.environ, "PATH": PATH}
@@ -64,14 +71,14 @@ def test_a_fork_dies_with_whoever_waits_for_it_and_with_the_server(server):
     (fork,) = process.children()
     waiting.kill()
     waiting.communicate()
-    wait(lambda: not fork.is_running() or fork.status() == psutil.STATUS_ZOMBIE, 5)
+    wait(lambda: has_ended(fork), 5)
     waiting = start(place, *PLAN, "--device=this")
     wait(lambda: [each for each in process.children() if each.pid != fork.pid])
     fork = process.children()[-1]
     process.stdin.close()
     waiting.communicate(timeout=10)
     assert waiting.returncode == 137
-    wait(lambda: not fork.is_running() or fork.status() == psutil.STATUS_ZOMBIE, 5)
+    wait(lambda: has_ended(fork), 5)
 
 
 def test_without_a_server_it_is_fewlines_itself(tmp_path):

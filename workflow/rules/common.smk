@@ -107,6 +107,7 @@ wildcard_constraints:
     cache="|".join(map(re.escape, CACHES)),
     model="|".join(map(re.escape, dict(ROWS))),
     adapted="|".join(map(re.escape, ADAPTED)) or "none",
+    searched="|".join(map(re.escape, EXPERIMENT.search.caches)) or "none",
 
 
 # Of jobs that take every core: one after another, before those of one core, which then run side by
@@ -168,10 +169,14 @@ def calibration(wildcards):
 
 def calibration_for(slugs):
     """The file with all that these caches go by."""
-    needs = {EXPERIMENT.get_cache(slug).requires for slug in slugs}
+    return calibration_needed(*(EXPERIMENT.get_cache(slug).requires for slug in slugs))
+
+
+def calibration_needed(*needs):
+    """The file with all of this of a calibration."""
     if "band losses" in needs:
         return [f"{RUN}/{BASE}/bands.safetensors"]
-    return [f"{RUN}/{BASE}/calibration.safetensors"] if needs - {""} else []
+    return [f"{RUN}/{BASE}/calibration.safetensors"] if any(needs) else []
 
 
 def calibration_option(wildcards, input):

@@ -78,6 +78,46 @@ rule likelihood:
         "--output {output:q} 2>&1 | tee {log:q}"
 
 
+# One thread a search: they run side by side.
+rule search:
+    input:
+        model=rules.model.output.weights,
+        tokens=TOKENS,
+        calibration=lambda wildcards: calibration_needed(
+            EXPERIMENT.search.caches[wildcards.searched][0].requires
+        ),
+    output:
+        f"{RUN}/search/{{searched}}.json",
+    log:
+        f"{RUN}/logs/search/{{searched}}.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        settings=settings("search-options"),
+        calibration=calibration_option,
+    shell:
+        "fewlines search-options --threads {threads} "
+        "--model {input.model:q} {params.calibration} --tokens {input.tokens:q} "
+        "--cache {wildcards.searched:q} --output {output:q} 2>&1 | tee {log:q}"
+
+
+# Every policy at its best, on training images: experiments/baselines.yaml publishes it.
+rule baselines:
+    input:
+        [f"{RUN}/search/{slug}.json" for slug in EXPERIMENT.search.caches],
+    output:
+        expand(f"{RUN}/tables/baselines.{{form}}", form=("csv", "md", "tex")),
+    log:
+        f"{RUN}/logs/baselines.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        settings=settings("baselines"),
+        run=run_folder,
+    shell:
+        "fewlines baselines --run {params.run:q} 2>&1 | tee {log:q}"
+
+
 rule storage:
     input:
         model=rules.model.output.weights,

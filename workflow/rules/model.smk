@@ -108,28 +108,6 @@ rule adapt:
         "--output {output.weights:q} --metrics {output.metrics:q} 2>&1 | tee {log:q}"
 
 
-# What choices are made on: experiments/ablations.yaml publishes it.
-rule training_table:
-    input:
-        model=rules.model.output.weights,
-        tokens=TOKENS,
-        calibration=calibration_for(EXPERIMENT.cache_by_slug)
-        or rules.calibration.output,
-    output:
-        f"{RUN}/tables/training.csv",
-    log:
-        f"{RUN}/logs/training-table.log",
-    conda:
-        "../envs/fewlines.yaml"
-    threads: workflow.cores
-    params:
-        settings=settings("measure-on-training"),
-    shell:
-        "fewlines measure-on-training --threads {threads} "
-        "--model {input.model:q} --tokens {input.tokens:q} --calibration {input.calibration:q} "
-        "--output {output:q} 2>&1 | tee {log:q}"
-
-
 # How few images are enough, and whether a schedule serves other models: experiments/policies.yaml publishes
 # it.
 rule calibration_curve:

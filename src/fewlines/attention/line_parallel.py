@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewlines.attention.teacher_forced import TeacherForced
+from fewlines.attention.teacher_forced import TeacherForced, pick_rows
 from fewlines.cache.plan import EvictionPlan
 from fewlines.cache.policy import Expectation, ScoringPolicy
 from fewlines.geometry import Geometry
@@ -103,7 +103,7 @@ class _Lines:
         # The victims in the order of eviction, then the retained in raster order: (B, G, R + c).
         old = state.residents
         rows = torch.cat([old, own.expand(*old.shape[:2], -1)], dim=-1).gather(-1, order)
-        keys, values = (torch.cat([x[:, :, :P], _pick(x, rows + P)], dim=2) for x in (k, v))
+        keys, values = (torch.cat([x[:, :, :P], pick_rows(x, rows + P)], dim=2) for x in (k, v))
         comes = F.pad(torch.where(order < old.shape[-1], -1, rows), (P, 0), value=-1)
         leaves = torch.full((comes.shape[-1],), stop)
         leaves[P : P + going] = first + torch.arange(going)
@@ -143,7 +143,7 @@ class _Lines:
             start,
             self.geometry,
             state.residents,
-            _pick(k, state.residents + P).detach().float(),
+            pick_rows(k, state.residents + P).detach().float(),
             state.line,
             q[..., P + start - every : P + start, :].detach().float(),
             state.history,
@@ -188,11 +188,6 @@ class _State:
         sums = tuple(torch.zeros(B, G, 1, D, dtype=k.dtype) for _ in range(2))
         residents = torch.empty(B, G, 0, dtype=torch.long)
         return cls(residents, nothing, nothing, torch.zeros(B, G, 0), sums)
-
-
-def _pick(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows `(B, G, R)` of `(B, G, T, D)`."""
-    return x.gather(2, rows[..., None].expand(-1, -1, -1, x.shape[-1]))
 
 
 @dataclass(frozen=True)

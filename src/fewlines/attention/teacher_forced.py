@@ -144,7 +144,7 @@ class Limits:
         missing = -(T - P) % self.block
         blocks = F.pad(grouped, (0, 0, 0, missing)).unflatten(3, (-1, self.block))
         asked = blocks.transpose(2, 3).flatten(3, 4)  # (B, H, S, r·c, D)
-        keys, values = (_pick(x, self.rows) for x in (k, v))  # (B, H, S, M, D)
+        keys, values = (pick_rows(x, self.rows) for x in (k, v))  # (B, H, S, M, D)
         scores = (asked @ keys.transpose(-1, -2)).unflatten(3, (-1, self.block))
         scores = scores + self.bias[..., None, :, :]  # (B, H, S, r, c, M)
         means = []  # of values
@@ -179,16 +179,19 @@ class _MergeSlot:
 
     def means(self, x: Tensor) -> Tensor:
         """Of the rows of `(B, H, T, D)` evicted before each query, `(B, H, S, c, D)`."""
-        gone = _pick(x, self.victims)
+        gone = pick_rows(x, self.victims)
         gone = gone.to(torch.promote_types(x.dtype, torch.float32))  # sums of up to N vectors
-        sums = _pick(F.pad(gone.cumsum(2), (0, 0, 1, 0)), self.count)
+        sums = pick_rows(F.pad(gone.cumsum(2), (0, 0, 1, 0)), self.count)
         means = (sums / self.count.clamp(min=1)[..., None]).to(x.dtype)
         in_blocks: Tensor = means.unflatten(2, (-1, self.block))
         return in_blocks
 
 
-def _pick(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows `(b, H, …)` of `(B, H, T, D)`, where `b` is `B` or 1 → `(B, H, …, D)`."""
+def pick_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Pick rows `(b, H, …)` of `(B, H, T, D)`, where `b` is `B` or 1: `(B, H, …, D)`.
+
+    As `gather` with an expanded index does, three times as fast.
+    """
     B, H, T, _ = x.shape
     first = torch.arange(0, B * H * T, T, device=x.device)
     index = first.view(B, H, *[1] * (rows.dim() - 2)) + rows

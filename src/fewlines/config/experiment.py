@@ -27,6 +27,7 @@ from fewlines.config.settings import (
     PaperSettings,
     QualitySettings,
     SamplingSettings,
+    SearchSettings,
     TaskName,
     TaskSettings,
     TokenizerSettings,
@@ -125,6 +126,7 @@ class Experiment(Section):
     likelihood: LikelihoodSettings = LikelihoodSettings()
     cost: CostSettings = CostSettings()
     paper: PaperSettings = PaperSettings()
+    search: SearchSettings = SearchSettings()
     efficiency: EfficiencySettings = EfficiencySettings()
     training_cost: TrainingCostSettings = TrainingCostSettings()
     publish: dict[str, str] = Field(

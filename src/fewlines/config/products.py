@@ -18,20 +18,24 @@ def multiply(lines: object) -> object:
     return [each for line in lines for each in multiply_line(line)]
 
 
+def multiply_budgets(budgets: object) -> list[Any]:
+    """Multiply the amounts of one budget or of several; what is none is left to validation."""
+    several = budgets if isinstance(budgets, list | tuple) else [budgets]
+    return [each for budget in several for each in _each_value(budget)]
+
+
 def multiply_line(line: object) -> Iterator[object]:
     """Yield what one line of `caches` stands for."""
     if not isinstance(line, Mapping):
         yield line
         return
-    budgets = line.get("budget")
     choices: dict[str, list[Any]] = {
         key: list(value) if isinstance(value, list | tuple) else [value]
         for key, value in line.items()
         if key not in ("budget", "options")
     }
     if "budget" in line:
-        several = budgets if isinstance(budgets, list | tuple) else [budgets]
-        choices["budget"] = [each for budget in several for each in _each_value(budget)]
+        choices["budget"] = multiply_budgets(line["budget"])
     if "options" in line:
         choices["options"] = _each_value(line["options"])
     for values in itertools.product(*choices.values()):

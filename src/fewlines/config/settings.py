@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, mo
 from fewlines.cache.budget import Budget
 from fewlines.cache.policy import OraclePolicy
 from fewlines.cache.spec import Cache, make_policy, parse_cache
-from fewlines.config.products import multiply
+from fewlines.config.products import multiply, multiply_budgets
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
 from fewlines.models.base import find_published
@@ -256,12 +256,15 @@ def _write_budget(budget: Budget | None) -> dict[str, str] | None:
     return None if budget is None else {budget.unit: str(budget.amount)}
 
 
+Budgeted = Annotated[Any, BeforeValidator(_read_budget), PlainSerializer(_write_budget)]
+
+
 class CacheSettings(Section):
     """One line of `caches`: `{policy: lines, budget: {lines: 3}}`. Lists multiply: `{policy:
     [lines, streaming], budget: {lines: [3, 2]}}` are four caches."""
 
     policy: str = Field(description="a file of src/fewlines/cache/policies, by its name")
-    budget: Annotated[Any, BeforeValidator(_read_budget), PlainSerializer(_write_budget)] = Field(
+    budget: Budgeted = Field(
         None, description="`{lines: 3}`, `{fraction: 1/6}` or `{tokens: 21}`; null for `full` alone"
     )
     merge: bool = Field(False, description="victims are merged into a merge slot, not dropped")
@@ -293,6 +296,44 @@ class CacheSettings(Section):
 
 
 SeveralCaches = Annotated[tuple[CacheSettings, ...], BeforeValidator(multiply)]
+
+
+SeveralBudgets = Annotated[tuple[Budgeted, ...], BeforeValidator(multiply_budgets)]
+
+
+class SearchSettings(Section):
+    """The options of every policy at their best, on training images: `snakemake baselines`. The
+    options of a policy are searched one after another, in the order they are listed."""
+
+    images: int = Field(200, gt=1, description="training images, those after the calibration's")
+    trials: Positive = Field(32, description="configurations of a policy at a budget, at most")
+    budgets: SeveralBudgets = Field((), description="`{lines: [2, 3]}`, or a list of such")
+    policies: dict[str, dict[str, tuple[Any, ...]]] = Field(
+        default_factory=dict,
+        description="values of options by policies: `{streaming: {sinks: [0, 4]}}`",
+    )
+
+    @model_validator(mode="after")
+    def _buildable(self) -> SearchSettings:
+        try:
+            for cache, options in self.caches.values():
+                for option, values in options.items():
+                    for value in values:
+                        make_policy(cache.policy.name, {option: value})
+        except FewlinesError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def caches(self) -> dict[str, tuple[Cache, dict[str, tuple[Any, ...]]]]:
+        """What is searched, by the names of its caches: each with the defaults of its policy, and
+        the values of that policy's options."""
+        every = [
+            (parse_cache(f"{name}-{budget.slug}"), options)
+            for name, options in self.policies.items()
+            for budget in self.budgets
+        ]
+        return {cache.slug: (cache, options) for cache, options in every}
 
 
 class EfficiencyRun(Section):

@@ -10,7 +10,7 @@ from fewlines.cache.spec import Cache
 from fewlines.config import BASE, Experiment
 from fewlines.config.settings import TaskSettings
 from fewlines.errors import FewlinesError
-from fewlines.files import write_csv, write_json
+from fewlines.files import write_json
 from fewlines.metrics.likelihood import (
     Likelihood,
     compare_storages,
@@ -74,42 +74,6 @@ def measure_likelihood(
             "nll_of_images": found.nll.tolist(),
         }
         write_json(path, summary)
-
-
-def measure_on_training(
-    config: Experiment, model: Path, tokens: Path, output: Path, calibration: Path | None = None
-) -> None:
-    """Measure likelihoods on training images, those after the calibration's, of all caches of the
-    experiment: what choices are made on, so that test images choose nothing.
-
-    Args:
-        config: the experiment.
-        model: weights.
-        tokens: that `tokenize` wrote.
-        output: CSV to write.
-        calibration: of the model, for caches that go by one.
-    """
-    network = load_network(model, Model).to(machine.device())
-    tensors, _ = read_tokens(tokens, network.spec)
-    first = config.calibration.images + config.calibration.curve_images
-    held = slice(first, first + config.likelihood.images)
-    labels, codes = tensors["train_labels"][held], tensors["train_codes"][held]
-    caches = [cache.calibrated(calibration) for cache in config.cache_by_slug.values()]
-    bar = progress("likelihood on training images", len(caches) * len(labels), "images")
-    every = measure_likelihoods(network, labels, codes, caches, config.likelihood.batch, bar.update)
-    bar.close()
-    rows = [
-        {
-            "policy": cache.policy_text,
-            "budget": cache.budget_text,
-            "capacity": network.count_entries(cache),
-            "nll": found.nll.mean().item(),
-            **name_interval("nll_delta", found.nll - found.nll_full),
-            "likelihood_images": len(labels),
-        }
-        for cache, found in zip(caches, every, strict=True)
-    ]
-    write_csv(output, rows)
 
 
 def measure_storage(config: Experiment, model: Path, tokens: Path, output: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fewlines.cache.policy import Need, ScoringPolicy, View
-from fewlines.schema import Count, Share
+from fewlines.schema import Count, Number, Share
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LineAR(ScoringPolicy):
 
     name: ClassVar[str] = "line_ar"
     anchor: Count = 4
-    recent: Count = 1
+    recent: Number = 1
     pool: Literal["mean", "max", "query", "decayed"] = "mean"
     decay: Share = 0.5
 
@@ -44,7 +44,7 @@ class LineAR(ScoringPolicy):
     def score(self, view: View) -> Tensor:
         """Score each resident."""
         score = self._attention(view)  # (B, H, R), at most 1
-        window = view.step - self.recent * view.geometry.width
+        window = view.step - round(self.recent * view.geometry.width)
         score = torch.where(view.positions < window, score, 1.0 + view.positions)
         return score.masked_fill(view.positions < self.anchor, torch.inf)
 
