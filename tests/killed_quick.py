@@ -15,7 +15,7 @@ LIMIT = 1800  # seconds that the chain may take
 PAUSE = 15  # seconds between two kills, at most: stages take longer than those of toys
 # Columns of times and memory, kv_bytes apart.
 MEASURED = "seconds|_bytes|speedup|time_ratio|memory_ratio|memory_saving"
-TABLES = ("cache", "ranks", "paper", "floors", "storage")
+TABLES = ("cache", "ranks", "paper", "reference-scores", "storage")
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ import inspect
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ import fewlines
 from fewlines.cli import main
 from fewlines.decode.sampler import Sampler
 from fewlines.files import read_json, read_tensors
+from fewlines.metrics.likelihood import measure_likelihood
 from fewlines.models.base import Model
 from fewlines.models.checkpoint import load_network
 from fewlines.stages import MODULES, load_stage
@@ -26,6 +29,36 @@ def test_a_stage_runs_by_hand(tiny_files):
     assert found["images"] == 6
     assert len(found["kl_by_line"]) == 4
     assert found["nll_delta_low"] <= found["nll_delta"] <= found["nll_delta_high"]
+
+
+def test_the_options_of_a_policy_are_searched_on_training_images(tiny_files):
+    text = (tiny_files / "config").read_text().replace("images: 6, curve", "images: 2, curve")
+    search = (
+        "search: {images: 4, trials: 3, budgets: {lines: [2]}, "
+        "policies: {streaming: {sinks: [0, 4, 2, 8]}, knorm: {}}}\n"
+    )
+    (tiny_files / "config").write_text(text + search)
+    given = [f"--{name}={tiny_files / name}" for name in ("config", "model", "tokens")]
+    (tiny_files / "search").mkdir()
+    for slug in ("streaming-2lines", "knorm-2lines"):
+        output = f"--output={tiny_files / f'search/{slug}.json'}"
+        assert main(["search-options", *given, f"--cache={slug}", output]) == 0
+    assert main(["baselines", given[0], f"--run={tiny_files}"]) == 0
+    table = pd.read_csv(tiny_files / "tables/baselines.csv")
+    tried = {"streaming", "streaming(sinks=0)", "streaming(sinks=2)", "knorm"}
+    assert set(table["policy"]) == tried
+    assert sorted(table["place"]) == [1, 1, 2, 3]
+    assert set(table["rank"]) == {1, 2}
+    assert table["nll"][0] == table["nll"].min()
+    assert table["behind"][0] == 0
+    assert np.allclose(table["behind"], table["nll"] - table["nll"][0], atol=1e-5)
+    model = load_network(tiny_files / "model", Model)
+    tokens, _ = read_tensors(tiny_files / "tokens")
+    first = 2 + 2  # after the calibration's
+    labels, codes = (tokens[f"train_{kind}"][first : first + 4] for kind in ("labels", "codes"))
+    cache = fewlines.cache("knorm", lines=2)
+    found = measure_likelihood(model, labels, codes, cache, batch=4)
+    assert table.set_index("policy")["nll"]["knorm"] == pytest.approx(found.nll.mean().item(), rel=1e-4)
 
 
 def test_heads_with_several_merge_slots_are_calibrated_for_and_drawn_with(tiny_files, capsys):

@@ -55,7 +55,13 @@ def test_every_table_figure_and_report_is_there(run):
     storage = pd.read_csv(run / "tables/storage.csv").set_index("storage")
     assert storage.loc["float16", "equal_tokens"] > 0.9
     assert storage["nll_delta"].abs().max() < 0.01
-    for name in ("cache", "ranks", "paper", "reference-scores", "storage", "efficiency"):
+    lines = pd.read_csv(run / "tables/lines.csv")
+    assert lines.groupby(["model", "policy", "budget"]).size().eq(14).all()
+    regions = pd.read_csv(run / "tables/regions.csv")
+    assert regions.groupby("line")["attention"].sum().round(4).eq(1).all()
+    for name in (
+        "cache", "correlations", "ranks", "paper", "reference-scores", "storage", "efficiency",
+    ):  # fmt: skip
         for suffix in (".md", ".tex"):
             assert (run / f"tables/{name}{suffix}").stat().st_size > 100
     assert (run / "figures/watch.gif").read_bytes().startswith(b"GIF89a")

@@ -48,9 +48,11 @@ def test_likelihoods_and_divergences_are_those_of_the_logits(model):
     for nll, probabilities in ((found.nll, under), (found.nll_full, full)):
         of_codes = probabilities.gather(-1, codes[..., None]).squeeze(-1)
         torch.testing.assert_close(nll, -of_codes.log().mean(-1), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(
-        found.average_by_line(), expected.unflatten(1, (4, 5)).mean((0, 2)), atol=1e-5, rtol=1e-4
-    )
+    added = [-x.gather(-1, codes[..., None]).squeeze(-1).log() for x in (under, full)]
+    torch.testing.assert_close(found.delta, added[0] - added[1], atol=1e-5, rtol=1e-4)
+    for measured, by_hand in ((found.kl, expected), (found.delta, added[0] - added[1])):
+        by_line = by_hand.unflatten(1, (4, 5)).mean((0, 2))
+        torch.testing.assert_close(found.average_by_line(measured), by_line, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("cache", CACHES[:4], ids=lambda cache: cache.slug)

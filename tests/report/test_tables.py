@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -18,7 +19,9 @@ from fewlines.report.paper import PUBLISHED, make_paper_table
 from fewlines.report.results import Results
 from fewlines.report.tables import (
     make_cache_table,
+    make_correlation_table,
     make_likelihood_table,
+    make_lines_table,
     make_quality_table,
     make_rank_table,
     make_reference_table,
@@ -85,9 +88,12 @@ COLUMNS = [
     "storage",
     "likelihood_images",
     "task",
+    "nll_delta_but_last",
     "fid_ratio",
     "extractor",
     "fid_note",
+    "temperature",
+    "against",
     "extra_steps",
     "trained_for",
     "start",
@@ -149,11 +155,14 @@ def results(tmp_path) -> Results:
             "nll_delta_high": high,
             "kl": KL[model, cache],
             "nll_of_images": nll,
+            "kl_by_line": [0.0, 0.1, 0.2, KL[model, cache]],
+            "nll_delta_by_line": [0.0, 0.3, 0.6, 9.0],
         }
         write_json(tmp_path / model / "likelihood" / f"{cache}.json", content)
     for (model, cache), sets in SETS.items():
         names = ("fid", "kid", "is", "precision", "recall")
         content = {"samples": 50, "extractor": "hand", "reference_images": 100, "dimensions": 50}
+        content |= {"temperature": 0.9, "against": "test"}
         content["sets"] = [dict(zip(names, each, strict=True)) for each in sets]
         write_json(tmp_path / model / "quality" / f"{cache}.json", content)
     rows = [
@@ -224,7 +233,9 @@ def test_the_cache_table(results):
     assert [adapted[fact] for fact in facts] == ["base", "all", 0.0, 0, 0, 3]
     assert [several[0][fact] for fact in facts] == ["base", "all", 0.5, 0, 1, 3]
     assert table["task"].isna().all()
-    assert several[0]["extractor"] == ""
+    assert lines["nll_delta_but_last"] == pytest.approx(0.3)
+    assert (lines["temperature"], lines["against"]) == (0.9, "test")
+    assert several[0]["extractor"] == several[0]["against"] == ""
     assert math.isnan(several[0]["samples"])
     assert math.isnan(several[0]["fid_ratio"])
 
@@ -239,6 +250,40 @@ def test_the_other_tables_say_the_same(results):
         np.testing.assert_array_equal(quality[column], drawn[column])
     for column in ("extractor", "fid_note", "policy", "budget", "model"):
         assert quality[column].tolist() == drawn[column].tolist()
+
+
+def test_the_lines(results):
+    table = make_lines_table(results)
+    assert len(table) == 8 * 4
+    rows = table[(table["model"] == "base") & (table["policy"] == "lines")]
+    assert rows["line"].tolist() == [1, 2, 3, 4]
+    assert rows["kl"].tolist() == [0.0, 0.1, 0.2, KL["base", LINES]]
+    assert rows["nll_delta"].tolist() == [0.0, 0.3, 0.6, 9.0]
+    assert set(rows["budget"]) == {"lines: 1"}
+
+
+def test_the_correlations():
+    """Ranks agree over all caches; of the two that lose little, and with three, they do not."""
+    table = pd.DataFrame(
+        {
+            "model": ["base"] * 6 + ["adapted"],
+            "policy": ["full", *"abcde", "a"],
+            "nll_delta": [0.0, 0.001, 0.002, 0.003, 0.02, 0.2, 9.0],
+            "fid_mean": [1.0, 9.0, 8.0, 7.0, 20.0, 30.0, 0.0],
+            "kid_mean": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            "is_mean": [0.0, 5.0, 4.0, 3.0, 2.0, 1.0, 6.0],
+            "precision": [1.0, 1.0, 0.9, 1.0, 1.0, 0.0, 0.0],
+            "recall": [0.0, 1.0, 2.0, 3.0, 4.0, float("nan"), 0.0],
+        }
+    )
+    rows = make_correlation_table(table).set_index(["nll_delta_below", "measure"])
+    assert rows["caches"].tolist() == [5] * 5 + [4] * 5 + [3] * 5
+    assert rows["spearman"][math.inf, "fid_mean"] == pytest.approx(0.6)  # 3 2 1 4 5
+    assert rows["spearman"][0.01, "fid_mean"] == pytest.approx(-1)
+    assert rows["spearman"][math.inf, "kid_mean"] == pytest.approx(1)
+    assert rows["spearman"][0.05, "is_mean"] == pytest.approx(-1)
+    assert rows["spearman"][0.01, "precision"] == pytest.approx(0)
+    assert make_correlation_table(table[:3])["spearman"].isna().all()  # two are no rank
 
 
 def test_the_ranks(results):

@@ -16,7 +16,7 @@ rule quality:
     shell:
         "fewlines measure-quality --threads {threads} "
         "--samples {input.samples:q} --images {input.images:q} --tokenizer {input.tokenizer:q} "
-        "{params.classifier} --output {output:q} 2>&1 | tee {log:q}"
+        "{params.classifier} --row {wildcards.model:q} --output {output:q} 2>&1 | tee {log:q}"
 
 
 rule reference_scores:

@@ -15,17 +15,18 @@ MEASURED = [
     rules.model.output.weights,
 ]
 # What a family cannot do, and what an experiment does not ask for, is not in its plan.
-TABLES = ["cache", "reference-scores"]
+TABLES = ["cache", "correlations", "reference-scores"]
 FIGURES = {
     "quality": "Quality against memory and time",
     "samples": "Samples",
 }
 if HAS_KV:
-    TABLES += ["storage", "ranks"]
+    TABLES += ["storage", "ranks", "lines"]
     FIGURES["lines"] = "Where a small cache hurts"
     FIGURES["curves"] = "What each cache size costs"
     if any(cache.requires for cache in EXPERIMENT.cache_by_slug.values()):
         FIGURES["heads"] = "Where heads look, and what a schedule keeps"
+        TABLES.append("regions")
 if EXPERIMENT.paper_cache:
     TABLES.append("paper")
     FIGURES["memory"] = "Memory while decoding"
@@ -34,6 +35,7 @@ if EXPERIMENT.paper_cache:
 rule tables:
     input:
         MEASURED,
+        calibration_for(CACHES),
     output:
         expand(f"{RUN}/tables/{{table}}.{{form}}", table=TABLES, form=("md", "tex")),
         [

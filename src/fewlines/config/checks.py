@@ -71,6 +71,12 @@ def _find_complaints(experiment: Experiment, facts: DataFacts) -> Iterator[str]:
             f"calibration.images: {calibration.images} and {calibration.curve_images} of "
             f"curve_images are more than the {facts.train} training images"
         )
+    searched = needed + experiment.search.images
+    if experiment.search.caches and searched > facts.train:
+        yield (
+            f"search.images: {experiment.search.images} after the {needed} of calibration are more "
+            f"than the {facts.train} training images"
+        )
     for name, task in experiment.tasks.items():
         if task.prompt_lines >= facts.grid[0]:
             yield (

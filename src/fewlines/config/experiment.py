@@ -143,7 +143,8 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         for name, task in self.tasks.items():
-            if not task.labelled and self._get_guidance(task) != 1:
+            asked = self.sampling.guidance if task.guidance is None else task.guidance
+            if not task.labelled and asked != 1:
                 raise ValueError(f"tasks.{name}: guidance needs a class; write labelled: true")
             if task.model not in (BASE, *self.adaptation.models):
                 raise ValueError(
@@ -237,11 +238,9 @@ class Experiment(Section):
     def get_sampling(self, model: str) -> SamplingSettings:
         """Give how a row's images are drawn."""
         task = self.get_task(model)
-        changed = {"guidance": self._get_guidance(task)} if task else {}
+        asked = {"guidance": task.guidance, "temperature": task.temperature} if task else {}
+        changed = {key: value for key, value in asked.items() if value is not None}
         return self.sampling.model_copy(update=changed)
-
-    def _get_guidance(self, task: TaskSettings) -> float:
-        return self.sampling.guidance if task.guidance is None else task.guidance
 
     @cached_property
     def _measured(self) -> dict[str, Measure]:

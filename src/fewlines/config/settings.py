@@ -187,6 +187,10 @@ class TaskSettings(Section):
     guidance: float | None = Field(
         None, ge=0, description="scale of classifier-free guidance; null: that of sampling"
     )
+    temperature: Number | None = Field(None, description="null: that of sampling")
+    against: Literal["test", "train"] = Field(
+        "test", description="images that FID compares with; train: the last ones, as many as test"
+    )
 
 
 class SamplingSettings(Section):

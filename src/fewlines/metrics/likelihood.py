@@ -29,17 +29,19 @@ class Likelihood:
         nll: `(n,)`, under the cache.
         nll_full: `(n,)`, under the full cache.
         kl: `(n, N)`, KL(full ‖ cache) at every token.
+        delta: `(n, N)`, what the cache adds to the NLL of every token.
         grid: `(h, w)` of them.
     """
 
     nll: Tensor
     nll_full: Tensor
     kl: Tensor
+    delta: Tensor
     grid: tuple[int, int]
 
-    def average_by_line(self) -> Tensor:
-        """Average KL over images and columns, `(h,)`."""
-        by_line: Tensor = self.kl.unflatten(1, self.grid).double().mean((0, 2))
+    def average_by_line(self, of_tokens: Tensor) -> Tensor:
+        """Average `kl` or `delta` over images and columns, `(h,)`."""
+        by_line: Tensor = of_tokens.unflatten(1, self.grid).double().mean((0, 2))
         return by_line
 
 
@@ -67,24 +69,26 @@ def measure_likelihoods(
     """
     forwards = [_make_forward(model, cache) for cache in caches]
     nll_full: list[Tensor] = []
-    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in caches]
+    found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in caches]
     parts = (x.to(model.device).split(batch) for x in (labels, codes.long()))
     for rows, truth in zip(*parts, strict=True):
         full = model.teacher_forced(rows, truth).float().log_softmax(-1)  # (B, N, V)
-        nll_full.append(_nll(full[:, prompt:], truth[:, prompt:]))
+        of_full = _nll(full, truth)
+        nll_full.append(of_full[:, prompt:].mean(-1))
         for forward, of_cache in zip(forwards, found, strict=True):
             if forward is None:
-                kl = torch.zeros_like(truth, dtype=torch.float32)
-                of_cache.append((nll_full[-1], kl))
+                nothing = torch.zeros_like(of_full)
+                of_cache.append((nll_full[-1], nothing.float(), nothing))
             else:
                 under = forward(rows, truth).float().log_softmax(-1)
                 kl = F.kl_div(under, full, reduction="none", log_target=True).sum(-1)
-                of_cache.append((_nll(under[:, prompt:], truth[:, prompt:]), kl))
+                nll = _nll(under, truth)
+                of_cache.append((nll[:, prompt:].mean(-1), kl, nll - of_full))
             done(len(rows))
     against = torch.cat(nll_full).cpu()
     return [
-        Likelihood(nll, against, kl, model.spec.grid)
-        for nll, kl in (map(_join, zip(*of_cache, strict=True)) for of_cache in found)
+        Likelihood(nll, against, kl, delta, model.spec.grid)
+        for nll, kl, delta in (map(_join, zip(*of_cache, strict=True)) for of_cache in found)
     ]
 
 
@@ -200,7 +204,7 @@ def compare_storages(
     def run(storage: torch.dtype) -> tuple[Tensor, Tensor]:
         logits = predict_by_steps(model, labels, truth, full, storage)
         drawn = decode(ready, labels, middle, full, Sampler(top_k=1), storage=storage)
-        return _nll(logits.float().log_softmax(-1), truth), drawn
+        return _nll(logits.float().log_softmax(-1), truth).mean(-1), drawn
 
     nll, drawn = run(torch.float32)
     found = []
@@ -212,8 +216,8 @@ def compare_storages(
 
 
 def _nll(log_probabilities: Tensor, codes: Tensor) -> Tensor:
-    chosen = log_probabilities.gather(-1, codes[..., None]).squeeze(-1)
-    return -chosen.double().mean(-1)
+    """Of every token, `(B, N)` float64."""
+    return -log_probabilities.gather(-1, codes[..., None]).squeeze(-1).double()
 
 
 def name_interval(name: str, difference: Tensor) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""Where each head looks, and whom a schedule lets it keep: two pictures of a calibration."""
+"""Where each head looks, and whom a schedule lets it keep: a table and two pictures of a
+calibration."""
 
 from __future__ import annotations
 
@@ -31,6 +32,44 @@ def average_by_offset(calibration: Calibration) -> npt.NDArray[np.float64]:
     sums = [np.bincount(cell, head, minlength=cells) for head in asked.reshape(-1, len(cell))]
     means: npt.NDArray[np.float64] = np.stack(sums) / count
     return means.reshape(layers, heads, UP + 1, 2 * LEFT + 1)
+
+
+def make_region_table(calibration: Calibration) -> pd.DataFrame:
+    """Say what the queries of each line look at: the class, their own line, the line above, the
+    first line, what else is at the left and the right edge, and the rest.
+
+    `attention` is the mean over heads, columns and calibration images, `most` that of the head
+    that looks there most, `tokens` how many tokens the region has, mean over the line.
+    """
+    height, width = calibration.grid
+    line, column = np.divmod(np.arange(height * width), width)
+    up, _ = measure_offsets(calibration.grid)
+    seen = np.tri(len(line), dtype=bool)
+    left = seen.copy()
+    regions = {}
+    for name, member in (
+        ("own line", up == 0),
+        ("line above", up == 1),
+        ("first line", line == 0),
+        ("left edge", column == 0),
+        ("right edge", column == width - 1),
+        ("elsewhere", seen),
+    ):
+        regions[name] = left & member
+        left &= ~member
+    asked = calibration.attention.astype(np.float64) * seen
+    by_region = {name: (asked * inside).sum(-1) for name, inside in regions.items()}  # (L, H, N)
+    by_region = {"class": 1 - asked.sum(-1), **by_region}
+    tokens = {"class": np.ones(len(line)), **{name: x.sum(-1) for name, x in regions.items()}}
+    rows = []
+    for each in range(height):
+        queries = line == each
+        queries[-1] = False  # the last token is drawn, never asked
+        for name, attention in by_region.items():
+            heads = attention[..., queries].mean(-1)
+            row = {"line": each + 1, "region": name, "attention": heads.mean()}
+            rows.append({**row, "most": heads.max(), "tokens": tokens[name][queries].mean()})
+    return pd.DataFrame(rows)
 
 
 @draw_themes

@@ -46,6 +46,9 @@ def make_readable(table: pd.DataFrame) -> pd.DataFrame:
             column(name, name, "{:.0f}" if name == "batch" else "{}", None)
     column("capacity", "capacity", "{:.0f}")
     column("rank", "rank", "{:.0f}")
+    column("place", "place", "{:.0f}")
+    column("line", "line", "{:.0f}")
+    column("ΔNLL below", "nll_delta_below", "{:g}")
     column("NLL", "nll", "{:.4f}")
     digits = 6 if "storage" in table and "policy" not in table else 4
     for title, source in (
@@ -58,6 +61,14 @@ def make_readable(table: pd.DataFrame) -> pd.DataFrame:
                 format_interval(row, source, f"+.{digits}f") for row in table.to_dict("records")
             ]
     column("KL", "kl", "{:.4f}")
+    column("of it on the last line", "last_line", "{:.0%}")
+    column("region", "region", "{}", None)
+    column("attention", "attention", "{:.3f}")
+    column("of one head, at most", "most", "{:.3f}")
+    column("tokens", "tokens", "{:.1f}")
+    column("caches", "caches", "{:.0f}")
+    column("measure", "measure", "{}", None)
+    column("ρ", "spearman", "{:+.2f}")
     if "fid_sd" in table:
         columns["FID"] = [
             "" if pd.isna(mean) else f"{mean:.2f}" if pd.isna(sd) else f"{mean:.2f} ± {sd:.2f}"

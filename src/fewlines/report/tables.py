@@ -16,6 +16,8 @@ from fewlines.metrics.likelihood import name_interval
 from fewlines.report.results import Results
 
 MEASURES = ("fid", "kid", "is", "precision", "recall")
+SAMPLE_MEASURES = ("fid_mean", "kid_mean", "is_mean", "precision", "recall")
+REGIONS = (0.05, 0.01)  # nats/token
 
 
 def make_cache_table(results: Results) -> pd.DataFrame:
@@ -68,8 +70,37 @@ def make_quality_table(results: Results) -> pd.DataFrame:
         if quality:
             made = {**_quality_row(results, *row, quality), **_versus(results, *row)}
             made["fid_ratio"] = _compare_fid(results, row[0], made["fid_mean"])
-            note = _note_rank(quality)
-            rows.append({**made, "extractor": quality["extractor"], "fid_note": note})
+            rows.append({**made, **_describe_quality(quality)})
+    return pd.DataFrame(rows)
+
+
+def make_lines_table(results: Results) -> pd.DataFrame:
+    """Make one row for each line of the image under each cache: where a small cache hurts."""
+    rows = []
+    for model, slug in results.experiment.rows:
+        found, named = results.read_likelihood(slug, model), _identify(results, model, slug)
+        by_line = zip(found["kl_by_line"], found["nll_delta_by_line"], strict=True)
+        for line, (kl, delta) in enumerate(by_line, start=1):
+            rows.append({**named, "line": line, "kl": kl, "nll_delta": delta})
+    return pd.DataFrame(rows)
+
+
+def make_correlation_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Correlate likelihood with the measures of samples, by ranks (Spearman's ρ), over the caches
+    of the base model: of all, and of those that lose less than so many nats/token.
+
+    Args:
+        table: `cache.csv`; its caches that samples were drawn under count.
+    """
+    drawn = table[(table["model"] == BASE) & (table["policy"] != "full")]
+    drawn = drawn.dropna(subset="fid_mean")
+    rows = []
+    for most in (np.inf, *REGIONS):
+        within = drawn[drawn["nll_delta"] < most]
+        for measure in SAMPLE_MEASURES:
+            rho = within["nll_delta"].corr(within[measure], method="spearman")
+            row = {"nll_delta_below": most, "caches": len(within), "measure": measure}
+            rows.append({**row, "spearman": rho if len(within) > 2 else np.nan})
     return pd.DataFrame(rows)
 
 
@@ -125,6 +156,7 @@ def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
     full cache of the model that was trained for the same steps without a limit."""
     found, task = results.read_likelihood(slug, model), results.experiment.get_task_name(model)
     versus: dict[str, Any] = {"likelihood_images": found["images"], "task": task}
+    versus["nll_delta_but_last"] = float(np.mean(found["nll_delta_by_line"][:-1]))
     if task or model == BASE:
         return versus
     adapted, baseline = (
@@ -162,8 +194,7 @@ def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
         **(_cost(results.read_cost(slug), slug) if timed else {}),
         **_versus(results, model, slug),
         "fid_ratio": _compare_fid(results, model, row["fid_mean"]),
-        "extractor": quality.get("extractor", ""),
-        "fid_note": _note_rank(quality),
+        **_describe_quality(quality),
     }
 
 
@@ -181,6 +212,17 @@ def _quality_row(
     }
 
 
+def _describe_quality(quality: dict[str, Any]) -> dict[str, Any]:
+    """What the measures of samples are of: network of the features, temperature of the samples, and
+    the images that they were compared with."""
+    return {
+        "extractor": quality.get("extractor", ""),
+        "fid_note": _note_rank(quality),
+        "temperature": quality.get("temperature", np.nan),
+        "against": quality.get("against", ""),
+    }
+
+
 def _note_rank(quality: dict[str, Any]) -> str:
     """Where FID compares covariances that have not full rank."""
     if not quality:
@@ -192,10 +234,13 @@ def _note_rank(quality: dict[str, Any]) -> str:
 
 
 def _compare_fid(results: Results, model: str, fid: float) -> float:
-    """FID ÷ that of the full cache of the model that was trained as long by the same loss."""
+    """FID ÷ that of the full cache: at the same task, or of the model that was trained as long by
+    the same loss."""
     experiment = results.experiment
-    adapted = model != BASE and not experiment.get_task_name(model)
-    other = experiment.find_baseline(model) if adapted else BASE
+    if experiment.get_task(model):
+        other: str | None = model if (model, "full") in experiment.rows else None
+    else:
+        other = BASE if model == BASE else experiment.find_baseline(model)
     full = results.read_quality("full", other) if other in dict(experiment.rows) else {}
     return fid / float(np.mean([each["fid"] for each in full["sets"]])) if full else np.nan
 

@@ -45,7 +45,7 @@ READS: dict[str, tuple[str, ...]] = dict.fromkeys(
     "calibration-curve": (*ROWS, "calibration", "likelihood"),
     "export-schedule": ("calibration",),
     "generate": ("sampling", "precision", "storage", "task"),
-    "measure-quality": ("quality", "sampling"),
+    "measure-quality": ("quality", "sampling", "task"),
     "measure-reference": ("quality", "sampling"),
     "measure-model": ("likelihood",),
     "measure-likelihood": ("likelihood", "task"),

@@ -70,7 +70,8 @@ def measure_likelihood(
             "nll": found.nll.mean().item(),
             **name_interval("nll_delta", found.nll - found.nll_full),
             "kl": found.kl.double().mean().item(),
-            "kl_by_line": found.average_by_line().tolist(),
+            "kl_by_line": found.average_by_line(found.kl).tolist(),
+            "nll_delta_by_line": found.average_by_line(found.delta).tolist(),
             "nll_of_images": found.nll.tolist(),
         }
         write_json(path, summary)

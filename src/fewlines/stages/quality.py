@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from fewlines.config import Experiment
+from fewlines.config import BASE, Experiment
 from fewlines.data import ImageData
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors, write_json
@@ -24,8 +25,10 @@ def measure_quality(
     tokenizer: Path,
     output: Path,
     classifier: Path | None = None,
+    row: str = BASE,
 ) -> None:
-    """Measure FID, KID, IS, precision and recall of one cache's images, against all test images.
+    """Measure FID, KID, IS, precision and recall of one cache's images, against all test images, or
+    against as many training images where a task says so.
 
     Args:
         config: the experiment.
@@ -34,6 +37,7 @@ def measure_quality(
         tokenizer: its weights.
         output: JSON to write.
         classifier: its weights, where `quality.features` says so.
+        row: a task as tables name it, `base:completion`.
     """
     network = load_network(tokenizer, Tokenizer)
     tensors, header = read_tensors(samples)
@@ -41,7 +45,12 @@ def measure_quality(
         network.decode(tensors[f"seed_{seed}"].unflatten(1, header["grid"]))
         for seed in config.sampling.seeds
     ]
-    _write(config, sets, images, classifier, output)
+    task, data = config.get_task(row), ImageData.load(images)
+    against = task.against if task else "test"
+    count = len(data.test.images)
+    reference = data.test.images if against == "test" else data.train.images[-count:]
+    facts = {"temperature": config.get_sampling(row).temperature, "against": against}
+    _write(config, sets, reference, classifier, output, facts)
 
 
 def measure_reference(
@@ -64,26 +73,31 @@ def measure_reference(
         classifier: its weights, where `quality.features` says so.
     """
     network = load_network(tokenizer, Tokenizer)
-    train_images = ImageData.load(images).train.images
+    data = ImageData.load(images)
+    train_images, reference = data.train.images, data.test.images
     count, seeds = config.sampling.samples, len(config.sampling.seeds)
     if len(train_images) < count * seeds:
         raise FewlinesError(f"sampling: reference scores need {count * seeds} training images")
     sets = train_images[: count * seeds].split(count)
-    _write(config, sets, images, classifier, real)
+    _write(config, sets, reference, classifier, real)
     reconstructions = [network.decode(network.encode(part)) for part in sets]
-    _write(config, reconstructions, images, classifier, rebuilt)
+    _write(config, reconstructions, reference, classifier, rebuilt)
 
 
 def _write(
-    config: Experiment, sets: Sequence[Tensor], images: Path, classifier: Path | None, output: Path
+    config: Experiment,
+    sets: Sequence[Tensor],
+    reference: Tensor,
+    classifier: Path | None,
+    output: Path,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     features = load_features(config.quality.features, classifier)
-    reference = ImageData.load(images).test.images
     results = measure(sets, reference, features, config.quality)
-    facts = {
+    measured = {
         "extractor": features.name,
         "samples": len(sets[0]),
         "reference_images": len(reference),
         "dimensions": features.network(reference[:1])[0].shape[1],
     }
-    write_json(output, {**facts, "sets": results})
+    write_json(output, {**measured, **(facts or {}), "sets": results})

@@ -17,7 +17,7 @@ from fewlines.report.figures import (
     draw_quality,
     draw_samples,
 )
-from fewlines.report.heads import draw_heads
+from fewlines.report.heads import draw_heads, make_region_table
 from fewlines.report.page import CAPTIONS, write_page
 from fewlines.report.paper import make_paper_table
 from fewlines.report.provenance import describe_run
@@ -26,7 +26,9 @@ from fewlines.report.readable import make_readable, write_table
 from fewlines.report.results import Results
 from fewlines.report.tables import (
     make_cache_table,
+    make_correlation_table,
     make_likelihood_table,
+    make_lines_table,
     make_network_table,
     make_quality_table,
     make_rank_table,
@@ -43,11 +45,16 @@ def tables(config: Experiment, run: Path) -> None:
         run: its folder in results.
     """
     results, output = Results(config, run), run / "tables"
-    write_table(make_cache_table(results), output, "cache")
+    cache = make_cache_table(results)
+    write_table(cache, output, "cache")
+    write_table(make_correlation_table(cache), output, "correlations")
     write_table(make_reference_table(results), output, "reference-scores")
     if config.family.has_kv_cache:
         write_table(make_storage_table(results), output, "storage")
         write_table(make_rank_table(results), output, "ranks")
+        write_table(make_lines_table(results), output, "lines")
+        if any(cache.requires for cache in config.cache_by_slug.values()):
+            write_table(make_region_table(results.calibration), output, "regions")
     if config.paper_cache:
         write_table(make_paper_table(results), output, "paper")
 

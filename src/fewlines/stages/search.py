@@ -63,7 +63,7 @@ def search_options(
             "nll": trial.nll,
             **name_interval("nll_delta", trial.found.nll - trial.found.nll_full),
             "kl": trial.found.kl.double().mean().item(),
-            "kl_by_line": trial.found.average_by_line().tolist(),
+            "kl_by_line": trial.found.average_by_line(trial.found.kl).tolist(),
             "nll_of_images": trial.found.nll.tolist(),
         }
         for trial in found
