@@ -103,7 +103,7 @@ CONSTRUCTED = [
     (lambda: fewlines.cache("line_ar", lines=2, decay=2), "decay: .*less than or equal to 1"),
     (lambda: fewlines.cache("snapkv", lines=2, window=0), "snapkv: window: .*greater than 0"),
     (lambda: fewlines.cache("snapkv", lines=2, kernel=4), "snapkv: kernel: write an odd number"),
-    (lambda: fewlines.cache("streaming", lines=2, sinks="four"), "sinks: .*valid integer"),
+    (lambda: fewlines.cache("streaming", lines=2, sinks="four"), "sinks: write a number of tokens"),
     (lambda: fewlines.cache("tova", lines=2, every="two"), "tova: every: .*valid integer"),
     (lambda: fewlines.cache("h2o", lines=2, recent=1.5), "h2o: recent: .*less than or equal to 1"),
     (lambda: fewlines.cache("corrected", lines=2, floor=0), "corrected: floor: .*greater than 0"),

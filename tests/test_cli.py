@@ -58,7 +58,9 @@ def test_the_options_of_a_policy_are_searched_on_training_images(tiny_files):
     labels, codes = (tokens[f"train_{kind}"][first : first + 4] for kind in ("labels", "codes"))
     cache = fewlines.cache("knorm", lines=2)
     found = measure_likelihood(model, labels, codes, cache, batch=4)
-    assert table.set_index("policy")["nll"]["knorm"] == pytest.approx(found.nll.mean().item(), rel=1e-4)
+    assert table.set_index("policy")["nll"]["knorm"] == pytest.approx(
+        found.nll.mean().item(), rel=1e-4
+    )
 
 
 def test_heads_with_several_merge_slots_are_calibrated_for_and_drawn_with(tiny_files, capsys):

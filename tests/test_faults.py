@@ -37,7 +37,7 @@ OPTIONS = [
     ("line_ar", {"recent": -1}, "line_ar: recent: Input should be greater than or equal to 0"),
     ("snapkv", {"window": 0}, "snapkv: window: Input should be greater than 0 (found 0)"),
     ("snapkv", {"kernel": 4}, "snapkv: kernel: write an odd number (found 4)"),
-    ("streaming", {"sinks": "four"}, "streaming: sinks: Input should be a valid integer"),
+    ("streaming", {"sinks": "four"}, "streaming: sinks: write a number of tokens"),
     ("tova", {"every": "two"}, "tova: every: Input should be a valid integer"),
 ]
 

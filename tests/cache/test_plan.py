@@ -160,9 +160,9 @@ def test_wrong_caches_are_explained():
             build()
 
 
-def allocate(name, geometry, total, calibration=None):
+def allocate(name, geometry, total, calibration=None, policy="lines"):
     """Capacities of a policy that drops its victims."""
-    asked = Total(make_policy("streaming", {}), geometry, total, False, calibration)
+    asked = Total(make_policy(policy, {}), geometry, total, False, calibration)
     capacity, merge_slots = get_allocation(name).allocate(asked)
     assert not merge_slots.any()
     return capacity
@@ -186,6 +186,11 @@ def test_a_local_head_keeps_its_reach_and_frees_the_rest():
     attention = np.stack([near + np.eye(20, k=-3, dtype=np.float32), far, far])[None]
     capacities = allocate("headkv", geometry, 3 * 8, Calibration(attention, (4, 5), images=1))
     assert capacities.tolist() == [[4, 10, 10]]  # 4 tokens back is as far as the first head looks
+    # A window of four beside the sinks, not less them.
+    sinks = allocate(
+        "headkv", geometry, 3 * 9, Calibration(attention, (4, 5), images=1), "streaming"
+    )
+    assert sinks.tolist() == [[8, 10, 9]]
     everywhere = Calibration(np.stack([far] * 3)[None], (4, 5), images=1)
     assert (allocate("headkv", geometry, 3 * 8, everywhere) == 8).all()
     nowhere = Calibration(np.stack([near] * 3)[None], (4, 5), images=1)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import fewlines
-from fewlines.cache.policy import Expectation, list_policies
+from fewlines.cache.policies.streaming import Streaming
+from fewlines.cache.policy import Expectation, count_anchors, list_policies
 from fewlines.cache.spec import make_policy
 from fewlines.calibration.data import Calibration
 from fewlines.geometry import Geometry
@@ -61,6 +62,14 @@ def test_streaming_keeps_the_first_tokens_and_the_latest(sinks):
         return min(token for token in resident if token >= sinks)
 
     expect(planned("streaming", sinks=sinks), lambda *_: choose)
+
+
+def test_anchors_are_a_line_and_a_half_where_a_line_and_a_token_are_left():
+    geometry = Geometry((14, 14), prefix=1, layers=1, heads=3)
+    capacity = np.array([[35, 36, 42]])
+    assert count_anchors("auto", geometry, capacity).tolist() == [[4, 21, 21]]
+    assert count_anchors(9, geometry, capacity).tolist() == [[9, 9, 9]]
+    assert Streaming(sinks="auto").count_pinned(geometry, np.array([[3, 36]])).tolist() == [[2, 21]]
 
 
 def test_fixed_keeps_its_line_and_the_last_columns_of_the_lines_before():
@@ -170,6 +179,7 @@ def look(window: int = 6, decay: float = 1.0, calibration: Calibration | None = 
     return SimpleNamespace(
         step=STEP,
         geometry=GEOMETRY,
+        capacity=2 * WIDTH + WIDTH // 2 + 1,
         positions=positions,
         keys=torch.randn(1, 2, RESIDENTS, 8, generator=generator),
         queries=queries,
@@ -260,8 +270,8 @@ def test_knorm_keeps_keys_of_small_norm():
     check("knorm", view, lambda head, index: -float(view.keys[0, head, index].norm()))
 
 
-@pytest.mark.parametrize("anchor", [0, 4, 8])
-@pytest.mark.parametrize("recent", [0, 1, 2])
+@pytest.mark.parametrize("anchor", [0, 4, 8, "auto"])
+@pytest.mark.parametrize("recent", [0, 1, 1.6, 2])
 @pytest.mark.parametrize("pool", ["mean", "max", "query", "decayed"])
 def test_line_ar_pins_anchors_and_recent_lines_and_judges_the_middle(anchor, recent, pool):
     """LineAR: the first tokens and the last lines stay; of the middle goes what the last line
@@ -283,9 +293,9 @@ def test_line_ar_pins_anchors_and_recent_lines_and_judges_the_middle(anchor, rec
 
     def worth(head, index):
         token = place(view, head, index)
-        if token < anchor:
+        if token < (WIDTH + WIDTH // 2 if anchor == "auto" else anchor):
             return (2, token)
-        if token >= STEP - recent * WIDTH:
+        if token >= STEP - round(recent * WIDTH):
             return (1, token)
         return (0, judged(head, index))
 

@@ -142,6 +142,7 @@ class _Lines:
         view = LineView(
             start,
             self.geometry,
+            self.capacity,
             state.residents,
             pick_rows(k, state.residents + P).detach().float(),
             state.line,
@@ -196,6 +197,7 @@ class LineView:
 
     step: int
     geometry: Geometry
+    capacity: int
     positions: Tensor
     keys: Tensor
     line: Tensor  # (B, G, Q, R)

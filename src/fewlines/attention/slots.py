@@ -258,6 +258,11 @@ class RankedView:
         return self.slots.geometry
 
     @property
+    def capacity(self) -> int:
+        """Of each of these heads."""
+        return self.slots.capacity
+
+    @property
     def positions(self) -> Tensor:
         """`(B, G, R)`, the image position of each resident."""
         return self.slots.positions.gather(-1, self.order)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from fewlines.calibration.data import Calibration
@@ -15,6 +17,15 @@ from fewlines.registry import discover
 from fewlines.schema import Count, check_fields
 
 NO_VICTIM = -1
+
+
+def _be_anchors(wanted: object) -> object:
+    if (type(wanted) is str and wanted == "auto") or (type(wanted) is int and wanted >= 0):
+        return wanted
+    raise ValueError("write a number of tokens, 0 or more, or auto")
+
+
+Anchors = Annotated[Any, AfterValidator(_be_anchors)]  # tokens, or auto; see `count_anchors`
 
 
 class Policy(ABC):
@@ -34,6 +45,23 @@ class Policy(ABC):
             if getattr(self, option.name) != option.default
         ]
         return f"{self.name}({','.join(changed)})" if changed else self.name
+
+    def count_pinned(self, geometry: Geometry, capacity: Table) -> Table:
+        """Count the first tokens that heads of these capacities keep, beside a window or a rank."""
+        return np.zeros_like(capacity)
+
+
+def count_anchors(wanted: Anchors, geometry: Geometry, capacity: Table) -> Table:
+    """Count the first tokens that are pinned, of any shape of capacities.
+
+    `auto` is a line and a half where a line and a token are left beside them, else four: what the
+    search of `experiments/baselines.yaml` found on training images. Heads look at the first line
+    and, as at sinks, at the first tokens of the second; and they need the token straight above.
+    """
+    if wanted != "auto":
+        return np.full_like(capacity, wanted)
+    line = geometry.width
+    return np.where(capacity >= (line + line // 2) + (line + 1), line + line // 2, 4)
 
 
 class StaticPolicy(Policy):
@@ -96,6 +124,7 @@ class View(Protocol):
     Attributes:
         step: the image token about to be written.
         geometry: the image and the model.
+        capacity: image tokens that each of these heads may hold.
         positions: `(B, H, R)`, the image position of each resident.
         keys: `(B, H, R, D)`, rotated, float32.
         line_mean, line_max: `(B, H, R)`, mean and maximum of `A` over the line's queries.
@@ -113,6 +142,10 @@ class View(Protocol):
     @property
     def geometry(self) -> Geometry:
         """The image and the model."""
+
+    @property
+    def capacity(self) -> int:
+        """Of each of these heads."""
 
     @property
     def positions(self) -> Tensor:

@@ -15,7 +15,7 @@ LOCAL = 0.9  # the paper's τ
 
 class HeadKV(Allocation):
     """A head that finds a share `LOCAL` of its attention among its last few tokens, fewer than the
-    uniform capacity, keeps only so many."""
+    uniform capacity, keeps only so many, and what its policy pins."""
 
     name = "headkv"
     label = "headkv"
@@ -34,6 +34,7 @@ class HeadKV(Allocation):
             ]
         ).cumsum(1)  # (L·H, reach)
         reach = (mass < LOCAL * mass[:, -1:]).sum(1) + 1
+        reach += total.policy.count_pinned(total.geometry, np.full_like(reach, uniform))
         capacity = np.where(reach < uniform, reach.clip(SMALLEST), 0)
         far = np.flatnonzero(capacity == 0)
         if len(far) == 0:

@@ -10,22 +10,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fewlines.cache.policy import Need, ScoringPolicy, View
-from fewlines.schema import Count, Number, Share
+from fewlines.cache.policy import Anchors, Need, ScoringPolicy, View, count_anchors
+from fewlines.geometry import Geometry, Table
+from fewlines.schema import Number, Share
 
 
 @dataclass(frozen=True)
 class LineAR(ScoringPolicy):
-    """Pins the first `anchor` tokens and the last `recent` lines; the others are scored by the
-    attention of the last finished line's queries: its mean, its maximum, or that of the mean
-    query, or that of all queries so far, each line's times `decay` (`pool`). Where capacity is
-    short, the oldest of the last lines are evicted next, the anchors never."""
+    """Pins the first `anchor` tokens, a number or `auto` (see `count_anchors`), and the last
+    `recent` lines; the others are scored by the attention of the last finished line's queries: its
+    mean, its maximum, or that of the mean query, or that of all queries so far, each line's times
+    `decay` (`pool`). Where capacity is short, the oldest of the last lines are evicted next, the
+    anchors never."""
 
     name: ClassVar[str] = "line_ar"
-    anchor: Count = 4
+    anchor: Anchors = 4
     recent: Number = 1
     pool: Literal["mean", "max", "query", "decayed"] = "mean"
     decay: Share = 0.5
@@ -41,12 +44,17 @@ class LineAR(ScoringPolicy):
         }
         return needs[self.pool]
 
+    def count_pinned(self, geometry: Geometry, capacity: Table) -> Table:
+        """Count the anchors."""
+        return count_anchors(self.anchor, geometry, capacity)
+
     def score(self, view: View) -> Tensor:
         """Score each resident."""
+        anchors = int(self.count_pinned(view.geometry, np.array(view.capacity)))
         score = self._attention(view)  # (B, H, R), at most 1
         window = view.step - round(self.recent * view.geometry.width)
         score = torch.where(view.positions < window, score, 1.0 + view.positions)
-        return score.masked_fill(view.positions < self.anchor, torch.inf)
+        return score.masked_fill(view.positions < anchors, torch.inf)
 
     def _attention(self, view: View) -> Tensor:
         if self.pool == "mean":

@@ -7,24 +7,28 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewlines.cache.policy import NO_VICTIM, StaticPolicy
+from fewlines.cache.policy import NO_VICTIM, Anchors, StaticPolicy, count_anchors
 from fewlines.geometry import Geometry, Table
-from fewlines.schema import Count
 
 
 @dataclass(frozen=True)
 class Streaming(StaticPolicy):
-    """Keeps the first `sinks` image tokens and the last `capacity − sinks`.
+    """Keeps the first `sinks` image tokens, the paper's four or `auto` (see `count_anchors`), and
+    the last `capacity − sinks`.
 
     Where the capacity is too small for `sinks` and the token being decoded, fewer sinks are kept.
     """
 
     name: ClassVar[str] = "streaming"
-    sinks: Count = 4
+    sinks: Anchors = 4
+
+    def count_pinned(self, geometry: Geometry, capacity: Table) -> Table:
+        """Count the sinks."""
+        return np.minimum(count_anchors(self.sinks, geometry, capacity), capacity - 1)
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
         """Choose whom each image token evicts."""
         step = np.arange(geometry.n_tokens)
+        window = (capacity - self.count_pinned(geometry, capacity))[..., None]
         capacity = capacity[..., None]
-        window = capacity - np.minimum(self.sinks, capacity - 1)
         return np.where(step < capacity, NO_VICTIM, step - window)
