@@ -32,6 +32,7 @@ CHANGES = {
     "cost.repeats": 2,
     "paper.repeats": 2,
     "efficiency.repeats": 2,
+    "search.images": 7,
     "training_cost.repeats": 2,
     "publish.x": "report.html",
     "caches": [

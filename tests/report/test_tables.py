@@ -260,6 +260,8 @@ def test_the_lines(results):
     assert rows["kl"].tolist() == [0.0, 0.1, 0.2, KL["base", LINES]]
     assert rows["nll_delta"].tolist() == [0.0, 0.3, 0.6, 9.0]
     assert set(rows["budget"]) == {"lines: 1"}
+    last = table[table["line"] == 4].set_index(["model", "policy"])["kl"]
+    assert last[ADAPTED, "lines"] == KL[ADAPTED, LINES]
 
 
 def test_the_correlations():
@@ -268,7 +270,7 @@ def test_the_correlations():
         {
             "model": ["base"] * 6 + ["adapted"],
             "policy": ["full", *"abcde", "a"],
-            "nll_delta": [0.0, 0.001, 0.002, 0.003, 0.02, 0.2, 9.0],
+            "nll_delta": [0.0, 0.001, 0.002, 0.003, 0.02, 0.05, 9.0],
             "fid_mean": [1.0, 9.0, 8.0, 7.0, 20.0, 30.0, 0.0],
             "kid_mean": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
             "is_mean": [0.0, 5.0, 4.0, 3.0, 2.0, 1.0, 6.0],
@@ -299,6 +301,17 @@ def test_the_ranks(results):
     found = [table[f"behind{end}"][1] for end in ("", "_low", "_high")]
     assert found == pytest.approx(ends)
     assert math.isnan(table["behind"][0])
+
+
+def test_ranks_of_one_policy_have_all_columns(results, tmp_path):
+    alone = {
+        **results.experiment.model_dump(),
+        "caches": [{"policy": "lines", "budget": {"lines": 1}}],
+    }
+    alone["adaptation"]["models"] = {}
+    table = make_rank_table(Results(validate_experiment(alone), tmp_path))
+    assert len(table) == 1
+    assert table.columns.tolist() == make_rank_table(results).columns.tolist()
 
 
 def test_the_reference_scores(results):

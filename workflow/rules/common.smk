@@ -125,6 +125,11 @@ def settings(stage):
         if "task" in READS[stage]:
             found = EXPERIMENT.get_task(wildcards.model)
             read["task"] = found and found.model_dump(mode="json", exclude={"caches"})
+        if "searched" in READS[stage]:
+            read["searched"] = {
+                **EXPERIMENT.search.model_dump(include={"images", "trials"}),
+                "options": EXPERIMENT.search.caches[wildcards.searched][1],
+            }
         if "adapted" in READS[stage]:
             model = EXPERIMENT.get_adapted(wildcards.adapted)
             read["training"] = EXPERIMENT.get_training(model).model_dump(mode="json")

@@ -185,6 +185,7 @@ class Experiment(Section):
         _ = self.cache_by_slug, self.paper_cache, self._task_names  # known by name to all
         seen = {"checkpoint_seconds", *sections}
         seen |= {"tasks"} if "task" in seen else set()
+        seen |= {"search"} if "searched" in seen else set()
         seen |= {"adaptation", "model"} if "adapted" in seen else set()
         hidden = {name: _Undeclared(name) for name in type(self).model_fields if name not in seen}
         return self.model_copy(update=hidden)

@@ -31,7 +31,8 @@ OF_MODULES = {
 }
 # What each stage reads of an experiment, beside the caches that it is named: Snakemake runs a job
 # again when any of it changes, and a stage that reads anything else fails. `task` is that of its
-# row, `adapted` the model it is named. What is not here reads nothing.
+# row, `adapted` the model it is named, `searched` the options of the cache it is named. What is not
+# here reads nothing.
 ROWS = ("caches", "adaptation", "tasks", "paper", "model")
 TABLES = (*ROWS, "name", "cost", "storage", "efficiency")
 READS: dict[str, tuple[str, ...]] = dict.fromkeys(
@@ -49,7 +50,7 @@ READS: dict[str, tuple[str, ...]] = dict.fromkeys(
     "measure-reference": ("quality", "sampling"),
     "measure-model": ("likelihood",),
     "measure-likelihood": ("likelihood", "task"),
-    "search-options": ("search", "calibration"),
+    "search-options": ("searched", "calibration"),
     "baselines": ("search",),
     "measure-storage": ("likelihood",),
     "measure-cost": ("cost", "precision", "storage", "sampling"),
