@@ -230,7 +230,5 @@ def pair_interval(difference: Tensor, level: float = 0.95) -> tuple[float, float
     """Average paired differences `(n,)`, with the two-sided t interval: `(mean, low, high)`."""
     mean, n = difference.mean().item(), len(difference)
     error = difference.std().item() / n**0.5
-    if error == 0:
-        return mean, mean, mean
     reach = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
     return mean, mean - reach, mean + reach

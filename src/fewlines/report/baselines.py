@@ -17,8 +17,8 @@ def make_baseline_table(searches: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
     `place` is that of a configuration among those of its policy at its budget, `rank` that of the
     policy, by its best, among all policies at this budget; `behind` is how much worse a
-    configuration is than the best of the best policy, paired over images. `last_line` is the share
-    of KL that falls on the image's last line.
+    configuration is than the best of the best policy, paired over images. `smallest` is the least
+    that a head may hold, `last_line` the share of KL that falls on the image's last line.
     """
     by_budget: dict[str, list[dict[str, Any]]] = {}
     for search in searches:

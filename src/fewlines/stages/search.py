@@ -12,7 +12,7 @@ from fewlines.config import Experiment
 from fewlines.files import read_json, write_json
 from fewlines.metrics.likelihood import Likelihood, measure_likelihoods, name_interval
 from fewlines.metrics.search import search_options as search
-from fewlines.models.base import Model
+from fewlines.models.base import AttentionModel
 from fewlines.models.checkpoint import load_network
 from fewlines.progress import progress
 from fewlines.report.baselines import make_baseline_table
@@ -39,7 +39,7 @@ def search_options(
         output: JSON to write.
         calibration: of the model, for caches that go by one.
     """
-    network = load_network(model, Model).to(machine.device())
+    network = load_network(model, AttentionModel).to(machine.device())
     tensors, _ = read_tokens(tokens, network.spec)
     first = config.calibration.images + config.calibration.curve_images
     held = slice(first, first + config.search.images)
@@ -55,19 +55,21 @@ def search_options(
 
     found = search(start, options, config.search.trials, measure_all)
     bar.close()
-    trials = [
-        {
-            "policy": trial.cache.policy_text,
-            "budget": trial.cache.budget_text,
-            "capacity": network.count_entries(trial.cache.calibrated(calibration)),
+    trials = []
+    for trial in found:
+        known = trial.cache.calibrated(calibration)
+        facts = {
+            "policy": known.policy_text,
+            "budget": known.budget_text,
+            "capacity": network.count_entries(known),
+            "smallest": int(known.plan(network.geometry).capacity.min()),
             "nll": trial.nll,
             **name_interval("nll_delta", trial.found.nll - trial.found.nll_full),
             "kl": trial.found.kl.double().mean().item(),
             "kl_by_line": trial.found.average_by_line(trial.found.kl).tolist(),
             "nll_of_images": trial.found.nll.tolist(),
         }
-        for trial in found
-    ]
+        trials.append(facts)
     write_json(output, {"searched": start.policy_text, "trials": trials})
 
 
