@@ -13,11 +13,14 @@ import torch
 
 import fewlines
 from fewlines.cli import main
+from fewlines.data.images import ImageData, Split
 from fewlines.decode.sampler import Sampler
 from fewlines.files import read_json, read_tensors
 from fewlines.metrics.likelihood import measure_likelihood
 from fewlines.models.base import Model
-from fewlines.models.checkpoint import load_network
+from fewlines.models.checkpoint import load_network, save_network
+from fewlines.models.classifier import Classifier, ClassifierShape
+from fewlines.models.tokenizer import Tokenizer, TokenizerShape
 from fewlines.stages import MODULES, load_stage
 
 
@@ -118,6 +121,42 @@ def test_tasks_complete_images_and_draw_without_a_class(tiny_files):
     found = model.teacher_forced(labels, codes).log_softmax(-1).gather(-1, codes[..., None])
     assert every["nll"] == pytest.approx(-found.mean().item(), abs=1e-5)
     assert rest["nll"] == pytest.approx(-found[:, 10:].mean().item(), abs=1e-5)
+
+
+def test_a_task_may_be_compared_with_training_images(tiny_files, monkeypatch):
+    """The last ones, as many as there are test images; its temperature stands beside it."""
+    config = (tiny_files / "config").read_text()
+    config = config.replace("kid_subset_size: 2", "kid_subset_size: 2, neighbours: 2")
+    config = config.replace("tasks:", "tokenizer: {widths: [4]}\ntasks:")
+    config += "  hot: {temperature: 1.5, against: train, caches: [full]}\n"
+    (tiny_files / "config").write_text(config)
+    images = torch.randint(256, (12, 1, 4, 5), dtype=torch.uint8)
+    train, test = Split(images, torch.arange(12) % 3), Split(images[:3] // 2, torch.arange(3))
+    ImageData(train, test, ["a", "b", "c"]).save(tiny_files / "images")
+    save_network(tiny_files / "tokenizer", Tokenizer(TokenizerShape(1, (4,), 0, 16, 4)))
+    save_network(tiny_files / "classifier", Classifier(ClassifierShape(1, (4,), 8, 3)))
+    given = [f"--{name}={tiny_files / name}" for name in ("config", "model", "tokens")]
+    drawn = tiny_files / "drawn"
+    command = ["--row=base:hot", "--cache=full", "--shard=0", f"--output={drawn}"]
+    assert main(["generate", *given, *command]) == 0
+    compared = []
+
+    def measure(sets, reference, features, settings):
+        compared.append(reference)
+        return [{"fid": 1.0}]
+
+    monkeypatch.setattr("fewlines.stages.quality.measure", measure)
+    found = []
+    for row in ("base", "base:hot"):
+        files = [f"--{name}={tiny_files / name}" for name in ("images", "tokenizer", "classifier")]
+        files += [f"--samples={drawn}", f"--output={tiny_files / 'quality'}", f"--row={row}"]
+        assert main(["measure-quality", given[0], *files]) == 0
+        found.append(read_json(tiny_files / "quality"))
+    assert torch.equal(compared[0], test.images)
+    assert torch.equal(compared[1], train.images[-3:])
+    assert [(each["against"], each["temperature"]) for each in found] == [
+        ("test", 0.9), ("train", 1.5),
+    ]  # fmt: skip
 
 
 def test_a_task_needs_its_images_and_a_name(tiny_files, capsys):

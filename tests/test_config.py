@@ -92,6 +92,22 @@ def test_a_cache_that_a_model_or_a_task_names_need_not_be_listed():
     assert experiment.is_drawn("streaming+merge-2lines")  # of which a task draws images
 
 
+def test_a_task_may_change_how_images_are_drawn_and_whose_likelihood_it_has():
+    tasks = {
+        "hot": {"temperature": 1.2, "caches": ["full"]},
+        "guided": {"guidance": 2.0, "caches": ["full"]},
+        "blind": {"labelled": False, "caches": ["full"]},
+        "begun": {"prompt_lines": 2, "caches": ["full"]},
+    }
+    experiment = validate_experiment({"tasks": tasks})
+    asked = {name: experiment.get_sampling(f"base:{name}") for name in tasks}
+    assert {name: (each.temperature, each.guidance) for name, each in asked.items()} == {
+        "hot": (1.2, 1.0), "guided": (0.9, 2.0), "blind": (0.9, 1.0), "begun": (0.9, 1.0),
+    }  # fmt: skip
+    scored = [experiment.get_scored(f"base:{name}") for name in tasks]
+    assert scored == ["base", "base", "base:blind", "base:begun"]
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_experiment_is_valid_and_every_model_has_its_baseline(path):
     experiment = load_experiment([EXPERIMENTS.parent / "config.yaml", path])

@@ -146,6 +146,11 @@ def of(rows, pattern):
     ]
 
 
+def likelihoods(rows):
+    scored = {(EXPERIMENT.get_scored(model), cache): None for model, cache in rows}
+    return of(scored, "{model}/likelihood/{cache}.json")
+
+
 # Trained where it is what images are compared by.
 CLASSIFIER = (
     [f"{RUN}/classifier.safetensors"]

@@ -1,5 +1,5 @@
 MEASURED = [
-    *of(ROWS, "{model}/likelihood/{cache}.json"),
+    *likelihoods(ROWS),
     *of(DRAWN, "{model}/quality/{cache}.json"),
     *of(
         [(BASE, cache) for cache in CACHES if EXPERIMENT.is_shown(cache)],
@@ -62,7 +62,7 @@ rule tables:
 # `snakemake likelihood_table --configfile experiments/policies.yaml`.
 rule likelihood_table:
     input:
-        of(ROWS, "{model}/likelihood/{cache}.json"),
+        likelihoods(ROWS),
         model=rules.model.output.weights,
     output:
         expand(f"{RUN}/tables/likelihood.{{form}}", form=("csv", "md", "tex")),
@@ -80,7 +80,7 @@ rule likelihood_table:
 # Samples without times: `snakemake quality_table --configfile experiments/ten-thousand.yaml`.
 rule quality_table:
     input:
-        of(DRAWN, "{model}/likelihood/{cache}.json"),
+        likelihoods(DRAWN),
         of(DRAWN, "{model}/quality/{cache}.json"),
         model=rules.model.output.weights,
     output:

@@ -236,6 +236,13 @@ class Experiment(Section):
         task = self.get_task(model)
         return task.model if task else model
 
+    def get_scored(self, model: str) -> str:
+        """Give the row whose likelihood a row has: its model's, where a task neither hides the
+        class nor begins with a part of the image."""
+        task = self.get_task(model)
+        own = task and (task.prompt_lines or not task.labelled)
+        return model if own else self.get_weights(model)
+
     def get_sampling(self, model: str) -> SamplingSettings:
         """Give how a row's images are drawn."""
         task = self.get_task(model)

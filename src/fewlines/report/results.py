@@ -75,7 +75,7 @@ class Results:
 
     def read_likelihood(self, cache: str, model: str = BASE) -> dict[str, Any]:
         """Read the likelihood of a row."""
-        return self._read(f"{model}/likelihood/{cache}.json")
+        return self._read(f"{self.experiment.get_scored(model)}/likelihood/{cache}.json")
 
     def read_cost(self, cache: str) -> dict[str, Any]:
         """Read time and memory of a cache."""
