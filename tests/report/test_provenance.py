@@ -1,16 +1,45 @@
 from __future__ import annotations
 
 import subprocess
+from functools import partial
 
+from fewlines.cli import main
 from fewlines.config import Experiment
 from fewlines.report.provenance import describe_run
 
 
-def test_a_run_is_modified_by_code_not_by_what_was_published(tmp_path):
-    def git(*arguments):
-        who = ("-c", "user.name=a", "-c", "user.email=a@b")
-        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+def run_git(folder, *arguments) -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
+
+def test_a_table_that_is_older_than_the_code_that_it_measures_is_listed(tmp_path, capsys):
+    """Of what it measures: likelihood does not hang on the timing of steps."""
+    git = partial(run_git, tmp_path)
+    git("init")
+    reference, code = tmp_path / "results/reference", tmp_path / "src/fewlines"
+    reference.mkdir(parents=True)
+    for name in ("bench", "cache"):
+        (code / name).mkdir(parents=True)
+        (code / name / "a.py").write_text("before")
+    git("add", "."), git("commit", "-m", "first")
+    stamp = git("rev-parse", "HEAD")[:12]
+    for name, column in (("times", "seconds_per_image"), ("nats", "nll_delta"), ("other", "x")):
+        (reference / f"{name}.csv").write_text(f"{column},commit\n1,published in {stamp}\n")
+    (reference / "lost.csv").write_text("nll_delta,commit\n1,0123456\n")
+    git("add", "."), git("commit", "-m", "measured")
+    (code / "bench/a.py").write_text("after")
+    git("add", "."), git("commit", "-m", "faster")
+    assert main(["list-stale", f"--reference={reference}"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert "lost.csv: of a commit that this clone does not have, 0123456" in said[0]
+    assert f"times.csv: published in {stamp}; 1 commits have changed" in said[1]
+
+
+def test_a_run_is_modified_by_code_not_by_what_was_published(tmp_path):
+    git = partial(run_git, tmp_path)
     git("init")
     code, published = tmp_path / "code.py", tmp_path / "results/reference/cache.csv"
     published.parent.mkdir(parents=True)

@@ -27,7 +27,7 @@ OF_MODULES = {
     "plan": ("plan",),
     "watch": ("watch",),
     "report": ("tables", "likelihood-table", "quality-table", "figures", "report"),
-    "publish": ("publish", "fill-blocks"),
+    "publish": ("publish", "fill-blocks", "list-stale"),
 }
 # What each stage reads of an experiment, beside the caches that it is named: Snakemake runs a job
 # again when any of it changes, and a stage that reads anything else fails. `task` is that of its

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -43,6 +44,43 @@ def publish(config: Experiment, run: Path, reference: Path) -> None:
         else:
             with replacing(target) as temporary:
                 shutil.copyfile(path, temporary)
+
+
+# What the numbers of a table hang on, by columns that say what was measured.
+MEASURED_BY = {
+    "seconds_per_image": ("attention", "bench", "decode", "models"),
+    "seconds_per_step": ("attention", "bench", "decode", "models", "training"),
+    "fid_mean": ("attention", "cache", "decode", "metrics", "models", "training"),
+    "nll_delta": ("attention", "cache", "calibration", "metrics", "models", "training"),
+}
+
+
+def list_stale(reference: Path) -> None:
+    """List the tracked tables that are older than the code that measured them, and how many commits
+    have changed that code since.
+
+    Args:
+        reference: the tracked folder, in a clone with its history.
+    """
+    for path in sorted(reference.rglob("*.csv")):
+        table = pd.read_csv(path, dtype={"commit": str})
+        code = {each for column in MEASURED_BY if column in table for each in MEASURED_BY[column]}
+        folders = [f"src/fewlines/{each}" for each in sorted(code)]
+        for stamp in table.get("commit", pd.Series(["nobody knows"])).unique() if folders else ():
+            commit = str(stamp).split()[-1]
+            since = _count_commits(reference, commit, folders)
+            if since is None:
+                print(f"{path}: of a commit that this clone does not have, {stamp}")
+            elif since:
+                print(f"{path}: {stamp}; {since} commits have changed {', '.join(sorted(code))}")
+
+
+def _count_commits(place: Path, commit: str, paths: list[str]) -> int | None:
+    root = ["git", "-C", str(place), "rev-parse", "--show-toplevel"]
+    top = subprocess.run(root, capture_output=True, text=True, check=False).stdout.strip()
+    command = ["git", "-C", top, "rev-list", "--count", f"{commit}..HEAD", "--", *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout) if done.returncode == 0 else None
 
 
 def fill_blocks(document: list[Path], reference: Path, check: bool = False) -> None:
