@@ -36,17 +36,19 @@ def simulate(choose, capacity: int) -> list[int | None]:
     return evicted
 
 
-def planned(policy: str, calibration: Calibration | None = None, **options) -> np.ndarray:
+def planned(
+    policy: str, calibration: Calibration | None = None, held: int = CAPACITY, **options
+) -> np.ndarray:
     """Whom each step evicts in each head, `(L, H, N)`, as the cache plans it; −1 is nobody."""
     made = make_policy(policy, options)
-    capacity = np.full((2, 2), CAPACITY)
+    capacity = np.full((2, 2), held)
     known = (calibration,) if calibration else ()
     return made.choose_victims(GEOMETRY, capacity, *known)
 
 
-def expect(victims: np.ndarray, choose_for_head) -> None:
+def expect(victims: np.ndarray, choose_for_head, held: int = CAPACITY) -> None:
     for layer, head in np.ndindex(2, 2):
-        wanted = simulate(choose_for_head(layer, head), CAPACITY)
+        wanted = simulate(choose_for_head(layer, head), held)
         assert victims[layer, head].tolist() == [-1 if x is None else x for x in wanted]
 
 
@@ -72,17 +74,24 @@ def test_anchors_are_a_line_and_a_half_where_a_line_and_a_token_are_left():
     assert Streaming(sinks="auto").count_pinned(geometry, np.array([[3, 36]])).tolist() == [[2, 21]]
 
 
-def test_fixed_keeps_its_line_and_the_last_columns_of_the_lines_before():
-    """The fixed pattern of sparse transformers: as many columns as fit beside a line."""
-    columns = (CAPACITY - WIDTH) // (GRID[0] - 1)
-    assert columns == 1
+@pytest.mark.parametrize(("held", "columns"), [(7, 1), (8, 1), (13, 1), (15, 2)])
+def test_fixed_keeps_its_line_and_the_last_columns_of_the_lines_before(held, columns):
+    """The fixed pattern of sparse transformers: as many columns as fit beside a line; where not
+    even one does for all lines, the oldest go."""
 
     def choose(resident, step):
         before = [token for token in resident if token // WIDTH < step // WIDTH]
         plain = [token for token in before if token % WIDTH < WIDTH - columns]
         return min(plain or resident)
 
-    expect(planned("fixed"), lambda *_: choose)
+    expect(planned("fixed", held=held), lambda *_: choose, held)
+
+
+def test_fixed_on_two_lines_has_a_column_for_each_token_beside_a_line():
+    victims = make_policy("fixed", {}).choose_victims(
+        Geometry((2, 6), prefix=1, layers=1, heads=1), np.array([[9]])
+    )
+    assert victims[0, 0].tolist() == [-1] * 9 + [0, 1, 2]
 
 
 def test_random_lets_residents_go_that_differ_by_head_and_seed():
@@ -235,6 +244,25 @@ def test_snapkv_pools_the_last_window_over_neighbours_and_keeps_the_window():
         return (recent, token if recent else pooled)
 
     check("snapkv", view, worth, window=window, kernel=kernel)
+
+
+def test_snapkv_keeps_the_oldest_token_of_its_window_though_nobody_looked_at_it():
+    view = look(window=4)
+    view.positions = torch.arange(STEP - RESIDENTS, STEP).expand(1, 2, -1)
+    view.attention = torch.zeros(1, 2, 4, RESIDENTS)
+    view.attention[..., : RESIDENTS - 4] = 0.1
+    score = make_policy("snapkv", {"window": 4, "kernel": 1}).score(view)
+    assert (score[..., -4:] > 1).all()
+    assert (score[..., :-4] < 1).all()
+
+
+def test_what_is_expected_of_a_line_counts_its_first_query(calibration):
+    """Also where that is the first of the image."""
+    attention = torch.from_numpy(calibration.attention[0])
+    expected = Expectation(attention, torch.from_numpy(calibration.future[0].astype(np.float32)))
+    view = SimpleNamespace(step=WIDTH, positions=torch.arange(WIDTH).expand(1, 2, -1))
+    found = expected.average_line(view, WIDTH)[0]
+    torch.testing.assert_close(found, attention[:, :WIDTH].mean(1)[:, :WIDTH])
 
 
 def test_rkv_weighs_importance_against_redundancy():

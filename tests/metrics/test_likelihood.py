@@ -11,6 +11,7 @@ from conftest import CACHES, GRID, images
 from fewlines.decode.sampler import Sampler
 from fewlines.metrics.likelihood import (
     compare_storages,
+    forward_oracle,
     measure_likelihood,
     measure_likelihoods,
     name_interval,
@@ -85,6 +86,23 @@ def test_a_completion_counts_what_is_completed_alone(model):
     torch.testing.assert_close(found.nll.float(), -of_codes[:, 7:].mean(-1), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_oracle_keeps_what_the_rest_of_this_image_looks_at(model, merge):
+    """So it loses less than a window; with room for all it loses nothing."""
+    labels, codes = images(model)
+    oracle, window, whole = (
+        fewlines.cache(name, lines=lines, merge=merge)
+        for name, lines in (("oracle", 1), ("lines", 1), ("oracle", 4))
+    )
+    found, other, nothing = measure_likelihoods(model, labels, codes, [oracle, window, whole], 3)
+    assert 1e-4 < found.kl.mean() < other.kl.mean()
+    assert not nothing.kl.any()
+    plan = oracle.plan(model.geometry)
+    direct = forward_oracle(model, labels, codes, plan).log_softmax(-1)
+    expected = -direct.gather(-1, codes[..., None]).squeeze(-1).mean(-1)
+    torch.testing.assert_close(found.nll.float(), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_several_caches_are_measured_as_each_alone_and_progress_is_told(model):
     labels, codes = images(model)
     caches = [fewlines.cache("full"), fewlines.cache("lines", lines=1), CACHES[2]]
@@ -110,6 +128,7 @@ def test_storages_are_compared_with_float32(model):
     labels, codes = images(model)
     same, rough = compare_storages(model, labels, codes, [torch.float32, torch.bfloat16])
     assert not same.nll_delta.any()
+    assert rough.nll_delta.abs().min() > 1e-6
     assert (same.equal_tokens, same.equal_before) == (1.0, 1.0)
     full = fewlines.cache("full")
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from conftest import tiny_transformer
 from fewlines.config import validate_experiment
-from fewlines.files import write_json
+from fewlines.files import read_json, write_json
 from fewlines.models.checkpoint import save_network
 from fewlines.report.paper import PUBLISHED, make_paper_table
 from fewlines.report.results import Results
@@ -238,6 +238,41 @@ def test_the_cache_table(results):
     assert several[0]["extractor"] == several[0]["against"] == ""
     assert math.isnan(several[0]["samples"])
     assert math.isnan(several[0]["fid_ratio"])
+
+
+def test_a_run_without_a_stock_engine_or_a_baseline_has_gaps_and_no_others(results):
+    for cache in (FULL, LINES):
+        path = results.folder / "cost" / f"{cache}.json"
+        cost = read_json(path)
+        write_json(path, {**cost, "rows": [x for x in cost["rows"] if x["name"] != "stock"]})
+    quality = results.folder / "base/quality"
+    write_json(quality / f"{LINES}.json", {**read_json(quality / f"{LINES}.json"), "samples": 51})
+    models = {ADAPTED: {"caches": [LINES], "measure": "samples"}}
+    content = results.experiment.model_dump()
+    content["adaptation"]["models"] = models
+    table = make_cache_table(Results(validate_experiment(content), results.folder))
+    full, lines, other, adapted = table.to_dict("records")
+    assert math.isnan(lines["speedup_stock"])
+    assert (lines["speedup_lean"], lines["seconds_per_image"]) == (3.0, pytest.approx(0.5))
+    assert lines["fid_note"] == other["fid_note"] == ""
+    assert math.isnan(adapted["fid_ratio"])
+    assert full["fid_ratio"] == 1
+
+
+def test_fid_of_a_task_is_compared_with_the_full_cache_at_the_same_task(results):
+    tasks = {"hot": {"temperature": 1.2, "caches": [FULL, LINES]}}
+    tasks |= {"cold": {"temperature": 0.5, "caches": [LINES]}}
+    for task, of_full in (("hot", 4.0), ("cold", 5.0)):
+        for cache, fid in ((FULL, of_full), (LINES, 6.0)):
+            sets = [{"fid": fid, "kid": 0, "is": 0, "precision": 0, "recall": 0}]
+            content = {"samples": 9, "extractor": "x", "reference_images": 9, "dimensions": 1}
+            path = results.folder / f"base:{task}/quality/{cache}.json"
+            write_json(path, {**content, "sets": sets, "temperature": 1.2, "against": "test"})
+    content = {**results.experiment.model_dump(), "tasks": tasks}
+    table = make_quality_table(Results(validate_experiment(content), results.folder))
+    found = table[table["task"].notna()].set_index(["task", "policy"])["fid_ratio"]
+    assert (found["hot", "full"], found["hot", "lines"]) == (1.0, 1.5)
+    assert math.isnan(found["cold", "lines"])
 
 
 def test_the_other_tables_say_the_same(results):
