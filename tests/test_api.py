@@ -62,6 +62,12 @@ REFUSED = {
 }  # fmt: skip
 
 
+def test_the_seed_is_nought_unless_it_is_given(model):
+    plain = fewlines.generate(model, [0, 1], FULL)
+    assert torch.equal(plain, fewlines.generate(model, [0, 1], FULL, seed=0))
+    assert not torch.equal(plain, fewlines.generate(model, [0, 1], FULL, seed=1))
+
+
 @pytest.mark.parametrize("name", WORKS)
 def test_what_is_natural_draws(model, name):
     labels, options, images = WORKS[name]

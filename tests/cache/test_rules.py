@@ -11,7 +11,7 @@ import torch
 
 import fewlines
 from fewlines.cache.policies.streaming import Streaming
-from fewlines.cache.policy import Expectation, count_anchors, list_policies
+from fewlines.cache.policy import Expectation, comparable, count_anchors, list_policies
 from fewlines.cache.spec import make_policy
 from fewlines.calibration.data import Calibration
 from fewlines.geometry import Geometry
@@ -355,6 +355,24 @@ def test_corrected_multiplies_the_schedule_by_what_the_line_showed(calibration):
             present.remove(victim)
             present.append(step)
         assert found[0, head].tolist() == order
+        score = policy.score_ahead(view, steps)[0, head]
+        wanted = [[worth(token, step) for token in (*resident, *steps)] for step in steps]
+        np.testing.assert_allclose(score, wanted, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(policy.score(view)[0, head], wanted[0][:RESIDENTS], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("every", "capacity", "asked_after"),
+    [(0, 20, 6), (0, 4, 4), (2, 20, 2), (2, 1, 1), (9, 20, 6), (1, 20, 1)],
+)
+def test_a_policy_is_asked_once_per_line_or_as_often_as_it_says(every, capacity, asked_after):
+    assert make_policy("tova", {"every": every}).interval(GEOMETRY, capacity) == asked_after
+
+
+def test_scores_are_compared_at_twelve_bits():
+    close = torch.tensor([1.0, 1 + 2**-15, 1 + 2**-11, -3.0, 0.0])
+    assert comparable(close).tolist() == [1.0, 1.0, 1 + 2**-11, -3.0, 0.0]
+    assert comparable(torch.tensor([torch.inf])).item() == torch.inf
 
 
 STATED = {

@@ -18,10 +18,14 @@ from fewlines.models.checkpoint import save_network
 from fewlines.report.paper import PUBLISHED, make_paper_table
 from fewlines.report.results import Results
 from fewlines.report.tables import (
+    add_delta,
+    drop_tasks,
+    is_base,
     make_cache_table,
     make_correlation_table,
     make_likelihood_table,
     make_lines_table,
+    make_network_table,
     make_quality_table,
     make_rank_table,
     make_reference_table,
@@ -273,6 +277,54 @@ def test_fid_of_a_task_is_compared_with_the_full_cache_at_the_same_task(results)
     found = table[table["task"].notna()].set_index(["task", "policy"])["fid_ratio"]
     assert (found["hot", "full"], found["hot", "lines"]) == (1.0, 1.5)
     assert math.isnan(found["cold", "lines"])
+
+
+def test_tasks_are_set_apart_and_other_models_have_their_own_baseline():
+    table = pd.DataFrame(
+        {
+            "model": ["base", "base:guided", "base+steps", "adapted"],
+            "task": [None, "guided", None, None],
+            "nll_delta": [1.0, 2.0, 3.0, 4.0],
+            "nll_delta_low": [0.5, 1.5, 2.5, 3.5],
+            "nll_delta_high": [1.5, 2.5, 3.5, 4.5],
+            "steps_delta": [math.nan, math.nan, 30.0, 40.0],
+            "steps_delta_low": [math.nan, math.nan, 25.0, 35.0],
+            "steps_delta_high": [math.nan, math.nan, 35.0, 45.0],
+        }
+    )
+    assert drop_tasks(table)["model"].tolist() == ["base", "base+steps", "adapted"]
+    assert len(drop_tasks(table.drop(columns="task"))) == 4
+    assert is_base(table).tolist() == [True, True, False, False]
+    found = add_delta(table)
+    assert found["delta"].tolist() == [1.0, 2.0, 30.0, 40.0]
+    assert found["delta_low"].tolist() == [0.5, 1.5, 25.0, 35.0]
+    assert found["delta_high"].tolist() == [1.5, 2.5, 35.0, 45.0]
+    alone = add_delta(table.drop(columns=[f"steps_delta{end}" for end in ("", "_low", "_high")]))
+    assert alone["delta"].isna().tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("features", ["classifier", "inception"])
+def test_the_networks(results, features):
+    write_json(results.folder / "tokenizer.json", {"mse": 0.01234, "codes_used": 0.875})
+    write_json(results.folder / "classifier.json", {"accuracy": 0.923})
+    rate = {"gemm_share": 0.25, "gemm_flops_per_second": 8e10, "precision": "bfloat16"}
+    write_json(results.folder / "base/model.json", {"parameters": 12345, **rate})
+    write_json(results.folder / "base/model-test.json", {"nll": 1.23456, "images": 2000})
+    content = {**results.experiment.model_dump(), "quality": {"features": features}}
+    rows = make_network_table(Results(validate_experiment(content), results.folder))
+    assert rows.columns.tolist() == ["network", "measure", "value"]
+    expected = [
+        ("tokenizer", "mean squared error on [−1, 1], test", "0.0123"),
+        ("tokenizer", "codes in use, test", "87.5%"),
+        ("model", "parameters", "12,345"),
+        ("model", "nats/token, 2,000 test images", "1.2346"),
+        ("classifier", "accuracy, test", "92.3%"),
+        ("model", "training rate, bfloat16", "25% of 80 GFLOP/s"),
+    ]
+    known = [row for row in expected if features == "classifier" or row[0] != "classifier"]
+    assert list(rows.itertuples(index=False, name=None)) == known
+    write_json(results.folder / "base/model.json", {"parameters": 12345, "gemm_share": None})
+    assert len(make_network_table(results)) == 5  # imported weights were not trained here
 
 
 def test_the_other_tables_say_the_same(results):
