@@ -80,7 +80,15 @@ def _read(table: str, where: str | None, reference: Path) -> pd.DataFrame:
         rows["name"] = rows["policy"] + ", " + rows["budget"] + adapted
     try:
         found: pd.DataFrame = rows.query(where, engine="python") if where else rows
-    except (KeyError, ValueError, SyntaxError, pd.errors.UndefinedVariableError) as error:
+    except (
+        AttributeError,  # what pandas raises of an expression that it does not know
+        KeyError,
+        NotImplementedError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        pd.errors.UndefinedVariableError,
+    ) as error:
         raise FewlinesError(f"a block of '{table}' asks where {where}: {error}") from None
     if found.empty:
         raise FewlinesError(f"a block of '{table}' asks where {where}: no row is like that")
