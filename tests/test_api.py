@@ -52,7 +52,9 @@ REFUSED = {
     "a true seed": (0, {"seed": True}, "seed: True is not a whole number"),
     "no batch": (0, {"batch": 0}, "batch: 0 is not a whole number of at least 1"),
     "images before the first": (0, {"first": -1}, "first: -1 is not a whole number"),
-    "bytes as storage": (0, {"storage": torch.int8}, "storage: torch.int8 is not one of"),
+    "bytes as storage": (
+        0, {"storage": torch.int8}, "storage: torch.int8 is not one of torch.float32, torch",
+    ),
     "integers as precision": (0, {"precision": torch.int32}, "precision: torch.int32 is not one"),
     "a code too large": (0, {"prompt": [[16]]}, "prompt must lie in 0 … 15"),
     "codes in floats": (0, {"prompt": [[0.5]]}, "prompt: float32, not whole numbers"),
@@ -60,6 +62,14 @@ REFUSED = {
     "a flat prompt": (0, {"prompt": [1, 2]}, r"write \(n, k\), n = 1"),
     "a prompt too long": (0, {"prompt": [[0] * 21]}, "an image has 20 tokens"),
 }  # fmt: skip
+
+
+def test_a_budget_that_holds_the_image_is_said_to_be_the_full_cache(model, capsys):
+    fewlines.generate(model, 0, fewlines.cache("lines", lines=4))
+    assert "the budget holds all 20 tokens of an image" in capsys.readouterr().err
+    for cache in (FULL, LINES):
+        fewlines.generate(model, 0, cache)
+    assert "the budget holds" not in capsys.readouterr().err
 
 
 def test_the_seed_is_nought_unless_it_is_given(model):
@@ -88,7 +98,7 @@ def test_what_is_not_gets_a_sentence(model, name):
 
 
 CONSTRUCTED = [
-    (lambda: fewlines.Sampler(temperature=-1), "temperature: .*greater than or equal to 0"),
+    (lambda: fewlines.Sampler(temperature=-1), "sampler: temperature: .*greater than or equal"),
     (lambda: fewlines.Sampler(temperature=float("nan")), "temperature: .*finite"),
     (lambda: fewlines.Sampler(temperature="hot"), "temperature: .*valid number"),
     (lambda: fewlines.Sampler(top_k=-1), "top_k: .*greater than or equal to 0"),
