@@ -12,6 +12,7 @@ import torch
 import fewlines
 from conftest import tiny_transformer
 from fewlines.cache.schedule import Schedule, sample_weights
+from fewlines.decode.loop import Decoder
 from fewlines.errors import FewlinesError
 from fewlines.models.checkpoint import save_network
 from fewlines.models.tokenizer import Tokenizer, TokenizerShape
@@ -66,10 +67,39 @@ REFUSED = {
 
 def test_a_budget_that_holds_the_image_is_said_to_be_the_full_cache(model, capsys):
     fewlines.generate(model, 0, fewlines.cache("lines", lines=4))
-    assert "the budget holds all 20 tokens of an image" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        said == "lines-4lines: the budget holds all 20 tokens of an image; this is the full cache\n"
+    )
     for cache in (FULL, LINES):
         fewlines.generate(model, 0, cache)
     assert "the budget holds" not in capsys.readouterr().err
+
+
+def test_a_model_is_prepared_and_begun_as_it_was_asked(model, monkeypatch):
+    """For the largest batch, both rows of a guided image, and the precision and storage named."""
+    prepared, begun, told = [], [], []
+    prepare, begin = type(model).prepare, type(model).begin
+
+    def preparing(self, precision, rows, **more):
+        prepared.append((precision, rows))
+        return prepare(self, precision, rows, **more)
+
+    def beginning(self, rows, cache, **more):
+        begun.append((rows, more["storage"], more["engine"]))
+        return begin(self, rows, cache, **more)
+
+    monkeypatch.setattr(type(model), "prepare", preparing)
+    monkeypatch.setattr(type(model), "begin", beginning)
+    fewlines.generate(model, [0, 1, 2], LINES, batch=2, done=told.append)
+    assert (prepared, told) == ([(torch.float32, 2)], [2, 1])
+    Decoder(model, 3, LINES)
+    assert begun == [(2, None, "lean"), (1, None, "lean"), (3, None, "lean")]
+    guided = fewlines.Sampler(guidance=2.0)
+    options = {"sampler": guided, "precision": torch.float64, "storage": torch.float16}
+    fewlines.generate(model, [0, 1, 2], LINES, **options)
+    assert prepared[1:] == [(torch.float64, 6)]
+    assert begun[3:] == [(6, torch.float16, "lean")]
 
 
 def test_the_seed_is_nought_unless_it_is_given(model):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import yaml
 
 from fewlines.config import Experiment, validate_experiment
 from fewlines.stages import READS
-from toy_chain import REPOSITORY, TOY, plan
+from toy_chain import REPOSITORY, SNAKEMAKE, TOY, plan
 
 # A change in every section that a plan can tell.
 CHANGES = {
@@ -124,6 +126,32 @@ def test_a_second_snakemake_changes_nothing(folder, tmp_path):
     finally:
         lock.unlink()
     assert state(folder) == before
+
+
+def test_a_second_snakemake_changes_nothing_in_one_that_is_running(folder, tmp_path):
+    """The other configuration would draw other images at each of the steps still to run."""
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, symlinks=True)
+    config = tmp_path / "other.yaml"
+    config.write_text(yaml.safe_dump(change("sampling.temperature", 2.0), sort_keys=False))
+    for part in ("base/samples", "base/quality"):
+        shutil.rmtree(copy / "results/toy" / part)
+    command = [*SNAKEMAKE, "--configfile", str(TOY)]
+    running = subprocess.Popen(
+        command, cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    asked = 0
+    while running.poll() is None:
+        if (copy / ".snakemake/locks").exists() and any((copy / ".snakemake/locks").iterdir()):
+            plan(copy, *READ_ONLY[asked % len(READ_ONLY)], config=config)
+            asked += 1
+        time.sleep(0.01)
+    printed, _ = running.communicate()
+    assert running.returncode == 0, printed
+    assert asked >= len(READ_ONLY)
+    for name in ("base/samples/full.safetensors", "base/quality/full.json", "experiment.yaml"):
+        again, before = copy / "results/toy" / name, folder / "results/toy" / name
+        assert again.read_bytes() == before.read_bytes(), name
 
 
 UNLOCK = REPOSITORY / "workflow/scripts/unlock.py"
