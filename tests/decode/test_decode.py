@@ -73,13 +73,6 @@ def test_the_sampler_draws_in_proportion_and_respects_top_k_and_top_p():
     assert shares(Sampler(temperature=0.01))[0] == 1
 
 
-def test_guidance_of_one_is_the_conditional_model_and_more_moves_away_from_no_class():
-    logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(Sampler(guidance=1.0).guide(logits), logits[:3])
-    torch.testing.assert_close(Sampler(guidance=0.0).guide(logits), logits[3:])
-    torch.testing.assert_close(Sampler(guidance=2.0).guide(logits), 2 * logits[:3] - logits[3:])
-
-
 def test_a_label_that_does_not_exist_is_refused(model):
     with pytest.raises(FewlinesError, match="labels must lie in 0 … 3"):
         fewlines.generate(model, [0, 4], fewlines.cache("full"))

@@ -1,0 +1,105 @@
+"""From logits to codes, stated a second time in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fewlines.decode.sampler import CHUNK, Sampler, draw_noise
+
+CODES = 12
+
+
+def draw(sampler: Sampler, logits: np.ndarray, noise: float) -> int:
+    """The code at which the distribution has passed so much of its mass, in the order of codes."""
+    if sampler.temperature == 0:
+        return int(logits.argmax())
+    scaled = logits.astype(np.float64) / sampler.temperature
+    chance = np.exp(scaled - scaled.max())
+    if 0 < sampler.top_k < len(chance):
+        chance[scaled < np.sort(scaled)[-sampler.top_k]] = 0
+    chance /= chance.sum()
+    if sampler.top_p < 1:
+        mass, kept = 0.0, np.zeros(len(chance), bool)
+        for code in np.argsort(-chance, kind="stable"):
+            if mass >= sampler.top_p:
+                break
+            kept[code], mass = True, mass + chance[code]
+        chance = np.where(kept, chance, 0)
+    return int(np.searchsorted(chance.cumsum() / chance.sum(), noise, side="right"))
+
+
+SAMPLERS = [
+    Sampler(temperature, top_k, top_p)
+    for temperature in (0, 0.5, 1, 2)
+    for top_k in (0, 1, 3, CODES, 99)
+    for top_p in (0.3, 0.8, 1.0)
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+def test_codes_are_drawn_by_the_inverse_of_what_is_left(sampler):
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(40, CODES, generator=generator)
+    noise = torch.rand(40, dtype=torch.float64, generator=generator)
+    before = logits.clone()
+    found = sampler(logits, noise)
+    assert found.tolist() == [
+        draw(sampler, row, chance)
+        for row, chance in zip(logits.numpy(), noise.tolist(), strict=True)
+    ]
+    assert torch.equal(logits, before)
+
+
+def test_equals_of_the_last_of_top_k_stay():
+    logits = torch.tensor([[3.0, 1.0, 1.0, 0.0]]).expand(99, -1)
+    noise = torch.linspace(0, 0.99, 99, dtype=torch.float64)
+    assert set(Sampler(top_k=2)(logits, noise).tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("rows", [1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+def test_many_rows_are_drawn_as_each_alone(rows, temperature):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(rows, CODES, generator=generator)
+    noise = torch.rand(rows, dtype=torch.float64, generator=generator)
+    sampler = Sampler(temperature)
+    alone = [sampler(logits[i : i + 1], noise[i : i + 1]) for i in range(rows)]
+    assert torch.equal(sampler(logits, noise), torch.cat(alone))
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_what_is_not_finite_is_no_code(temperature):
+    logits = torch.zeros(3, CODES)
+    logits[1] = torch.nan
+    logits[0, 2] = 5.0
+    found = Sampler(temperature)(logits, torch.full((3,), 0.999, dtype=torch.float64))
+    assert found[1] == CODES
+    assert (found[[0, 2]] < CODES).all()
+
+
+def test_the_ends_of_the_noise_are_codes_that_can_be():
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(2, -1)
+    noise = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert Sampler()(logits, noise).tolist() == [1, 2]
+
+
+def test_a_temperature_that_no_tensor_takes_is_taken():
+    assert Sampler(temperature=10**30)(torch.zeros(1, 2), torch.tensor([0.7])).item() == 1
+
+
+def test_guidance_leads_from_the_logits_without_a_class():
+    logits = torch.randn(6, CODES, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(Sampler(guidance=1.0).guide(logits), logits[:3])
+    torch.testing.assert_close(Sampler(guidance=0.0).guide(logits), logits[3:])
+    torch.testing.assert_close(Sampler(guidance=2.0).guide(logits), 2 * logits[:3] - logits[3:])
+    assert (Sampler().guided, Sampler(guidance=0).guided) == (False, True)
+
+
+def test_noise_is_an_images_own():
+    noise = draw_noise(3, range(5), 7)
+    assert (noise.shape, noise.dtype) == ((5, 7), torch.float64)
+    assert torch.equal(draw_noise(3, [4, 2], 7), noise[[4, 2]])
+    assert not torch.equal(draw_noise(4, range(5), 7), noise)
+    assert 0 <= noise.min() < noise.max() < 1
