@@ -58,6 +58,29 @@ def test_equals_of_the_last_of_top_k_stay():
     assert set(Sampler(top_k=2)(logits, noise).tolist()) == {0, 1, 2}
 
 
+def test_one_row_is_cut_as_many_are():
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    for noise in (0.0, 0.2, 0.5):
+        chance = torch.tensor([noise], dtype=torch.float64)
+        assert Sampler(top_k=2)(logits, chance).item() >= 2
+
+
+def test_top_p_ends_with_the_code_that_reaches_it():
+    noise = torch.tensor([0.99], dtype=torch.float64)
+    assert Sampler(top_p=0.5)(torch.zeros(1, 2), noise).item() == 0
+    assert Sampler(top_p=0.51)(torch.zeros(1, 2), noise).item() == 1
+
+
+def test_mass_is_summed_in_64_bits():
+    """A code ends where its sum does, to the last of thousands."""
+    logits = torch.randn(1, 5000, generator=torch.Generator().manual_seed(0))
+    ends = logits.softmax(-1).double().cumsum(-1)[0]
+    ends = ends / ends[-1]
+    codes = torch.arange(0, 5000, 7)
+    found = Sampler()(logits.expand(len(codes), -1), ends[codes] - 1e-12)
+    assert torch.equal(found, codes)
+
+
 @pytest.mark.parametrize("temperature", [0, 1])
 @pytest.mark.parametrize("rows", [1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
 def test_many_rows_are_drawn_as_each_alone(rows, temperature):
