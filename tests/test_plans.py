@@ -134,7 +134,7 @@ def test_a_second_snakemake_changes_nothing_in_one_that_is_running(folder, tmp_p
     shutil.copytree(folder, copy, symlinks=True)
     config = tmp_path / "other.yaml"
     config.write_text(yaml.safe_dump(change("sampling.temperature", 2.0), sort_keys=False))
-    for part in ("base/samples", "base/quality"):
+    for part in ("base/samples", "base/quality", "tables", "figures"):
         shutil.rmtree(copy / "results/toy" / part)
     command = [*SNAKEMAKE, "--configfile", str(TOY)]
     running = subprocess.Popen(
