@@ -99,6 +99,7 @@ class SlowAttention:
         view = SimpleNamespace(
             step=step,
             geometry=geometry,
+            capacity=int(self.plan.capacity[layer, head]),
             positions=torch.tensor(resident)[None, None],
             keys=k[[P + token for token in resident]][None, None].float(),
             line_mean=line.mean(2),
@@ -259,6 +260,7 @@ KERNEL_CACHES = [
     ("random", {"lines": 2}),
     ("random", {"tokens": 7, "merge": True}),
     ("line_ar", {"lines": 1.6, "anchor": 1}),
+    ("line_ar", {"lines": 2.8, "anchor": "auto", "recent": 1.4}),
     ("h2o", {"lines": 2, "merge": True}),
     ("scheduled", {"lines": 2, "merge": True, "allocation": "bands"}),
 ]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 from functools import partial
 
+import pandas as pd
+
 from fewlines.cli import main
 from fewlines.config import Experiment
 from fewlines.report.provenance import describe_run
@@ -36,6 +38,18 @@ def test_a_table_that_is_older_than_the_code_that_it_measures_is_listed(tmp_path
     assert len(said) == 2
     assert "lost.csv: of a commit that this clone does not have, 0123456" in said[0]
     assert f"times.csv: published in {stamp}; 1 commits have changed" in said[1]
+
+
+def test_a_tracked_table_is_correlated_and_says_where_it_is_from(tmp_path):
+    table, output = tmp_path / "cache.csv", tmp_path / "correlations.csv"
+    rows = [["base", "abcd"[n], n * 0.001, n, -n, n, n, n, "007", "here", "v"] for n in range(4)]
+    names = "model policy nll_delta fid_mean kid_mean is_mean precision recall"
+    names += " commit machine versions"
+    pd.DataFrame(rows, columns=names.split()).to_csv(table, index=False)
+    assert main(["correlate", f"--table={table}", f"--output={output}"]) == 0
+    found = pd.read_csv(output, dtype={"commit": str})
+    assert found["spearman"].tolist() == [1, -1, 1, 1, 1] * 3
+    assert set(found["commit"]) == {"007"}
 
 
 def test_a_run_is_modified_by_code_not_by_what_was_published(tmp_path):

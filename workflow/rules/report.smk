@@ -21,12 +21,11 @@ FIGURES = {
     "samples": "Samples",
 }
 if HAS_KV:
-    TABLES += ["storage", "ranks", "lines"]
+    TABLES += ["storage", "ranks"]
     FIGURES["lines"] = "Where a small cache hurts"
     FIGURES["curves"] = "What each cache size costs"
     if any(cache.requires for cache in EXPERIMENT.cache_by_slug.values()):
         FIGURES["heads"] = "Where heads look, and what a schedule keeps"
-        TABLES.append("regions")
 if EXPERIMENT.paper_cache:
     TABLES.append("paper")
     FIGURES["memory"] = "Memory while decoding"
@@ -35,7 +34,6 @@ if EXPERIMENT.paper_cache:
 rule tables:
     input:
         MEASURED,
-        calibration_for(CACHES),
     output:
         expand(f"{RUN}/tables/{{table}}.{{form}}", table=TABLES, form=("md", "tex")),
         [
@@ -75,6 +73,38 @@ rule likelihood_table:
         run=run_folder,
     shell:
         "fewlines likelihood-table --run {params.run:q} 2>&1 | tee {log:q}"
+
+
+# Of families that can be calibrated: where a small cache hurts, and what is looked at there.
+rule lines_table:
+    input:
+        likelihoods(ROWS),
+        model=rules.model.output.weights,
+        calibration=rules.calibration.output,
+    output:
+        expand(
+            f"{RUN}/tables/{{table}}.{{form}}",
+            table=("lines", "regions"),
+            form=("md", "tex"),
+        ),
+        [
+            report(
+                f"{RUN}/tables/{table}.csv",
+                caption=f"../report/{table}.rst",
+                category="Tables",
+                labels={"table": table},
+            )
+            for table in ("lines", "regions")
+        ],
+    log:
+        f"{RUN}/logs/lines-table.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        settings=settings("lines-table"),
+        run=run_folder,
+    shell:
+        "fewlines lines-table --run {params.run:q} 2>&1 | tee {log:q}"
 
 
 # Samples without times: `snakemake quality_table --configfile experiments/ten-thousand.yaml`.

@@ -26,8 +26,8 @@ OF_MODULES = {
     "efficiency": ("measure-efficiency", "measure-policy-times", "efficiency"),
     "plan": ("plan",),
     "watch": ("watch",),
-    "report": ("tables", "likelihood-table", "quality-table", "figures", "report"),
-    "publish": ("publish", "fill-blocks", "list-stale"),
+    "report": ("tables", "likelihood-table", "lines-table", "quality-table", "figures", "report"),
+    "publish": ("publish", "fill-blocks", "list-stale", "correlate"),
 }
 # What each stage reads of an experiment, beside the caches that it is named: Snakemake runs a job
 # again when any of it changes, and a stage that reads anything else fails. `task` is that of its
@@ -62,6 +62,7 @@ READS: dict[str, tuple[str, ...]] = dict.fromkeys(
     "watch": ("sampling",),
     "tables": TABLES,
     "likelihood-table": ROWS,
+    "lines-table": ROWS,
     "quality-table": ROWS,
     "figures": (*TABLES, "sampling"),
     "report": (*TABLES, "sampling", "quality", "precision"),

@@ -13,6 +13,7 @@ from fewlines.errors import FewlinesError
 from fewlines.files import read_json, replacing, write_text
 from fewlines.report.blocks import fill
 from fewlines.report.provenance import describe_run
+from fewlines.report.tables import make_correlation_table
 
 
 def publish(config: Experiment, run: Path, reference: Path) -> None:
@@ -44,6 +45,19 @@ def publish(config: Experiment, run: Path, reference: Path) -> None:
         else:
             with replacing(target) as temporary:
                 shutil.copyfile(path, temporary)
+
+
+def correlate(table: Path, output: Path) -> None:
+    """Correlate likelihood with the measures of samples in a table that is tracked already.
+
+    Args:
+        table: `cache.csv` of a run, or the tracked one.
+        output: CSV to write; its rows say where the table's come from.
+    """
+    rows = pd.read_csv(table, dtype={"commit": str})
+    found = make_correlation_table(rows)
+    stamp = {name: rows[name].iloc[0] for name in ("commit", "machine", "versions") if name in rows}
+    write_text(output, found.assign(**stamp).to_csv(index=False, float_format="%.6g"))
 
 
 # What the numbers of a table hang on, by columns that say what was measured.

@@ -52,9 +52,6 @@ def tables(config: Experiment, run: Path) -> None:
     if config.family.has_kv_cache:
         write_table(make_storage_table(results), output, "storage")
         write_table(make_rank_table(results), output, "ranks")
-        write_table(make_lines_table(results), output, "lines")
-        if any(cache.requires for cache in config.cache_by_slug.values()):
-            write_table(make_region_table(results.calibration), output, "regions")
     if config.paper_cache:
         write_table(make_paper_table(results), output, "paper")
 
@@ -67,6 +64,18 @@ def likelihood_table(config: Experiment, run: Path) -> None:
         run: its folder in results.
     """
     write_table(make_likelihood_table(Results(config, run)), run / "tables", "likelihood")
+
+
+def lines_table(config: Experiment, run: Path) -> None:
+    """Write where in the image caches hurt, and what the queries of each line look at.
+
+    Args:
+        config: the experiment.
+        run: its folder in results.
+    """
+    results, output = Results(config, run), run / "tables"
+    write_table(make_lines_table(results), output, "lines")
+    write_table(make_region_table(results.calibration), output, "regions")
 
 
 def quality_table(config: Experiment, run: Path) -> None:
