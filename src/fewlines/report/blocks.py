@@ -74,7 +74,7 @@ def _read(table: str, where: str | None, reference: Path) -> pd.DataFrame:
         raise FewlinesError(f"a block names the table '{table}'; {reference} has none")
     every = [pd.read_csv(path).assign(run=path.stem) for path in paths]
     rows = pd.concat(every, ignore_index=True)
-    if "model" in rows and "nll_delta" in rows:
+    if "model" in rows and "nll_delta_low" in rows:
         rows = add_delta(rows)
         adapted = np.where(is_base(rows), "", ", " + rows["model"].str.partition(":")[0])
         rows["name"] = rows["policy"] + ", " + rows["budget"] + adapted
