@@ -88,6 +88,11 @@ def test_what_is_not_there_is_named(reference):
         fill("<!-- block\ntable: some\ncolums: {}\n-->\n<!-- end -->", reference)
     with pytest.raises(FewlinesError, match="no row is like that"):
         fill("<!-- value some | policy == 'your' | nll_delta | .1f -->x<!-- end -->", reference)
+    with pytest.raises(FewlinesError, match="asks where .*: "):
+        fill("<!-- value some | [n for n in (1,)] | nll | .1f -->x<!-- end -->", reference)
+    block = "table: runs/*\nrows: policy\nacross: budget\nvalue: capacity | g"
+    with pytest.raises(FewlinesError, match="several rows of the same policy and budget"):
+        fill(f"<!-- block\n{block}\n-->\n<!-- end -->", reference)
     with pytest.raises(FewlinesError, match="shows fid_mean: "):
         fill("<!-- block\ntable: some\ncolumns: {FID: fid_mean}\n-->\n<!-- end -->", reference)
 

@@ -143,12 +143,20 @@ def _format(rows: pd.DataFrame, columns: dict[str, str], spread: bool = False) -
 
 
 def _pivot(rows: pd.DataFrame, spec: dict[str, Any]) -> pd.DataFrame:
-    """A row for each of `rows`, best first; a column for each value of `across`, largest last."""
+    """A row for each of `rows`, best first or as they are sorted; a column for each value of
+    `across`, largest last."""
+    if rows.duplicated([spec["rows"], spec["across"]]).any():
+        raise FewlinesError(
+            f"a block of '{spec['table']}' has several rows of the same {spec['rows']} and "
+            f"{spec['across']}; write a narrower where, or group"
+        )
     column = spec["value"].partition("|")[0].strip()
     text = _format(rows, {"text": spec["value"]})["text"].to_numpy()
     wide = rows.assign(text=text).pivot(index=spec["rows"], columns=spec["across"], values="text")
     values = rows.pivot(index=spec["rows"], columns=spec["across"], values=column)
-    order = values.rank().mean(axis=1).sort_values(kind="stable").index
+    order = values.rank().mean(axis=1).sort_values(kind="stable").index.tolist()
+    if "sort" in spec:
+        order = list(dict.fromkeys(rows[spec["rows"]]))
     columns = rows.drop_duplicates(spec["across"])
     if "capacity" in rows:
         columns = columns.sort_values("capacity")
