@@ -88,7 +88,7 @@ def test_what_is_not_there_is_named(reference):
         fill("<!-- block\ntable: some\ncolums: {}\n-->\n<!-- end -->", reference)
     with pytest.raises(FewlinesError, match="no row is like that"):
         fill("<!-- value some | policy == 'your' | nll_delta | .1f -->x<!-- end -->", reference)
-    with pytest.raises(FewlinesError, match="asks where .*: "):
+    with pytest.raises(FewlinesError, match=r"asks where .*: "):
         fill("<!-- value some | [n for n in (1,)] | nll | .1f -->x<!-- end -->", reference)
     block = "table: runs/*\nrows: policy\nacross: budget\nvalue: capacity | g"
     with pytest.raises(FewlinesError, match="several rows of the same policy and budget"):
