@@ -149,7 +149,9 @@ def test_a_second_snakemake_changes_nothing_in_one_that_is_running(folder, tmp_p
     printed, _ = running.communicate()
     assert running.returncode == 0, printed
     assert asked >= len(READ_ONLY)
-    for name in ("base/samples/full.safetensors", "base/quality/full.json", "experiment.yaml"):
+    written = yaml.safe_load((copy / "results/toy/experiment.yaml").read_text())
+    assert written["sampling"]["temperature"] == 0.9
+    for name in ("base/samples/full.safetensors", "base/quality/full.json"):
         again, before = copy / "results/toy" / name, folder / "results/toy" / name
         assert again.read_bytes() == before.read_bytes(), name
 

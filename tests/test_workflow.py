@@ -91,7 +91,7 @@ def test_a_new_cache_runs_only_its_own_jobs(folder, tmp_path):
     jobs = planned(plan(folder, "-n", config=config))
     assert jobs == {
         "generate": 2, "samples": 1, "quality": 1, "likelihood": 2, "cost": 1,
-        "bands": 1, "tables": 1, "figures": 1, "report": 1,
+        "bands": 1, "tables": 1, "lines_table": 1, "figures": 1, "report": 1,
     }  # fmt: skip
 
 
@@ -104,8 +104,8 @@ def test_a_new_adaptation_and_a_new_task_run_only_their_own_jobs(folder, tmp_pat
     config = tmp_path / "more.yaml"
     config.write_text(yaml.safe_dump(experiment))
     assert planned(plan(folder, "-n", config=config)) == {
-        "adapt": 1, "generate": 8, "samples": 4, "quality": 4, "likelihood": 4,
-        "tables": 1, "figures": 1, "report": 1,
+        "adapt": 1, "generate": 8, "samples": 4, "quality": 4, "likelihood": 3,
+        "tables": 1, "lines_table": 1, "figures": 1, "report": 1,
     }  # fmt: skip
 
 
