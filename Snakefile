@@ -29,8 +29,4 @@ rule all:
         rules.report.output,
         rules.efficiency.output if EFFICIENCY else [],
         rules.watch.output if EXPERIMENT.paper_cache else [],
-        (
-            rules.lines_table.output
-            if any(cache.requires for cache in EXPERIMENT.cache_by_slug.values())
-            else []
-        ),
+        rules.lines_table.output if CALIBRATED else [],

@@ -51,6 +51,8 @@ HAS_KV = (
     EXPERIMENT.family.has_kv_cache
 )  # calibration, policies and adaptation make sense
 
+CALIBRATED = any(cache.requires for cache in EXPERIMENT.cache_by_slug.values())
+
 # What stages read: written when a run starts, under Snakemake's lock and a name that says what is in
 # it, so that nothing changes what a job was planned with. Parsing writes nothing.
 RESOLVED = dump_experiment(EXPERIMENT)

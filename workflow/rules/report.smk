@@ -24,7 +24,7 @@ if HAS_KV:
     TABLES += ["storage", "ranks"]
     FIGURES["lines"] = "Where a small cache hurts"
     FIGURES["curves"] = "What each cache size costs"
-    if any(cache.requires for cache in EXPERIMENT.cache_by_slug.values()):
+    if CALIBRATED:
         FIGURES["heads"] = "Where heads look, and what a schedule keeps"
 if EXPERIMENT.paper_cache:
     TABLES.append("paper")

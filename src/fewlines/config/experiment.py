@@ -143,8 +143,8 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         for name, task in self.tasks.items():
-            asked = self.sampling.guidance if task.guidance is None else task.guidance
-            if not task.labelled and asked != 1:
+            sampling = self.get_sampling(f"{task.model}:{name}")
+            if not task.labelled and sampling.guidance != 1:
                 raise ValueError(f"tasks.{name}: guidance needs a class; write labelled: true")
             if task.model not in (BASE, *self.adaptation.models):
                 raise ValueError(

@@ -44,6 +44,19 @@ class Likelihood:
         by_line: Tensor = of_tokens.unflatten(1, self.grid).double().mean((0, 2))
         return by_line
 
+    def summarise(self) -> dict[str, Any]:
+        """Summarise it as files hold it: means, the interval of the paired difference, what falls
+        on each line, and the NLL of each image."""
+        return {
+            "images": len(self.nll),
+            "nll": self.nll.mean().item(),
+            **name_interval("nll_delta", self.nll - self.nll_full),
+            "kl": self.kl.double().mean().item(),
+            "kl_by_line": self.average_by_line(self.kl).tolist(),
+            "nll_delta_by_line": self.average_by_line(self.delta).tolist(),
+            "nll_of_images": self.nll.tolist(),
+        }
+
 
 @torch.inference_mode()
 def measure_likelihoods(

@@ -11,6 +11,11 @@ from torch import Tensor
 
 from fewlines.metrics.likelihood import name_interval
 
+MEASURED = (
+    "policy", "budget", "capacity", "smallest",
+    "nll", "nll_delta", "nll_delta_low", "nll_delta_high", "kl",
+)  # fmt: skip
+
 
 def make_baseline_table(searches: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Make one row per configuration that was tried, the best policy of each budget first.
@@ -31,9 +36,9 @@ def make_baseline_table(searches: Sequence[dict[str, Any]]) -> pd.DataFrame:
         first = _images(several[0]["trials"][0])
         for rank, search in enumerate(several, start=1):
             for place, trial in enumerate(search["trials"], start=1):
-                lines = trial.pop("kl_by_line")
+                lines = trial["kl_by_line"]
                 row = {"searched": search["searched"], "rank": rank, "place": place}
-                row |= {key: value for key, value in trial.items() if key != "nll_of_images"}
+                row |= {key: trial[key] for key in MEASURED}
                 row |= name_interval("behind", _images(trial) - first)
                 row["last_line"] = lines[-1] / sum(lines) if sum(lines) else 0.0
                 rows.append({**row, "likelihood_images": len(first)})

@@ -18,15 +18,15 @@ def describe_run(config: Experiment, checkout: Path) -> dict[str, Any]:
     dtype = machine.resolve_precision(config.precision)
     return {
         "experiment": config.name,
-        "commit": _git(checkout, "rev-parse", "HEAD"),
-        "modified": bool(_git(checkout, *CHANGES)),
+        "commit": run_git(checkout, "rev-parse", "HEAD"),
+        "modified": bool(run_git(checkout, *CHANGES)),
         "precision": machine.dtype_name(dtype),
         **machine.describe(),
     }
 
 
-def _git(checkout: Path, *arguments: str) -> str:
-    """What git says, nothing where there is no git or no repository."""
+def run_git(checkout: Path, *arguments: str) -> str:
+    """Ask git; gives nothing where there is no git, no repository, or no answer."""
     try:
         done = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True)
     except FileNotFoundError:

@@ -65,16 +65,7 @@ def measure_likelihood(
     count, task = config.likelihood.images, config.get_task(row)
     every = _measure(config, model, tokens, limited, count, task)
     for found, path in zip(every, output, strict=True):
-        summary = {
-            "images": len(found.nll),
-            "nll": found.nll.mean().item(),
-            **name_interval("nll_delta", found.nll - found.nll_full),
-            "kl": found.kl.double().mean().item(),
-            "kl_by_line": found.average_by_line(found.kl).tolist(),
-            "nll_delta_by_line": found.average_by_line(found.delta).tolist(),
-            "nll_of_images": found.nll.tolist(),
-        }
-        write_json(path, summary)
+        write_json(path, found.summarise())
 
 
 def measure_storage(config: Experiment, model: Path, tokens: Path, output: Path) -> None:

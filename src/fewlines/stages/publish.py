@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +11,7 @@ from fewlines.config import Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import read_json, replacing, write_text
 from fewlines.report.blocks import fill
-from fewlines.report.provenance import describe_run
+from fewlines.report.provenance import describe_run, run_git
 from fewlines.report.tables import make_correlation_table
 
 
@@ -79,22 +78,14 @@ def list_stale(reference: Path) -> None:
     for path in sorted(reference.rglob("*.csv")):
         table = pd.read_csv(path, dtype={"commit": str})
         code = {each for column in MEASURED_BY if column in table for each in MEASURED_BY[column]}
-        folders = [f"src/fewlines/{each}" for each in sorted(code)]
+        folders = [f":/src/fewlines/{each}" for each in sorted(code)]
         for stamp in table.get("commit", pd.Series(["nobody knows"])).unique() if folders else ():
             commit = str(stamp).split()[-1]
-            since = _count_commits(reference, commit, folders)
-            if since is None:
+            since = run_git(reference, "rev-list", "--count", f"{commit}..HEAD", "--", *folders)
+            if not since:
                 print(f"{path}: of a commit that this clone does not have, {stamp}")
-            elif since:
+            elif since != "0":
                 print(f"{path}: {stamp}; {since} commits have changed {', '.join(sorted(code))}")
-
-
-def _count_commits(place: Path, commit: str, paths: list[str]) -> int | None:
-    root = ["git", "-C", str(place), "rev-parse", "--show-toplevel"]
-    top = subprocess.run(root, capture_output=True, text=True, check=False).stdout.strip()
-    command = ["git", "-C", top, "rev-list", "--count", f"{commit}..HEAD", "--", *paths]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return int(done.stdout) if done.returncode == 0 else None
 
 
 def fill_blocks(document: list[Path], reference: Path, check: bool = False) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from fewlines import machine
-from fewlines.cache.spec import Cache
 from fewlines.config import Experiment
 from fewlines.files import read_json, write_json
-from fewlines.metrics.likelihood import Likelihood, measure_likelihoods, name_interval
+from fewlines.metrics.likelihood import measure_likelihoods
 from fewlines.metrics.search import search_options as search
 from fewlines.models.base import AttentionModel
 from fewlines.models.checkpoint import load_network
@@ -45,31 +43,23 @@ def search_options(
     held = slice(first, first + config.search.images)
     labels, codes = tensors["train_labels"][held], tensors["train_codes"][held]
     start, options = config.search.caches[cache]
+    start = start.calibrated(calibration)  # read once; every configuration goes by it
     bar = progress(f"search {cache}", config.search.trials * len(labels), "images")
     measure = partial(
         measure_likelihoods, network, labels, codes, batch=config.calibration.batch, done=bar.update
     )
-
-    def measure_all(caches: Sequence[Cache]) -> list[Likelihood]:
-        return measure([each.calibrated(calibration) for each in caches])
-
-    found = search(start, options, config.search.trials, measure_all)
+    found = search(start, options, config.search.trials, measure)
     bar.close()
-    trials = []
-    for trial in found:
-        known = trial.cache.calibrated(calibration)
-        facts = {
-            "policy": known.policy_text,
-            "budget": known.budget_text,
-            "capacity": network.count_entries(known),
-            "smallest": int(known.plan(network.geometry).capacity.min()),
-            "nll": trial.nll,
-            **name_interval("nll_delta", trial.found.nll - trial.found.nll_full),
-            "kl": trial.found.kl.double().mean().item(),
-            "kl_by_line": trial.found.average_by_line(trial.found.kl).tolist(),
-            "nll_of_images": trial.found.nll.tolist(),
+    trials = [
+        {
+            "policy": trial.cache.policy_text,
+            "budget": trial.cache.budget_text,
+            "capacity": network.count_entries(trial.cache),
+            "smallest": int(trial.cache.plan(network.geometry).capacity.min()),
+            **trial.found.summarise(),
         }
-        trials.append(facts)
+        for trial in found
+    ]
     write_json(output, {"searched": start.policy_text, "trials": trials})
 
 
