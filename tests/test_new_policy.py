@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from toy_chain import TOY, snakemake
+from toy_chain import TOY, copy_folder, snakemake
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -50,7 +50,7 @@ def test_one_line_puts_it_into_every_table_figure_and_ranking(
     config.write_text(yaml.safe_dump(experiment))
     monkeypatch.setenv("PYTHONPATH", str(package))
     copy = tmp_path / "copy"
-    shutil.copytree(folder, copy, symlinks=True)
+    copy_folder(folder, copy)
     snakemake(copy, config=config)
     results = copy / "results/toy"
     for name in ("cache", "ranks"):

@@ -15,7 +15,7 @@ import yaml
 
 from fewlines.config import Experiment, validate_experiment
 from fewlines.stages import READS
-from toy_chain import REPOSITORY, SNAKEMAKE, TOY, plan
+from toy_chain import REPOSITORY, SNAKEMAKE, TOY, copy_folder, plan
 
 # A change in every section that a plan can tell.
 CHANGES = {
@@ -131,7 +131,7 @@ def test_a_second_snakemake_changes_nothing(folder, tmp_path):
 def test_a_second_snakemake_changes_nothing_in_one_that_is_running(folder, tmp_path):
     """The other configuration would draw other images at each of the steps still to run."""
     copy = tmp_path / "copy"
-    shutil.copytree(folder, copy, symlinks=True)
+    copy_folder(folder, copy)
     config = tmp_path / "other.yaml"
     config.write_text(yaml.safe_dump(change("sampling.temperature", 2.0), sort_keys=False))
     for part in ("base/samples", "base/quality", "tables", "figures"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,11 @@ def make_folder(folder: Path, config: str | None = None) -> None:
     if config is not None:
         (folder / "config.yaml").unlink()
         (folder / "config.yaml").write_text(config)
+
+
+def copy_folder(folder: Path, copy: Path) -> None:
+    """With all results, and without the lock that another test may hold just now."""
+    shutil.copytree(folder, copy, symlinks=True, ignore=shutil.ignore_patterns("locks"))
 
 
 def run_to_the_end(folder: Path, config: Path = TOY, pause: float = 2, limit: float = 400) -> None:
