@@ -28,5 +28,6 @@ rule all:
         rules.tables.output,
         rules.report.output,
         rules.efficiency.output if EFFICIENCY else [],
-        rules.watch.output if EXPERIMENT.paper_cache else [],
+        rules.paper_table.output if EXPERIMENT.paper_caches else [],
+        rules.watch.output if EXPERIMENT.paper_caches else [],
         rules.lines_table.output if CALIBRATED else [],

@@ -99,7 +99,7 @@ caches:
   - {policy: full}
   - {policy: lines, budget: {lines: 1}}
   - {policy: scheduled, budget: {lines: 1}}
-paper: {cache: lines-1lines}
+paper: {caches: [lines-1lines]}
 sampling: {samples: 4, seeds: [0]}
 quality: {kid_subset_size: 2}
 likelihood: {images: 6, batch: 4}

@@ -87,8 +87,10 @@ CONFIGURATIONS = [
         "caches.1.measure: .*'likelihood', 'samples' or 'all'",
     ),
     ({"caches": [FULL, FULL]}, "full is listed more than once"),
-    ({"paper": {"cache": "lins-3lines"}}, "paper.cache: unknown policy 'lins'; there are"),
-    ({"paper": {"cache": "lines+merged-3lines"}}, "after a plus stands one of merge, ada"),
+    ({"paper": {"caches": ["lins-3lines"]}}, "paper.caches.0: unknown policy 'lins'; there are"),
+    ({"paper": {"caches": ["full"]}}, "paper: caches: the full cache stands in it anyway"),
+    ({"paper": {"cache": "lines-3lines"}}, "paper.cache: unknown key; did you mean 'caches'"),
+    ({"paper": {"caches": ["lines+merged-3lines"]}}, "after a plus stands one of merge, ada"),
     ({"adaptation": {"models": {"mine": {}}}}, "adaptation.models.mine.*should match pattern"),
     ({"adaptation": {"models": {"adapted": {"caches": []}}}}, "caches: .*at least 1 item"),
     (
@@ -152,7 +154,7 @@ OLD_NAMES = [
         "allocation: 'summaries' is called 'bands' now",
     ),
     (
-        {"paper": {"cache": "scheduled+fold+budgets-3lines"}},
+        {"paper": {"caches": ["scheduled+fold+budgets-3lines"]}},
         "'scheduled.fold.budgets-3lines' is called 'scheduled.merge.allocated-3lines' now",
     ),
     (

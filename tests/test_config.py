@@ -18,7 +18,7 @@ def test_a_dumped_experiment_reads_back_as_itself():
         {"policy": "streaming", "budget": {"lines": 3}, "options": {"sinks": 8}, "merge": True},
         {"policy": "streaming", "budget": {"lines": 3}},
     ]
-    experiment = validate_experiment({"caches": caches, "paper": {"cache": "streaming-3lines"}})
+    experiment = validate_experiment({"caches": caches, "paper": {"caches": ["streaming-3lines"]}})
     assert validate_experiment(yaml.safe_load(dump_experiment(experiment))) == experiment
     assert list(experiment.cache_by_slug)[:4] == [
         "full", "lines-1of6", "streaming-sinks8+merge-3lines", "streaming-3lines",
@@ -82,7 +82,7 @@ def test_a_cache_that_a_model_or_a_task_names_need_not_be_listed():
     models = {"adapted": {"caches": ["scheduled+merge+bands-1.5lines"], "compared": ["h2o-1of6"]}}
     tasks = {"guided": {"guidance": 2.0, "caches": ["streaming+merge-2lines"]}}
     given = {"adaptation": {"models": models}, "tasks": tasks, "caches": [{"policy": "full"}]}
-    experiment = validate_experiment(given | {"paper": {"cache": None}})
+    experiment = validate_experiment(given | {"paper": {"caches": []}})
     assert list(experiment.cache_by_slug) == [
         "full", "scheduled+merge+bands-1.5lines", "h2o-1of6", "streaming+merge-2lines",
     ]  # fmt: skip
@@ -111,7 +111,8 @@ def test_a_task_may_change_how_images_are_drawn_and_whose_likelihood_it_has():
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_experiment_is_valid_and_every_model_has_its_baseline(path):
     experiment = load_experiment([EXPERIMENTS.parent / "config.yaml", path])
-    assert make_settings(experiment.efficiency, threads=2)
+    settings = make_settings(experiment.efficiency, threads=2)
+    assert bool(settings) == bool(experiment.efficiency.runs)
     for name in experiment.adaptation.models:
         baseline = experiment.find_baseline(name)
         assert baseline is not None

@@ -63,7 +63,7 @@ def test_a3_the_oracle_is_measured_by_likelihood_alone():
         with pytest.raises(FewlinesError, match=r"caches\.0: oracle .* write measure: likelihood"):
             validate_experiment({"caches": [{**oracle, "measure": measure}]})
     for elsewhere in (
-        {"paper": {"cache": "oracle-2lines"}},
+        {"paper": {"caches": ["oracle-2lines"]}},
         {"tasks": {"c": {"prompt_lines": 1, "caches": ["oracle-2lines"]}}},
         {"adaptation": {"models": {"adapted": {"caches": ["oracle-2lines"]}}}},
     ):
@@ -304,7 +304,7 @@ LOADER = [
     ({"tasks": {"c": {"prompt_line": 2, "caches": ["full"]}}}, "did you mean 'prompt_lines'"),
     ({"adaptation": {"models": {"adapted": {"cachs": ["full"]}}}}, "did you mean 'caches'"),
     ({"data": {"source": ["folder"]}}, r"data\.source: .*valid string"),
-    ({"paper": {"cache": ["full"]}}, r"paper\.cache: .*valid string"),
+    ({"paper": {"caches": [["full"]]}}, r"paper\.caches\.0: .*valid string"),
     ({"efficiency": {"runs": [{"shape": ["llamagen-b"]}]}}, "shape: .*valid string"),
     ({"model": {"family": ["llamagen"]}}, "unknown model family"),
     ({"model": {"shape": ["llamagen-b"]}}, r"model\.shape: .*valid string"),

@@ -165,7 +165,7 @@ def originals(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], objec
     (folder / "yaml").write_text("name: x\nmodel: {steps: 3}\ncaches:\n  - {policy: full}\n")
     Image.new("RGB", (16, 16), "red").save(folder / "picture.png")
     Image.new("RGB", (16, 16), "red").save(folder / "picture.jpg")
-    small = {"likelihood": {"images": 4}, "adaptation": {"models": None}, "paper": {"cache": None}}
+    small = {"likelihood": {"images": 4}, "adaptation": {"models": None}, "paper": {"caches": []}}
     experiment = validate_experiment({**small, "caches": [{"policy": "full"}]})
 
     def see(path: Path) -> object:

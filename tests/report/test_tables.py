@@ -15,7 +15,7 @@ from conftest import tiny_transformer
 from fewlines.config import validate_experiment
 from fewlines.files import read_json, write_json
 from fewlines.models.checkpoint import save_network
-from fewlines.report.paper import PUBLISHED, make_paper_table
+from fewlines.report.paper import PUBLISHED, judge_claims, make_paper_table
 from fewlines.report.results import Results
 from fewlines.report.tables import (
     add_delta,
@@ -141,7 +141,7 @@ def results(tmp_path) -> Results:
                 }
             },
             "cost": {"batch": 4},
-            "paper": {"cache": LINES},
+            "paper": {"caches": [LINES]},
             "storage": "float16",
             "efficiency": {"runs": []},
         }
@@ -411,20 +411,49 @@ def test_the_reference_scores(results):
 
 
 def test_the_papers_table(results):
-    theirs, _, stock, lean, few = make_paper_table(results).to_dict("records")
+    rows = make_paper_table(results).to_dict("records")
+    baseline, theirs, stock, lean, few, _, after, adapted = rows
     (_, memory, seconds, fid), (_, few_memory, few_seconds, few_fid) = PUBLISHED
     assert (memory, seconds, fid) == (28.5, 15.2, 9.12)
     assert theirs["time_ratio"] == pytest.approx(15.2 / 4.8)
     assert theirs["process_memory_ratio"] == pytest.approx(28.5 / 8.7)
     assert theirs["fid_ratio"] == pytest.approx(9.35 / 9.12)
     assert (few_memory, few_seconds, few_fid) == (8.7, 4.8, 9.35)
-    assert (stock["process_memory_ratio"], lean["process_memory_ratio"]) == (4.0, 3.0)
-    assert (stock["peak_memory_ratio"], lean["peak_memory_ratio"]) == (6.0, 3.0)
-    assert (stock["time_ratio"], lean["time_ratio"]) == (6.0, 3.0)
-    assert lean["fid_ratio"] == pytest.approx((20 / 10 + 26 / 12) / 2)
-    assert (lean["fid_ratio_low"], lean["fid_ratio_high"]) == pytest.approx((2.0, 26 / 12))
-    assert math.isnan(few["time_ratio"])
+    assert (few["process_memory_ratio_stock"], few["process_memory_ratio"]) == (4.0, 3.0)
+    assert (few["peak_memory_ratio_stock"], few["peak_memory_ratio"]) == (6.0, 3.0)
+    assert (few["time_ratio_stock"], few["time_ratio"]) == (6.0, 3.0)
+    assert few["fid_ratio"] == pytest.approx((20 / 10 + 26 / 12) / 2)
+    assert (few["fid_ratio_low"], few["fid_ratio_high"]) == pytest.approx((2.0, 26 / 12))
+    assert all(math.isnan(row["time_ratio"]) for row in (baseline, stock, lean, after))
     assert few["seconds_per_image"] == pytest.approx(0.5)
+    assert (stock["cache"], lean["cache"], few["cache"]) == ("full, stock", "full, lean", LINES)
+    assert [row["model"] for row in (lean, few, after, adapted)] == [
+        "base", "base", "base+steps", ADAPTED,
+    ]  # fmt: skip
+    pairs = zip(SETS[ADAPTED, LINES], SETS["base+steps", FULL], strict=True)
+    ratios = [few_set[0] / full_set[0] for few_set, full_set in pairs]
+    assert adapted["fid_ratio"] == pytest.approx(np.mean(ratios))
+    assert (adapted["time_ratio"], adapted["kv_memory_ratio"]) == (3.0, few["kv_memory_ratio"])
+
+
+def test_what_is_said_of_the_papers_claims(results):
+    """Its factors are 3.28, 3.17 and 1.025."""
+    few = make_paper_table(results).to_dict("records")[4]
+    assert (few["memory_claim"], few["time_claim"], few["fid_claim"]) == (
+        "in part", "in part", "fails",
+    )  # fmt: skip
+    theirs = {"process_memory_ratio": 3.28, "time_ratio": 3.17, "fid_ratio": 1.025}
+    ours = {"process_memory_ratio": 3.3, "time_ratio": 1.04}
+    assert judge_claims(ours, theirs) == {"memory_claim": "holds", "time_claim": "fails"}
+    for seeds, said in (
+        ((1.03, 1.03, 1.03), "fails"),
+        ((1.03, 0.9, 1.1), "fails, within chance"),
+        ((1.0, 0.9, 1.1), "holds, within chance"),
+        ((1.0, 0.9, 1.02), "holds"),
+    ):
+        names = ("fid_ratio", "fid_ratio_low", "fid_ratio_high")
+        made = ours | dict(zip(names, seeds, strict=True))
+        assert judge_claims(made, theirs)["fid_claim"] == said
 
 
 def test_a_file_of_weights_is_all_that_is_loaded_of_a_model(results):

@@ -47,7 +47,7 @@ def test_watching_writes_an_animation_and_a_page(model, tmp_path):
     save_network(tmp_path / "tokenizer.safetensors", tokenizer)
     save_network(tmp_path / "model.safetensors", model)
     caches = [{"policy": "full"}, {"policy": "line_ar", "budget": {"lines": 2}}]
-    config = validate_experiment({"caches": caches, "paper": {"cache": "line_ar-2lines"}})
+    config = validate_experiment({"caches": caches, "paper": {"caches": ["line_ar-2lines"]}})
     watch(
         config,
         tmp_path / "model.safetensors",

@@ -86,7 +86,7 @@ def test_from_scratch_means_as_the_base_model_was_trained(tmp_path):
         {
             "model": {"dim": 16, "layers": 2, "heads": 2, "steps": 4, "batch": 8},
             "adaptation": {"models": models},
-            "paper": {"cache": "lines-2lines"},
+            "paper": {"caches": ["lines-2lines"]},
             "caches": [{"policy": "full"}, {"policy": "lines", "budget": {"lines": 2}}],
         }
     )
@@ -157,7 +157,7 @@ def test_low_rank_updates_are_merged_into_plain_weights(base, tmp_path, trained)
     experiment = validate_experiment(
         {
             "adaptation": {"batch": 8, "models": {"adapted": model}},
-            "paper": {"cache": "lines-1lines"},
+            "paper": {"caches": ["lines-1lines"]},
             "caches": [{"policy": "full"}, {"policy": "lines", "budget": {"lines": 1}}],
         }
     )

@@ -176,7 +176,7 @@ def weights(wildcards):
 
 def calibration(wildcards):
     """The calibration, for caches that go by one."""
-    return calibration_for([getattr(wildcards, "cache", EXPERIMENT.paper_cache)])
+    return calibration_for([wildcards.cache])
 
 
 def calibration_for(slugs):

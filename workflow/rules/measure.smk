@@ -159,7 +159,7 @@ rule cost:
 rule paper_cost:
     input:
         model=rules.model.output.weights,
-        calibration=calibration,
+        calibration=calibration_for(EXPERIMENT.paper_caches),
     output:
         f"{RUN}/paper.json",
     log:
@@ -170,8 +170,7 @@ rule paper_cost:
     threads: workflow.cores
     params:
         settings=settings("measure-paper"),
-        cache=EXPERIMENT.paper_cache,
         calibration=calibration_option,
     shell:
         "fewlines measure-paper --threads {threads} "
-        "--model {input.model:q} {params.calibration} --cache {params.cache:q} --output {output:q} 2>&1 | tee {log:q}"
+        "--model {input.model:q} {params.calibration} --output {output:q} 2>&1 | tee {log:q}"

@@ -9,7 +9,7 @@ MEASURED = [
     *(rules.storage.output if HAS_KV else []),
     *(
         [*rules.paper_cost.output, *rules.efficiency.input]
-        if EXPERIMENT.paper_cache
+        if EXPERIMENT.paper_caches
         else []
     ),
     rules.model.output.weights,
@@ -26,8 +26,7 @@ if HAS_KV:
     FIGURES["curves"] = "What each cache size costs"
     if CALIBRATED:
         FIGURES["heads"] = "Where heads look, and what a schedule keeps"
-if EXPERIMENT.paper_cache:
-    TABLES.append("paper")
+if EXPERIMENT.paper_caches:
     FIGURES["memory"] = "Memory while decoding"
 
 
@@ -126,6 +125,32 @@ rule quality_table:
         "fewlines quality-table --run {params.run:q} 2>&1 | tee {log:q}"
 
 
+# The paper's comparison alone: `snakemake paper_table --configfile experiments/paper.yaml`.
+rule paper_table:
+    input:
+        of(EXPERIMENT.paper_rows, "{model}/quality/{cache}.json"),
+        rules.efficiency.input,
+        rules.paper_cost.output,
+        model=rules.model.output.weights,
+    output:
+        expand(f"{RUN}/tables/paper.{{form}}", form=("md", "tex")),
+        report(
+            f"{RUN}/tables/paper.csv",
+            caption="../report/paper.rst",
+            category="Tables",
+            labels={"table": "paper"},
+        ),
+    log:
+        f"{RUN}/logs/paper-table.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        settings=settings("paper-table"),
+        run=run_folder,
+    shell:
+        "fewlines paper-table --run {params.run:q} 2>&1 | tee {log:q}"
+
+
 rule figures:
     input:
         MEASURED,
@@ -159,7 +184,7 @@ rule watch:
     input:
         model=rules.model.output.weights,
         tokenizer=rules.tokenizer.output.weights,
-        calibration=calibration,
+        calibration=calibration_for(EXPERIMENT.paper_caches[:1]),
     output:
         animation=report(
             f"{RUN}/figures/watch.gif",
@@ -174,7 +199,7 @@ rule watch:
         "../envs/fewlines.yaml"
     params:
         settings=settings("watch"),
-        cache=EXPERIMENT.paper_cache,
+        cache=next(iter(EXPERIMENT.paper_caches), "full"),
         calibration=calibration_option,
     shell:
         "fewlines watch --threads {threads} --model {input.model:q} "

@@ -40,6 +40,7 @@ from fewlines.schema import Precision, Rate, Section, Seed, Storage
 DEFAULT_CACHES: list[dict[str, Any]] = [
     {"policy": "full"},
     {"policy": ["lines", "line_ar"], "budget": {"lines": 3}},
+    {"policy": "line_ar", "budget": {"lines": 3}, "merge": True, "options": {"anchor": "auto"}},
     {"policy": "streaming", "budget": {"lines": 3}, "measure": "samples"},
     {"policy": "scheduled", "budget": {"lines": [3, 2]}, "merge": True},
     {
@@ -182,7 +183,7 @@ class Experiment(Section):
         Args:
             sections: as in `fewlines.stages.READS`.
         """
-        _ = self.cache_by_slug, self.paper_cache, self._task_names  # known by name to all
+        _ = self.cache_by_slug, self.paper_caches, self._task_names  # known by name to all
         seen = {"checkpoint_seconds", *sections}
         seen |= {"tasks"} if "task" in seen else set()
         seen |= {"search"} if "searched" in seen else set()
@@ -191,9 +192,21 @@ class Experiment(Section):
         return self.model_copy(update=hidden)
 
     @cached_property
-    def paper_cache(self) -> str | None:
-        """The cache of the paper's comparison; None where there is none."""
-        return self.paper.cache if self.family.has_kv_cache else None
+    def paper_caches(self) -> tuple[str, ...]:
+        """The caches of the paper's comparison, the headline first; none where it is not made."""
+        return self.paper.caches if self.family.has_kv_cache else ()
+
+    @property
+    def paper_rows(self) -> list[tuple[str, str]]:
+        """The rows of the paper's comparison: the full cache and few lines, of the base model and
+        of those adapted ones whose images are drawn."""
+        compared = {"full", *self.paper_caches}
+        models = (BASE, *self.adapted_models)
+        return [
+            (model, slug)
+            for model, slug in self.rows
+            if slug in compared and model in models and self.is_drawn(slug, model)
+        ]
 
     def is_drawn(self, slug: str, model: str = BASE) -> bool:
         """Whether a model's images are drawn under this cache."""
@@ -253,13 +266,11 @@ class Experiment(Section):
     @cached_property
     def _measured(self) -> dict[str, Measure]:
         """What is measured under each cache: those that are not listed stand beside those that go
-        on from them; the paper's is drawn under."""
+        on from them; the paper's are drawn under."""
         measured: dict[str, Measure] = dict.fromkeys(self.cache_by_slug, "likelihood")
         measured |= {cache.build().slug: cache.measure for cache in self.caches}
-        if self.paper_cache and measured[self.paper_cache] == "likelihood":
-            measured[self.paper_cache] = "samples"
-        for task in self.tasks.values():
-            for slug in task.caches:
+        for drawn in (self.paper_caches, *(task.caches for task in self.tasks.values())):
+            for slug in drawn:
                 if measured[slug] == "likelihood":
                     measured[slug] = "samples"
         measured["full"] = "all"
@@ -346,7 +357,7 @@ class Experiment(Section):
         named = [slug for model in self.adaptation.models.values() for slug in model.caches]
         named += [slug for model in self.adaptation.models.values() for slug in model.compared]
         named += [slug for task in self.tasks.values() for slug in task.caches]
-        named += [self.paper.cache] if self.paper.cache else []
+        named += self.paper.caches
         implied = {slug: parse_cache(slug) for slug in named if slug not in listed}
         return listed | {cache.slug: cache for cache in implied.values()}
 

@@ -352,7 +352,7 @@ class EfficiencyRun(Section):
     precision: Precision = Field(
         "float32", description="of matrix products; auto: bfloat16 where there are instructions"
     )
-    storage: Storage = Field("float16", description="of keys and values, stock caches excepted")
+    storage: Storage = Field("float32", description="of keys and values, stock caches excepted")
     engines: tuple[Literal["lean", "stock", "hf-dynamic", "hf-static"], ...] = Field(
         ("lean", "stock"), description="that run the full cache"
     )
@@ -388,10 +388,16 @@ class TrainingCostSettings(Section):
 
 
 class PaperSettings(Section):
-    """The paper's table: full cache against this one, where the cache is what fills memory."""
+    """The paper's table: full cache against few lines, where the cache is what fills memory."""
 
-    cache: CacheName | None = Field(
-        "scheduled+merge-3lines", description="a cache, by its name; null: no such table"
+    caches: tuple[CacheName, ...] = Field(
+        ("scheduled+merge-3lines",), description="by their names; none: no such table"
     )
     batch: Positive = Field(256, description="images decoded together")
     repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")
+
+    @model_validator(mode="after")
+    def _check_caches(self) -> PaperSettings:
+        if "full" in self.caches:
+            raise ValueError("caches: the full cache stands in it anyway; leave it out")
+        return self

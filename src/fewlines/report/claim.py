@@ -12,14 +12,14 @@ from fewlines.report.results import Results
 def state_claim(results: Results, table: pd.DataFrame, paper: pd.DataFrame) -> str:
     """Say what memory, time and quality of the cache of the paper's comparison against the best
     full cache, and what the best adapted model makes of it."""
-    if results.experiment.paper_cache is None:
+    if not results.experiment.paper_caches:
         full = table[table["policy"] == "full"].iloc[0]
         return f"The model has {full['nll']:.4f} nats/token and FID {full['fid_mean']:.2f}."
-    cache = results.experiment.get_cache(results.experiment.paper_cache)
+    cache = results.experiment.get_cache(results.experiment.paper_caches[0])
     base = table[table["model"] == BASE]
     this = (base["policy"] == cache.policy_text) & (base["budget"] == cache.budget_text)
     row, full = base[this].iloc[0], base[base["policy"] == "full"].iloc[0]
-    ours = paper[(paper["source"] == "fewlines") & (paper["cache"] == "full, lean")].iloc[0]
+    ours = paper[(paper["model"] == BASE) & (paper["cache"] == cache.slug)].iloc[0]
     text = (
         f"With {cache.policy_text} at {cache.budget_text}, {int(row['capacity'])} of "
         f"{int(full['capacity'])} entries a head, decoding a batch of {int(ours['batch'])} needs "

@@ -26,7 +26,10 @@ OF_MODULES = {
     "efficiency": ("measure-efficiency", "measure-policy-times", "efficiency"),
     "plan": ("plan",),
     "watch": ("watch",),
-    "report": ("tables", "likelihood-table", "lines-table", "quality-table", "figures", "report"),
+    "report": (
+        *("tables", "likelihood-table", "lines-table", "paper-table", "quality-table"),
+        *("figures", "report"),
+    ),
     "publish": ("publish", "fill-blocks", "list-stale", "correlate"),
 }
 # What each stage reads of an experiment, beside the caches that it is named: Snakemake runs a job
@@ -63,6 +66,7 @@ READS: dict[str, tuple[str, ...]] = dict.fromkeys(
     "tables": TABLES,
     "likelihood-table": ROWS,
     "lines-table": ROWS,
+    "paper-table": TABLES,
     "quality-table": ROWS,
     "figures": (*TABLES, "sampling"),
     "report": (*TABLES, "sampling", "quality", "precision"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,39 +30,38 @@ def measure_cost(
         output: JSON to write.
         calibration: of the model, for caches that go by one.
     """
-    _measure(config, config.cost, model, cache, output, calibration)
+    _measure(config, config.cost, model, [cache], output, calibration)
 
 
 def measure_paper(
-    config: Experiment, model: Path, cache: str, output: Path, calibration: Path | None = None
+    config: Experiment, model: Path, output: Path, calibration: Path | None = None
 ) -> None:
-    """Measure the same at the batch of the paper's table, where the cache is what fills memory.
+    """Measure the caches of the paper's table at its batch, where the cache is what fills memory.
 
     Args:
         config: the experiment.
         model: weights of the base model.
-        cache: its name in the experiment.
         output: JSON to write.
         calibration: of the model, for caches that go by one.
     """
-    _measure(config, config.paper, model, cache, output, calibration)
+    _measure(config, config.paper, model, config.paper_caches, output, calibration)
 
 
 def _measure(
     config: Experiment,
     settings: CostSettings | PaperSettings,
     model: Path,
-    cache: str,
+    caches: Sequence[str],
     output: Path,
     calibration: Path | None,
 ) -> None:
-    full, limited = config.get_cache("full"), config.get_cache(cache).calibrated(calibration)
+    full = config.get_cache("full")
+    limited = [config.get_cache(slug).calibrated(calibration) for slug in caches if slug != "full"]
     names = {"lean": "full", "stock": "stock"}
     configurations = [
         Configuration(names[engine], full, engine) for engine in config.family.engines
     ]
-    if limited.slug != "full":
-        configurations.append(Configuration(limited.slug, limited, "lean"))
+    configurations += [Configuration(cache.slug, cache, "lean") for cache in limited]
     workload = Workload(
         model,
         settings.batch,
@@ -71,7 +71,6 @@ def _measure(
         torch.get_num_threads(),
     )
     content = {
-        "cache": limited.slug,
         "batch": settings.batch,
         "precision": machine.dtype_name(workload.precision),
         "storage": config.storage,

@@ -52,8 +52,6 @@ def tables(config: Experiment, run: Path) -> None:
     if config.family.has_kv_cache:
         write_table(make_storage_table(results), output, "storage")
         write_table(make_rank_table(results), output, "ranks")
-    if config.paper_cache:
-        write_table(make_paper_table(results), output, "paper")
 
 
 def likelihood_table(config: Experiment, run: Path) -> None:
@@ -76,6 +74,16 @@ def lines_table(config: Experiment, run: Path) -> None:
     results, output = Results(config, run), run / "tables"
     write_table(make_lines_table(results), output, "lines")
     write_table(make_region_table(results.calibration), output, "regions")
+
+
+def paper_table(config: Experiment, run: Path) -> None:
+    """Write the paper's comparison: time, memory and FID of the full cache and of few lines.
+
+    Args:
+        config: the experiment.
+        run: its folder in results.
+    """
+    write_table(make_paper_table(Results(config, run)), run / "tables", "paper")
 
 
 def quality_table(config: Experiment, run: Path) -> None:
@@ -113,7 +121,7 @@ def figures(config: Experiment, run: Path) -> None:
         ]
         if static:
             draw_heads(results.calibration, static[-1], output / "heads.png")
-    if config.paper_cache:
+    if config.paper_caches:
         draw_memory(results, output / "memory.png")
 
 
@@ -130,7 +138,7 @@ def report(config: Experiment, run: Path, output: Path, provenance: Path) -> Non
     facts = describe_run(config, Path.cwd())
     write_json(provenance, facts)
     table = make_cache_table(results)
-    paper = make_paper_table(results) if config.paper_cache else table.iloc[:0]
+    paper = make_paper_table(results) if config.paper_caches else table.iloc[:0]
     ranks = make_rank_table(results) if config.family.has_kv_cache else table.iloc[:0]
     readable = {
         "headlines": make_readable(table.dropna(subset="seconds_per_image")),
@@ -138,7 +146,7 @@ def report(config: Experiment, run: Path, output: Path, provenance: Path) -> Non
         "reference": make_readable(make_reference_table(results)),
         "networks": make_network_table(results),
     }
-    if config.paper_cache:
+    if config.paper_caches:
         readable["paper"] = make_readable(paper)
     if config.family.has_kv_cache:
         readable["ranks"] = make_readable(ranks)
