@@ -131,6 +131,40 @@ class State(ABC):
         return self.forward(codes, self.position)
 
 
+class Recomputation(State):
+    """Nothing is kept but the codes: every step runs the whole image again, the naive way."""
+
+    def __init__(self, model: Model, rows: int) -> None:
+        """Begin with an image of zeros.
+
+        Args:
+            model: whose parallel forward runs at every step.
+            rows: of the batch.
+        """
+        self.model = model
+        shape = (rows, model.spec.n_tokens)
+        self.codes = torch.zeros(shape, dtype=torch.long, device=model.device)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the codes."""
+        return self.codes.nbytes
+
+    def start(self, labels: Tensor) -> Tensor:
+        """Logits `(B, V)` of the first token."""
+        self.labels = labels
+        return self.model.teacher_forced(labels, self.codes)[:, 0]
+
+    def advance(self, step: int) -> None:
+        """Go to image token `step`."""
+        self.position = step
+
+    def forward(self, codes: Tensor, position: int | Tensor) -> Tensor:
+        """Read codes `(B,)`; logits `(B, V)` of the next token."""
+        self.codes[:, position] = codes
+        return self.model.teacher_forced(self.labels, self.codes)[:, int(position) + 1]
+
+
 class Model(nn.Module, ABC):
     """Class numbers and codes in raster order → logits of the next code.
 

@@ -1,0 +1,257 @@
+"""Gated PixelCNN (arXiv 1606.05328) over codes, read top to bottom.
+
+A vertical stack sees all rows above, a horizontal one the row so far, and the first feeds the
+second: no blind spot. The receptive field is a few lines, so drawing keeps a few lines of
+activations, as Fast PixelCNN++ does (arXiv 1704.06001).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fewlines.models.base import Model, ModelSettings, Recomputation, State, TokenSpec
+from fewlines.schema import Odd, Positive, Rate, check_fields
+
+
+@dataclass(frozen=True)
+class PixelCNNShape:
+    """A shape.
+
+    Attributes:
+        channels: of each stack.
+        layers: gated ones.
+        kernel: side of the masked square, odd: a layer sees so many columns, and `kernel // 2` rows
+            above.
+        grid: `(h, w)`, tokens of an image.
+    """
+
+    channels: Positive
+    layers: Positive
+    kernel: Odd
+    codes: Positive
+    classes: Positive
+    grid: tuple[Positive, Positive]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no shape."""
+        check_fields(self, "model")
+
+    @property
+    def rows(self) -> int:
+        """Rows that a vertical convolution reads."""
+        return self.kernel // 2 + 1
+
+    @property
+    def columns(self) -> int:
+        """Columns that a horizontal convolution reads."""
+        return self.kernel // 2 + 1
+
+
+class PixelCNNSettings(ModelSettings):
+    """Gated PixelCNN (arXiv 1606.05328)."""
+
+    channels: Positive = Field(96, description="of each of the two stacks")
+    layers: Positive = Field(12, description="gated layers")
+    kernel: Odd = Field(3, description="side of the masked convolutions")
+    adamw_rate: Rate = Field(1e-3, description="peak learning rate")
+
+    def make_shape(self, spec: TokenSpec) -> PixelCNNShape:
+        """Make the shape of the model that is trained on such tokens."""
+        sizes = (self.channels, self.layers, self.kernel)
+        return PixelCNNShape(*sizes, spec.codes, spec.classes, spec.grid)
+
+
+class GatedLayer(nn.Module):
+    """Both stacks of a layer; the vertical one goes before its gate into the horizontal one."""
+
+    def __init__(self, shape: PixelCNNShape) -> None:
+        super().__init__()
+        width, self.kernel = shape.channels, shape.kernel
+        self.vertical = nn.Conv2d(width, 2 * width, (shape.rows, shape.kernel))
+        self.horizontal = nn.Conv2d(width, 2 * width, (1, shape.columns))
+        self.down = nn.Conv2d(2 * width, 2 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+        self.condition = nn.Linear(width, 4 * width)
+
+    def read_above(self, above: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the vertical stack.
+
+        Args:
+            above: `(B, C, rows − 1 + R, w)`, what it reads for `R` rows.
+            condition: `(B, 2C)`, of the class.
+
+        Returns:
+            What goes into the horizontal stack `(B, 2C, R, w)`, and what into the next layer `(B,
+            C, R, w)`.
+        """
+        side = self.kernel // 2
+        read = self.vertical(F.pad(above, (side, side, 0, 0)))
+        return self.down(read), gate(read + condition[..., None, None])
+
+    def read_left(self, left: Tensor, down: Tensor, condition: Tensor) -> Tensor:
+        """Run the horizontal stack.
+
+        Args:
+            left: `(B, C, R, columns − 1 + T)`, what it reads for `T` columns of `R` rows.
+            down: `(B, 2C, R, T)`, of the vertical stack.
+            condition: `(B, 2C)`, of the class.
+
+        Returns:
+            What goes into the next layer, `(B, C, R, T)`.
+        """
+        gated = gate(self.horizontal(left) + down + condition[..., None, None])
+        residual = left[..., left.shape[-1] - down.shape[-1] :]
+        out: Tensor = residual + self.out(gated)
+        return out
+
+
+def gate(x: Tensor) -> Tensor:
+    """The half of the channels through tanh, times the other through a sigmoid."""
+    value, opening = x.chunk(2, dim=1)
+    return value.tanh() * opening.sigmoid()
+
+
+class PixelCNN(Model):
+    """Class numbers and codes in raster order → logits of the next code."""
+
+    name = "pixelcnn"
+    Settings = PixelCNNSettings
+    Shape = PixelCNNShape
+    engines = ("lean", "naive")
+    shape: PixelCNNShape
+
+    def __init__(self, shape: PixelCNNShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.label = nn.Embedding(shape.classes + 1, shape.channels)
+        self.code = nn.Embedding(shape.codes, shape.channels)
+        self.layers = nn.ModuleList(GatedLayer(shape) for _ in range(shape.layers))
+        self.hidden = nn.Conv2d(shape.channels, shape.channels, 1)
+        self.output = nn.Conv2d(shape.channels, shape.codes, 1)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw He's normal weights, biases and an output of zeros."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias") or name == "output.weight":
+                nn.init.zeros_(parameter)
+            elif name in ("label.weight", "code.weight"):
+                nn.init.normal_(parameter, std=1.0, generator=generator)
+            else:
+                nn.init.kaiming_normal_(parameter, nonlinearity="linear", generator=generator)
+
+    def conditions(self, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What the class adds in each layer, to the vertical and to the horizontal stack, each `(B,
+        2C)`."""
+        label = self.label(labels)
+        return [tuple(layer.condition(label).chunk(2, dim=1)) for layer in self.layers]
+
+    def read_out(self, x: Tensor) -> Tensor:
+        """Logits `(B, V, R, T)` of the horizontal stack `(B, C, R, T)`."""
+        logits: Tensor = self.output(self.hidden(x.relu()).relu())
+        return logits
+
+    def teacher_forced(self, labels: Tensor, codes: Tensor, memory: Any = None) -> Tensor:
+        """Predict every code `(B, N)` from those before it; logits `(B, N, V)`."""
+        image = self.code(codes).unflatten(1, self.shape.grid).movedim(-1, 1)  # (B, C, h, w)
+        above = F.pad(image, (0, 0, 1, 0))[:, :, :-1]
+        left = F.pad(image, (1, 0))[..., :-1]
+        for layer, (vertical, horizontal) in zip(
+            self.layers, self.conditions(labels), strict=True
+        ):
+            window = F.pad(above, (0, 0, self.shape.rows - 1, 0))
+            down, above = layer.read_above(window, vertical)
+            window = F.pad(left, (self.shape.columns - 1, 0))
+            left = layer.read_left(window, down, horizontal)
+        return self.read_out(left).flatten(2).transpose(1, 2)
+
+    def begin(self, rows: int, cache: Any, **how: Any) -> State:
+        """Begin a batch: with lines of activations, or the naive way."""
+        return Recomputation(self, rows) if how.get("engine") == "naive" else LineCache(self, rows)
+
+    def count_training_flops(self) -> float:
+        """Count six operations per weight and token of the convolutions."""
+        weights = sum(
+            parameter.numel()
+            for name, parameter in self.named_parameters()
+            if parameter.ndim == 4 and "condition" not in name
+        )
+        return 6.0 * self.spec.n_tokens * weights
+
+
+class LineCache(State):
+    """The lines of activations that convolutions still read, for each row of the batch
+
+        `L · C · (w·(r − 1) + 2·w + c − 1) + C·w`
+
+    numbers, of `L` layers and `C` channels, `w` columns of a line, `r` rows of a vertical and `c`
+    columns of a horizontal convolution: the vertical stack's rows above, what it says of the line
+    that is drawn, the last columns of the horizontal stack; and the line itself.
+    """
+
+    def __init__(self, model: PixelCNN, rows: int) -> None:
+        """Make the buffers.
+
+        Args:
+            model: whose activations they hold.
+            rows: of the batch.
+        """
+        self.model, shape = model, model.shape
+        width, channels = shape.grid[1], shape.channels
+
+        def zeros(*sizes: int) -> Tensor:
+            return torch.zeros(rows, *sizes, device=model.device, dtype=model.dtype)
+
+        layers = range(shape.layers)
+        self.line = zeros(channels, 1, width)
+        self.above = [zeros(channels, shape.rows - 1, width) for _ in layers]
+        self.down = [zeros(2 * channels, 1, width) for _ in layers]
+        self.left = [zeros(channels, 1, shape.columns - 1) for _ in layers]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the activations that are kept."""
+        return sum(x.nbytes for x in (self.line, *self.above, *self.down, *self.left))
+
+    def start(self, labels: Tensor) -> Tensor:
+        """Logits `(B, V)` of the first token."""
+        self.conditions = self.model.conditions(labels)
+        self._begin_line()
+        return self._predict(torch.zeros_like(self.line[..., :1]), 0)
+
+    def advance(self, step: int) -> None:
+        """Go to image token `step`."""
+        self.position = step
+
+    def forward(self, codes: Tensor, position: int | Tensor) -> Tensor:
+        """Read codes `(B,)`; logits `(B, V)` of the next token."""
+        column, width = int(position) % self.line.shape[-1], self.line.shape[-1]
+        read = self.model.code(codes)[:, :, None, None]
+        self.line[..., column] = read[..., 0]
+        if column + 1 < width:
+            return self._predict(read, column + 1)
+        self._begin_line()
+        return self._predict(torch.zeros_like(read), 0)
+
+    def _begin_line(self) -> None:
+        """Run the vertical stack for a line, by the line above it."""
+        row = self.line
+        for number, layer in enumerate(self.model.layers):
+            window = torch.cat([self.above[number], row], dim=2)
+            self.down[number], row = layer.read_above(window, self.conditions[number][0])
+            self.above[number] = window[:, :, 1:].contiguous()
+            self.left[number].zero_()
+
+    def _predict(self, read: Tensor, column: int) -> Tensor:
+        """Run the horizontal stack for one column, by the code `(B, C, 1, 1)` left of it."""
+        for number, layer in enumerate(self.model.layers):
+            window = torch.cat([self.left[number], read], dim=3)
+            down = self.down[number][..., column : column + 1]
+            read = layer.read_left(window, down, self.conditions[number][1])
+            self.left[number] = window[..., 1:].contiguous()
+        return self.model.read_out(read).flatten(1)

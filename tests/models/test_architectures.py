@@ -1,0 +1,123 @@
+"""What must hold of every family, whatever its network: it predicts from what came before, its
+probabilities sum to one, and drawing with its state is drawing the naive way."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import fewlines
+from fewlines.decode.loop import decode, generate
+from fewlines.decode.sampler import Sampler, draw_noise
+from fewlines.metrics.likelihood import predict_by_steps
+from fewlines.models.base import Model, TokenSpec, get_family
+
+SIZES = {
+    "pixelcnn": {"channels": 6, "layers": 3, "kernel": 3},
+    "pixelcnn 5": {"channels": 6, "layers": 2, "kernel": 5},
+}
+GRIDS = [(1, 1), (1, 4), (4, 1), (2, 3), (5, 4)]
+FULL = fewlines.cache("full")
+
+
+def make(name: str, grid: tuple[int, int] = (4, 5), codes: int = 7) -> Model:
+    family = get_family(name.split()[0])
+    settings = family.Settings(family=family.name, **SIZES[name])
+    model = family(settings.make_shape(TokenSpec(grid, codes, 3))).double()
+    generator = torch.Generator().manual_seed(0)
+    model.initialise(generator)
+    for parameter in model.parameters():  # what begins at zero too
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return model.requires_grad_(False)
+
+
+def draw_codes(model: Model, rows: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(model.spec.codes, (rows, model.spec.n_tokens), generator=generator)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("name", SIZES)
+def test_a_prediction_depends_on_all_that_came_before_and_on_nothing_else(name, grid):
+    model = make(name, grid)
+    (codes,) = draw_codes(model, 1)
+    labels = torch.zeros(1, dtype=torch.long)
+    before = model.teacher_forced(labels, codes[None])
+    for token in range(len(codes)):
+        changed = codes.clone()
+        changed[token] = (codes[token] + 1) % model.spec.codes
+        after = model.teacher_forced(labels, changed[None])
+        moved = (after - before).abs().amax((0, 2)) > 0
+        assert not moved[: token + 1].any()
+        if token + 1 < len(codes):
+            assert moved[token + 1 :].any()
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_class_changes_every_prediction(name):
+    model = make(name)
+    codes = draw_codes(model, 1).expand(2, -1)
+    one, other = model.teacher_forced(torch.tensor([0, 3]), codes)
+    assert ((one - other).abs().amax(-1) > 1e-9).all()
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_probabilities_of_all_images_sum_to_one(name):
+    model = make(name, (2, 3), codes=3)
+    images = torch.tensor(list(itertools.product(range(3), repeat=6)))
+    logits = model.teacher_forced(torch.ones(len(images), dtype=torch.long), images)
+    nll = -logits.log_softmax(-1).gather(-1, images[..., None]).sum((1, 2))
+    assert torch.exp(-nll).sum().item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("name", SIZES)
+def test_its_state_predicts_what_the_whole_image_predicts(name, grid):
+    model = make(name, grid)
+    labels, codes = torch.tensor([0, 3]), draw_codes(model, 2)
+    by_steps = predict_by_steps(model, labels, codes, FULL, torch.float64)
+    torch.testing.assert_close(by_steps, model.teacher_forced(labels, codes), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_drawing_with_its_state_is_drawing_the_naive_way(name):
+    model = make(name)
+    labels, noise = torch.tensor([0, 1, 2, 3]), draw_noise(0, range(4), model.spec.n_tokens)
+    engines = type(model).engines
+    assert engines[0] == "lean"
+    drawn = [decode(model, labels, noise, FULL, Sampler(), engine=engine) for engine in engines]
+    assert all(torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_an_image_is_the_same_in_every_batch(name):
+    model = make(name)
+    labels = torch.arange(5) % 3
+    whole = generate(model, labels, FULL, seed=2, batch=5)
+    assert torch.equal(generate(model, labels, FULL, seed=2, batch=2), whole)
+    assert torch.equal(generate(model, labels[3:], FULL, seed=2, first=3, batch=2), whole[3:])
+
+
+BYTES = {  # of an image of 4×5 tokens in float64
+    "pixelcnn": 8 * (3 * 6 * (5 * 1 + 2 * 5 + 1) + 6 * 5),
+    "pixelcnn 5": 8 * (2 * 6 * (5 * 2 + 2 * 5 + 2) + 6 * 5),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_what_is_kept_has_the_bytes_that_it_says(name):
+    model = make(name)
+    assert model.count_bytes(FULL, 3, torch.float64) == 3 * BYTES[name]
+    state = model.begin(3, FULL)
+    state.start(torch.zeros(3, dtype=torch.long))
+    for step, codes in enumerate(draw_codes(model, 3).T[:-1]):
+        state.step(step, codes)
+        assert state.bytes == 3 * BYTES[name]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_limited_cache_is_refused(name):
+    with pytest.raises(fewlines.FewlinesError, match="has no key-value cache; write policy: full"):
+        make(name).limit(fewlines.cache("lines", lines=1))
