@@ -17,6 +17,11 @@ from fewlines.models.base import Model, TokenSpec, get_family
 SIZES = {
     "pixelcnn": {"channels": 6, "layers": 3, "kernel": 3},
     "pixelcnn 5": {"channels": 6, "layers": 2, "kernel": 5},
+    "pixelrnn": {"variant": "row", "hidden": 8, "layers": 2},
+    "pixelrnn 5": {"variant": "row", "hidden": 8, "layers": 2, "kernel": 5},
+    "gated-deltanet": {"dim": 8, "layers": 2, "heads": 2, "chunk": 5},
+    "gated-deltanet whole": {"dim": 8, "layers": 2, "heads": 2, "chunk": 64},
+    "pixelrnn diagonal": {"variant": "diagonal", "hidden": 8, "layers": 2},
 }
 GRIDS = [(1, 1), (1, 4), (4, 1), (2, 3), (5, 4)]
 FULL = fewlines.cache("full")
@@ -103,6 +108,11 @@ def test_an_image_is_the_same_in_every_batch(name):
 BYTES = {  # of an image of 4×5 tokens in float64
     "pixelcnn": 8 * (3 * 6 * (5 * 1 + 2 * 5 + 1) + 6 * 5),
     "pixelcnn 5": 8 * (2 * 6 * (5 * 2 + 2 * 5 + 2) + 6 * 5),
+    "pixelrnn": 8 * (2 * (2 * 5 * 8 + 8 + 16) + 6 * 16 + 16),
+    "pixelrnn 5": 8 * (2 * (2 * 5 * 8 + 2 * 8 + 2 * 16) + 7 * 16 + 2 * 16),
+    "gated-deltanet": 8 * 2 * (2 * 4 * 4 + 3 * 3 * 8),
+    "gated-deltanet whole": 8 * 2 * (2 * 4 * 4 + 3 * 3 * 8),
+    "pixelrnn diagonal": 8 * (2 * (2 * (5 * 8 + 8) + 5 * 16) + 6 * 16 + 16),
 }
 
 
