@@ -21,6 +21,14 @@ SIZES = {
     "pixelrnn 5": {"variant": "row", "hidden": 8, "layers": 2, "kernel": 5},
     "gated-deltanet": {"dim": 8, "layers": 2, "heads": 2, "chunk": 5},
     "gated-deltanet whole": {"dim": 8, "layers": 2, "heads": 2, "chunk": 64},
+    "sparse-transformer": {"pattern": "strided", "dim": 24, "layers": 2, "heads": 3},
+    "sparse-transformer fixed": {
+        "pattern": "fixed",
+        "dim": 24,
+        "layers": 2,
+        "heads": 3,
+        "summary": 2,
+    },
     "pixelrnn diagonal": {"variant": "diagonal", "hidden": 8, "layers": 2},
 }
 GRIDS = [(1, 1), (1, 4), (4, 1), (2, 3), (5, 4)]
@@ -112,6 +120,8 @@ BYTES = {  # of an image of 4×5 tokens in float64
     "pixelrnn 5": 8 * (2 * (2 * 5 * 8 + 2 * 8 + 2 * 16) + 7 * 16 + 2 * 16),
     "gated-deltanet": 8 * 2 * (2 * 4 * 4 + 3 * 3 * 8),
     "gated-deltanet whole": 8 * 2 * (2 * 4 * 4 + 3 * 3 * 8),
+    "sparse-transformer": 8 * 2 * 2 * 8 * (3 + 2 * 5 + 1 * 4 * 5),
+    "sparse-transformer fixed": 8 * 2 * 2 * 8 * (3 + 2 * 5 + 1 * 4 * 2),
     "pixelrnn diagonal": 8 * (2 * (2 * (5 * 8 + 8) + 5 * 16) + 6 * 16 + 16),
 }
 

@@ -81,9 +81,7 @@ class DeltaNetSettings(ModelSettings):
         return self
 
 
-def run_chunks(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, chunk: int
-) -> Tensor:
+def run_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, chunk: int) -> Tensor:
     """Run the recurrence over a whole sequence, a chunk at a time.
 
     With `γ_t` the product of the decays up to token `t` of the chunk, what it writes is `u_t`, of
@@ -109,9 +107,7 @@ def run_chunks(
         since = total.exp()[..., None]
         system = (share * between * (key @ key.mT)).tril(-1)
         wanted = share * (value - since * (key @ state))
-        written = torch.linalg.solve_triangular(
-            system, wanted, upper=False, unitriangular=True
-        )
+        written = torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True)
         outputs.append(since * (query @ state) + (between * (query @ key.mT)) @ written)
         left = (total[..., -1:] - total).exp()[..., None]
         state = since[..., -1:, :] * state + (left * key).mT @ written

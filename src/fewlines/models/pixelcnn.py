@@ -161,9 +161,7 @@ class PixelCNN(Model):
         image = self.code(codes).unflatten(1, self.shape.grid).movedim(-1, 1)  # (B, C, h, w)
         above = F.pad(image, (0, 0, 1, 0))[:, :, :-1]
         left = F.pad(image, (1, 0))[..., :-1]
-        for layer, (vertical, horizontal) in zip(
-            self.layers, self.conditions(labels), strict=True
-        ):
+        for layer, (vertical, horizontal) in zip(self.layers, self.conditions(labels), strict=True):
             window = F.pad(above, (0, 0, self.shape.rows - 1, 0))
             down, above = layer.read_above(window, vertical)
             window = F.pad(left, (self.shape.columns - 1, 0))
