@@ -20,6 +20,7 @@ include: "workflow/rules/generate.smk"
 include: "workflow/rules/measure.smk"
 include: "workflow/rules/efficiency.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/architectures.smk"
 
 
 rule all:
@@ -31,3 +32,4 @@ rule all:
         rules.paper_table.output if EXPERIMENT.paper_caches else [],
         rules.watch.output if EXPERIMENT.paper_caches else [],
         rules.lines_table.output if CALIBRATED else [],
+        rules.architectures.output if EXPERIMENT.architectures else [],

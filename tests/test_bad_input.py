@@ -91,6 +91,35 @@ CONFIGURATIONS = [
     ({"paper": {"caches": ["full"]}}, "paper: caches: the full cache stands in it anyway"),
     ({"paper": {"cache": "lines-3lines"}}, "paper.cache: unknown key; did you mean 'caches'"),
     ({"paper": {"caches": ["lines+merged-3lines"]}}, "after a plus stands one of merge, ada"),
+    ({"architectures": {"cnn": {"channels": 8}}}, "architectures.cnn: write a family and its keys"),
+    (
+        {"architectures": {"cnn": {"family": "cnn"}}},
+        "architectures.cnn: unknown model family 'cnn'",
+    ),
+    (
+        {"architectures": {"cnn": {"family": "pixelcnn", "kernel": 4}}},
+        "kernel: write an odd number",
+    ),
+    (
+        {"architectures": {"rnn": {"family": "pixelrnn", "variant": "column"}}},
+        "architectures.rnn: variant: .*'row' or 'diagonal'",
+    ),
+    (
+        {"architectures": {"net": {"family": "gated-deltanet", "dim": 10}}},
+        "architectures.net: heads 3 must divide dim 10",
+    ),
+    (
+        {"architectures": {"sparse": {"family": "sparse-transformer", "heads": 1}}},
+        "architectures.sparse: heads: one reads what is near, one what is far",
+    ),
+    (
+        {"architectures": {"cnn": {"family": "pixelcnn", "start": "base.safetensors"}}},
+        "architectures.cnn: it is trained here, from nothing; leave out checkpoint and start",
+    ),
+    (
+        {"architectures": {"tables": {"family": "pixelcnn"}}},
+        "'tables' is the name of something else",
+    ),
     ({"adaptation": {"models": {"mine": {}}}}, "adaptation.models.mine.*should match pattern"),
     ({"adaptation": {"models": {"adapted": {"caches": []}}}}, "caches: .*at least 1 item"),
     (
@@ -137,7 +166,7 @@ CONFIGURATIONS = [
     ({"sampling": {"guidance": -1}}, "sampling.guidance: .*greater than or equal to 0"),
     ({"name": "a/b"}, "name: .*should match pattern"),
     ({"name": "reference"}, "results/reference is not a run's"),
-    ({"model": {"family": "llama"}}, "unknown model family 'llama'; there are llamagen"),
+    ({"model": {"family": "llama"}}, "unknown model family 'llama'; there are gated-deltanet, llamagen, pixelcnn"),
     ({"efficiency": {"runs": [{"shape": "gpt"}]}}, "unknown shape 'gpt'; there are"),
 ]
 

@@ -47,6 +47,8 @@ ADAPTED = EXPERIMENT.adapted_models
 ROWS = EXPERIMENT.rows  # (model, cache)
 DRAWN = [row for row in ROWS if EXPERIMENT.is_drawn(row[1], row[0])]
 SHOWN = [row for row in ROWS if EXPERIMENT.is_shown(row[1], row[0])]
+BASE_ROWS = [row for row in ROWS if row[0] == BASE]
+ARCHITECTURE_ROWS = [(name, "full") for name in EXPERIMENT.architectures]
 HAS_KV = (
     EXPERIMENT.family.has_kv_cache
 )  # calibration, policies and adaptation make sense
@@ -107,7 +109,8 @@ scattergather:
 
 wildcard_constraints:
     cache="|".join(map(re.escape, CACHES)),
-    model="|".join(map(re.escape, dict(ROWS))),
+    model="|".join(map(re.escape, dict(ROWS + ARCHITECTURE_ROWS))),
+    architecture="|".join(map(re.escape, EXPERIMENT.architectures)) or "none",
     adapted="|".join(map(re.escape, ADAPTED)) or "none",
     searched="|".join(map(re.escape, EXPERIMENT.search.caches)) or "none",
 
@@ -132,6 +135,9 @@ def settings(stage):
                 **EXPERIMENT.search.model_dump(include={"images", "trials"}),
                 "options": EXPERIMENT.search.caches[wildcards.searched][1],
             }
+        if "architecture" in READS[stage]:
+            found = EXPERIMENT.get_architecture(wildcards.architecture)
+            read["architecture"] = found.model_dump(mode="json")
         if "adapted" in READS[stage]:
             model = EXPERIMENT.get_adapted(wildcards.adapted)
             read["training"] = EXPERIMENT.get_training(model).model_dump(mode="json")

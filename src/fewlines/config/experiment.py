@@ -16,6 +16,8 @@ from fewlines.config.settings import (
     STEPS,
     AdaptationSettings,
     AdaptedModel,
+    Architecture,
+    ArchitectureName,
     CacheSettings,
     CalibrationSettings,
     ClassifierSettings,
@@ -119,6 +121,10 @@ class Experiment(Section):
     model: ModelSettings = ModelSettings()
     calibration: CalibrationSettings = CalibrationSettings()
     adaptation: AdaptationSettings = AdaptationSettings()
+    architectures: dict[ArchitectureName, Architecture] = Field(
+        default_factory=dict,
+        description="models of other families on the same tokens, by name: {family: pixelcnn}",
+    )
     sampling: SamplingSettings = SamplingSettings()
     tasks: dict[TaskName, TaskSettings] = Field(
         default_factory=dict, description="by name: unconditional, completion …"
@@ -183,11 +189,13 @@ class Experiment(Section):
         Args:
             sections: as in `fewlines.stages.READS`.
         """
-        _ = self.cache_by_slug, self.paper_caches, self._task_names  # known by name to all
+        _ = self.cache_by_slug, self.paper_caches  # known by name to all
+        _ = self._task_names, self.architecture_names
         seen = {"checkpoint_seconds", *sections}
         seen |= {"tasks"} if "task" in seen else set()
         seen |= {"search"} if "searched" in seen else set()
         seen |= {"adaptation", "model"} if "adapted" in seen else set()
+        seen |= {"architectures"} if "architecture" in seen else set()
         hidden = {name: _Undeclared(name) for name in type(self).model_fields if name not in seen}
         return self.model_copy(update=hidden)
 
@@ -221,7 +229,9 @@ class Experiment(Section):
         if self.get_task(model):
             asked: Measure = "samples"
         else:
-            asked = "all" if model == BASE else self.get_adapted(model).measure
+            asked = "all" if model == BASE else "samples"
+            if model not in (BASE, *self.architecture_names):
+                asked = self.get_adapted(model).measure
         return min([self._measured[slug], asked], key=get_args(Measure).index)
 
     def get_task(self, model: str) -> TaskSettings | None:
@@ -239,6 +249,22 @@ class Experiment(Section):
             return self._task_names.get(model)
         known = ", ".join(self.tasks) or "none"
         raise FewlinesError(f"no task '{model}' in this experiment; it has {known}")
+
+    @cached_property
+    def architecture_names(self) -> tuple[str, ...]:
+        """The models of other families."""
+        return tuple(self.architectures)
+
+    def get_architecture(self, name: str) -> ModelSettings:
+        """Give the settings of a model of another family.
+
+        Raises:
+            FewlinesError: there is none of this name.
+        """
+        if name not in self.architectures:
+            known = ", ".join(self.architectures) or "none"
+            raise FewlinesError(f"no architecture '{name}' in this experiment; it has {known}")
+        return self.architectures[name]
 
     @cached_property
     def _task_names(self) -> dict[str, str]:

@@ -8,7 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from fewlines.cache.budget import Budget
 from fewlines.cache.policy import OraclePolicy
@@ -16,7 +24,7 @@ from fewlines.cache.spec import Cache, make_policy, parse_cache
 from fewlines.config.products import multiply, multiply_budgets
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
-from fewlines.models.base import find_published
+from fewlines.models.base import ModelSettings, find_published, get_family
 from fewlines.schema import Number, Positive, Precision, Rate, Section, Seed, Share, Storage
 
 BASE = "base"  # the model that all others go on from
@@ -225,6 +233,42 @@ class LikelihoodSettings(Section):
     images: int = Field(500, gt=1, description="held-out images, the first of the test set")
     test_images: Positive | None = Field(2000, description="of the model's own figure; null: all")
     batch: Positive = Field(50, description="images of a forward")
+
+
+FOLDERS = {"base", "cost", "efficiency", "figures", "logs"}  # of a run
+FOLDERS |= {"reference", "search", "settings", "tables"}
+
+
+def _check_architecture(name: str) -> str:
+    if name in FOLDERS or name.startswith(("adapted", "base+", "scratch")):
+        raise ValueError(f"'{name}' is the name of something else; write another")
+    return name
+
+
+def _read_model(given: object) -> object:
+    """Keys are the family's: its own settings say what is wrong with them."""
+    if isinstance(given, ModelSettings):
+        return given
+    if not isinstance(given, dict) or not isinstance(given.get("family"), str):
+        raise ValueError("write a family and its keys, as {family: pixelcnn, layers: 12}")
+    try:
+        made = get_family(given["family"]).Settings.model_validate(given)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        message = f"{where}: {wrong['msg'].removeprefix('Value error, ')}"
+        raise ValueError(message.removeprefix(": ")) from None
+    except FewlinesError as error:
+        raise ValueError(str(error)) from None
+    if made.checkpoint or made.start:
+        raise ValueError("it is trained here, from nothing; leave out checkpoint and start")
+    return made
+
+
+ArchitectureName = Annotated[
+    str, Field(pattern=r"^[a-z][\w.+-]*$"), AfterValidator(_check_architecture)
+]
+Architecture = Annotated[SerializeAsAny[ModelSettings], BeforeValidator(_read_model)]
 
 
 class CalibrationSettings(Section):

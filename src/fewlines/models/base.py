@@ -263,6 +263,16 @@ class Model(nn.Module, ABC):
         """
         return self.begin(rows, cache, storage=storage).bytes
 
+    def count_read_bytes(self, cache: Cache, rows: int, storage: torch.dtype) -> float:
+        """Count the bytes of it that a token reads, the mean over an image: here all of them.
+
+        Args:
+            cache: what stays resident.
+            rows: of the batch.
+            storage: what it is kept in.
+        """
+        return self.count_bytes(cache, rows, storage)
+
     def prepare(self, dtype: torch.dtype, rows: int, *, consume: bool = False) -> Model:
         """Make the model ready for decoding.
 

@@ -128,7 +128,7 @@ class Mixer(nn.Module):
         self.norm = nn.RMSNorm(shape.dim // shape.heads, eps=1e-5)
         self.wo = nn.Linear(shape.dim, shape.dim, bias=False)
 
-    def read(self, window: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    def read(self, window: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Make what the recurrence takes: `q`, `k`, `v` `(B, H, T, D)`, `β` and `log α` `(B, H,
         T)`.
 
@@ -195,6 +195,7 @@ class GatedDeltaNet(Model):
     Shape = DeltaNetShape
     engines = ("lean", "naive")
     shape: DeltaNetShape
+    layers: Any  # of a module list the type of a layer is not known
 
     def __init__(self, shape: DeltaNetShape) -> None:
         super().__init__()
@@ -248,7 +249,9 @@ class GatedDeltaNet(Model):
 
     def group_parameters(self) -> list[dict[str, Any]]:
         """Muon for the layers' matrices, AdamW for everything else."""
-        matrices, fused, rest = [], [], []
+        matrices: list[Tensor] = []
+        fused: list[Tensor] = []
+        rest: list[Tensor] = []
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue

@@ -125,6 +125,7 @@ class PixelCNN(Model):
     Shape = PixelCNNShape
     engines = ("lean", "naive")
     shape: PixelCNNShape
+    layers: Any  # of a module list the type of a layer is not known
 
     def __init__(self, shape: PixelCNNShape) -> None:
         super().__init__()

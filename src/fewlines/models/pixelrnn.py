@@ -208,6 +208,7 @@ class PixelRNN(Model):
     Shape = PixelRNNShape
     engines = ("lean", "naive")
     shape: PixelRNNShape
+    layers: Any  # of a module list the type of a layer is not known
 
     def __init__(self, shape: PixelRNNShape) -> None:
         super().__init__()
@@ -273,8 +274,8 @@ class LineState(State):
 
         Row LSTM: `2·w·H + ⌊k/2⌋·H + ⌊k/2⌋·2·H`; Diagonal BiLSTM: `2·(w·H + H) + w·2·H`
 
-    numbers; and once the embedded line above, `(w + ⌊k/2⌋)·2·H`, and `⌊k/2⌋·2·H` of the line that is
-    drawn.
+    numbers; and once the embedded line above, `(w + ⌊k/2⌋)·2·H`, and `⌊k/2⌋·2·H` of the line that
+    is drawn.
     """
 
     def __init__(self, model: PixelRNN, rows: int) -> None:
@@ -297,7 +298,7 @@ class LineState(State):
     def bytes(self) -> int:
         """Bytes of the states that are kept."""
         inside = (x.nbytes for kept in self.kept for x in kept)
-        return self.line.nbytes + self.left.nbytes + sum(inside)
+        return self.line.nbytes + self.left.nbytes + int(sum(inside))
 
     def start(self, labels: Tensor) -> Tensor:
         """Logits `(B, V)` of the first token."""

@@ -141,7 +141,7 @@ class SparseTransformer(Model):
         naive = how.get("engine") == "naive"
         return Recomputation(self, rows) if naive else PatternState(self, rows, how.get("storage"))
 
-    def count_read_bytes(self, rows: int, storage: torch.dtype) -> float:
+    def count_read_bytes(self, cache: Any, rows: int, storage: torch.dtype) -> float:
         """Count the bytes that a token reads, the mean over an image."""
         entries = self.mask.sum((0, 2)).double().mean().item()
         return 2 * rows * self.shape.layers * entries * self.shape.dense.head_dim * storage.itemsize

@@ -17,7 +17,8 @@ mean (smallest … largest). With `across`, the values of that column become col
 policy and budget. Every table has two columns more: `name` of a row, and `delta`, ΔNLL against the
 full cache of as many steps. `<!-- value table | where | column | format -->` is one number in a
 sentence, the mean of its rows, or behind `min` or `max` in the format the smallest or largest.
-`<!-- config: model -->` is a section of the configuration."""
+`<!-- config: model -->` is a section of the configuration, `<!-- config: model of pixelcnn -->` that
+of another family."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ from fewlines.report.tables import add_delta, is_base
 BLOCK = re.compile(r"(<!-- block\n(.*?)-->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 VALUE = re.compile(r"(<!-- value (.*?) -->)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 KEYS = {"table", "where", "join", "sort", "columns", "group", "rows", "across", "value"}
-CONFIG = re.compile(r"(<!-- config: ?([\w.]*) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
+CONFIG = re.compile(r"(<!-- config: ?([\w. -]*?) -->\n)(?:(?!<!-- ).)*(<!-- end -->)", re.DOTALL)
 
 
 def fill(text: str, reference: Path) -> str:
@@ -167,8 +168,9 @@ def _pivot(rows: pd.DataFrame, spec: dict[str, Any]) -> pd.DataFrame:
 
 def _describe(section: str) -> str:
     """The keys of a section of the configuration: values, defaults and what they mean."""
-    schema: Any = make_schema("llamagen")
-    for part in filter(None, section.split(".")):
+    name, _, family = section.partition(" of ")
+    schema: Any = make_schema(family or "llamagen")
+    for part in filter(None, name.split(".")):
         schema = next(find_sections(schema.model_fields[part].annotation))
     rows = []
     for key, field in schema.model_fields.items():

@@ -77,9 +77,10 @@ class Results:
         """Read the likelihood of a row."""
         return self._read(f"{self.experiment.get_scored(model)}/likelihood/{cache}.json")
 
-    def read_cost(self, cache: str) -> dict[str, Any]:
-        """Read time and memory of a cache."""
-        return _complete(self._read(f"cost/{cache}.json"))
+    def read_cost(self, cache: str, architecture: str | None = None) -> dict[str, Any]:
+        """Read time and memory of a cache, or of a model of another family."""
+        name = f"{architecture}/cost" if architecture else f"cost/{cache}"
+        return _complete(self._read(f"{name}.json"))
 
     def read_reference(self, name: str) -> dict[str, Any]:
         """Read the reference scores of `real` images or their `reconstruction`."""

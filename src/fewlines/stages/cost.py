@@ -15,6 +15,7 @@ from fewlines.bench.training_cost import measure_training
 from fewlines.config import Experiment
 from fewlines.config.settings import CostSettings, PaperSettings
 from fewlines.files import write_csv, write_json
+from fewlines.models.checkpoint import load_shape
 from fewlines.stages.samples import make_sampler
 
 
@@ -47,19 +48,30 @@ def measure_paper(
     _measure(config, config.paper, model, config.paper_caches, output, calibration)
 
 
+def measure_architecture(config: Experiment, model: Path, output: Path) -> None:
+    """Measure time and memory of drawing with a model of another family, in each of its ways.
+
+    Args:
+        config: the experiment.
+        model: its weights.
+        output: JSON to write.
+    """
+    _measure(config, config.cost, model, [], output)
+
+
 def _measure(
     config: Experiment,
     settings: CostSettings | PaperSettings,
     model: Path,
     caches: Sequence[str],
     output: Path,
-    calibration: Path | None,
+    calibration: Path | None = None,
 ) -> None:
     full = config.get_cache("full")
     limited = [config.get_cache(slug).calibrated(calibration) for slug in caches if slug != "full"]
-    names = {"lean": "full", "stock": "stock"}
+    engines = load_shape(model)[0].engines
     configurations = [
-        Configuration(names[engine], full, engine) for engine in config.family.engines
+        Configuration("full" if engine == "lean" else engine, full, engine) for engine in engines
     ]
     configurations += [Configuration(cache.slug, cache, "lean") for cache in limited]
     workload = Workload(

@@ -12,7 +12,7 @@ from fewlines import machine
 from fewlines.config import Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import write_json, write_tensors
-from fewlines.models.base import Model, TokenSpec, find_published
+from fewlines.models.base import Model, ModelSettings, TokenSpec, find_published, get_family
 from fewlines.models.checkpoint import load_network, save_network
 from fewlines.stages.tokens import read_codes, read_tokens
 from fewlines.training.loop import checkpoints_of, make_generator, train
@@ -31,21 +31,47 @@ def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -
         output: weights to write.
         metrics: JSON to write, how fast it went.
     """
+    _train_new(config.model, "model", config, tokens, output, metrics)
+
+
+def train_architecture(
+    config: Experiment, name: str, tokens: Path, output: Path, metrics: Path
+) -> None:
+    """Train a model of another family on the same tokens.
+
+    Args:
+        config: the experiment.
+        name: of the model in the experiment.
+        tokens: that `tokenize` wrote.
+        output: weights to write.
+        metrics: JSON to write, how fast it went.
+    """
+    _train_new(config.get_architecture(name), name, config, tokens, output, metrics)
+
+
+def _train_new(
+    settings: ModelSettings,
+    name: str,
+    config: Experiment,
+    tokens: Path,
+    output: Path,
+    metrics: Path,
+) -> None:
     tensors, header = read_tokens(tokens)
-    settings = config.model
+    family = get_family(settings.family)
     spec = TokenSpec(tuple(header["grid"]), header["codes"], header["classes"])
     shape = settings.make_shape(spec)
     network = (
-        _continue(settings.start, config.family, shape)
+        _continue(settings.start, family, shape)
         if settings.start
-        else build_model(config.family, shape, config.seed)
+        else build_model(family, shape, config.seed)
     )
     network.to(machine.device())
     dtype = machine.resolve_precision(config.precision)
     objective = ModelObjective(
         settings, network, tensors["train_labels"], tensors["train_codes"], config.seed, dtype
     )
-    _train(objective, "model", config, output, metrics)
+    _train(objective, name, config, output, metrics)
 
 
 def _continue(start: Path, family: type[Model], shape: Any) -> Model:

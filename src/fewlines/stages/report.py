@@ -9,6 +9,7 @@ from fewlines.files import write_json
 from fewlines.models.base import AttentionModel
 from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
+from fewlines.report.architectures import draw_architectures, make_architecture_table
 from fewlines.report.claim import state_claim
 from fewlines.report.figures import (
     draw_curves,
@@ -84,6 +85,18 @@ def paper_table(config: Experiment, run: Path) -> None:
         run: its folder in results.
     """
     write_table(make_paper_table(Results(config, run)), run / "tables", "paper")
+
+
+def architectures_table(config: Experiment, run: Path) -> None:
+    """Write the table and the figure of the transformer's caches beside other families.
+
+    Args:
+        config: the experiment.
+        run: its folder in results.
+    """
+    table = make_architecture_table(Results(config, run))
+    write_table(table, run / "tables", "architectures")
+    draw_architectures(table, run / "figures/architectures.png")
 
 
 def quality_table(config: Experiment, run: Path) -> None:

@@ -229,6 +229,12 @@ class Transformer(AttentionModel):
             return float("nan")  # not a cache
         return rows * cache.plan(self.geometry).count_bytes(self.shape.head_dim, storage)
 
+    def count_read_bytes(self, cache: Cache, rows: int, storage: torch.dtype) -> float:
+        """Count the bytes of keys and values that a token reads, the mean over an image."""
+        if cache.plan(self.geometry).oracle is not None:
+            return float("nan")  # not a cache
+        return Decode(self.shape, rows, cache, self.dtype, storage).average_bytes()
+
     def prepare(self, dtype: torch.dtype, rows: int, *, consume: bool = False) -> Transformer:
         """Pack and compile for decoding; see `engine.prepare`."""
         from fewlines.models.llamagen.engine import prepare

@@ -1,0 +1,106 @@
+"""`architectures.csv`: the transformer under its caches, and what never needed a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+
+from fewlines import machine
+from fewlines.bench.cost import pair_ratios
+from fewlines.config import BASE
+from fewlines.metrics.likelihood import name_interval
+from fewlines.report.results import Results
+from fewlines.report.style import COLOURS, cycle_looks, draw_themes, save
+
+
+def make_architecture_table(results: Results) -> pd.DataFrame:
+    """Make one row for each cache of the base model and for each model of another family: all of
+    the same tokens, so that nats per token, FID, bytes and time stand on the same axes.
+
+    Bytes are of one image, resident at its end and read by a token, the mean. `naive` is drawing
+    that keeps nothing and runs the whole image at every step; its `speedup` is paired over
+    interleaved repeats.
+    """
+    experiment = results.experiment
+    base = [(model, slug) for model, slug in experiment.rows if model == BASE]
+    others = [(name, "full") for name in experiment.architectures]
+    return pd.DataFrame([_row(results, model, slug) for model, slug in base + others])
+
+
+def _row(results: Results, model: str, slug: str) -> dict[str, Any]:
+    cache, network = results.get_cache(slug), results.load_network(model)
+    training = results.read_metrics(f"{model}/model")
+    found = results.read_likelihood(slug, model)
+    full = results.read_likelihood("full")
+    paired = torch.tensor(found["nll_of_images"]) - torch.tensor(full["nll_of_images"])
+    quality = results.read_quality(slug, model)
+    fid = np.array([each["fid"] for each in quality["sets"]]) if quality else np.array([])
+    storage = machine.DTYPES[results.experiment.storage]
+    seconds = training["seconds_per_step"]
+    return {
+        "model": model,
+        "family": network.name,
+        "policy": cache.policy_text,
+        "budget": cache.budget_text,
+        "parameters": training["parameters"],
+        "steps": training["steps"],
+        "minutes": np.nan if seconds is None else training["steps"] * seconds / 60,
+        "nll": found["nll"],
+        **name_interval("nll_delta", paired),
+        "fid_mean": fid.mean() if len(fid) else np.nan,
+        "fid_sd": fid.std(ddof=1) if len(fid) > 1 else np.nan,
+        "resident_bytes": network.count_bytes(cache, 1, storage),
+        "read_bytes": network.count_read_bytes(cache, 1, storage),
+        **_cost(results, model, slug),
+    }
+
+
+def _cost(results: Results, model: str, slug: str) -> dict[str, Any]:
+    """Seconds of an image; nothing where no time was taken."""
+    if model == BASE and not results.experiment.is_shown(slug):
+        return {}
+    cost = results.read_cost(slug, None if model == BASE else model)
+    seconds = {row["name"]: row["seconds"] for row in cost["rows"]}
+    found = {
+        "cost_batch": cost["batch"],
+        "seconds_per_image": float(np.median(seconds[slug])) / cost["batch"],
+    }
+    if "naive" in seconds:
+        found["naive_seconds_per_image"] = float(np.median(seconds["naive"])) / cost["batch"]
+        found["speedup_naive"] = pair_ratios(seconds["naive"], seconds[slug])[0]
+    return found
+
+
+@draw_themes
+def draw_architectures(table: pd.DataFrame, path: Path) -> None:
+    """Draw nats per token against the bytes that an image keeps resident: the transformer's caches
+    as curves, every other family as a point."""
+    kept = table[table["resident_bytes"].notna()]
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    caches, others = kept[kept["model"] == BASE], kept[kept["model"] != BASE]
+    full = caches[caches["policy"] == "full"]
+    looks = cycle_looks()
+    for (policy, group), look in zip(caches.groupby("policy", sort=False), looks, strict=False):
+        if policy != "full":
+            curve = pd.concat([group, full]).sort_values("resident_bytes")
+            kilobytes = curve["resident_bytes"] / 1e3
+            axis.plot(kilobytes, curve["nll"], marker="o", ms=3, lw=1.2, label=policy, **look)
+    axis.plot(full["resident_bytes"] / 1e3, full["nll"], "D", color=COLOURS[-1], label="full cache")
+    markers = "s^vP*Xhd<>"
+    for number, (_, row) in enumerate(others.iterrows()):
+        axis.plot(
+            row["resident_bytes"] / 1e3,
+            row["nll"],
+            markers[number % len(markers)],
+            color=COLOURS[number % len(COLOURS)],
+            ms=7,
+            label=row["model"],
+        )
+    axis.set(xscale="log", xlabel="resident bytes of an image, kB", ylabel="nats/token, held out")
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    save(figure, path, kept[["model", "policy", "budget", "resident_bytes", "read_bytes", "nll"]])

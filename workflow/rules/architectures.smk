@@ -1,0 +1,78 @@
+# Models of other families on the same tokens: experiments/architectures.yaml.
+
+
+rule architecture:
+    input:
+        tokens=TOKENS,
+    output:
+        weights=f"{RUN}/{{architecture}}/model.safetensors",
+        metrics=f"{RUN}/{{architecture}}/model.json",
+    log:
+        f"{RUN}/logs/architecture/{{architecture}}.log",
+    priority: ALONE
+    conda:
+        "../envs/fewlines.yaml"
+    threads: workflow.cores
+    params:
+        settings=settings("train-architecture"),
+    shell:
+        "fewlines train-architecture --threads {threads} "
+        "--tokens {input.tokens:q} --name {wildcards.architecture:q} "
+        "--output {output.weights:q} --metrics {output.metrics:q} 2>&1 | tee {log:q}"
+
+
+rule architecture_cost:
+    input:
+        model=rules.architecture.output.weights,
+    output:
+        f"{RUN}/{{architecture}}/cost.json",
+    log:
+        f"{RUN}/logs/architecture-cost/{{architecture}}.log",
+    priority: ALONE
+    conda:
+        "../envs/fewlines.yaml"
+    threads: workflow.cores
+    params:
+        settings=settings("measure-architecture"),
+    shell:
+        "fewlines measure-architecture --threads {threads} "
+        "--model {input.model:q} --output {output:q} 2>&1 | tee {log:q}"
+
+
+# The transformer's caches beside them.
+rule architectures:
+    input:
+        likelihoods([*BASE_ROWS, *ARCHITECTURE_ROWS]),
+        of(
+            [*filter(DRAWN.__contains__, BASE_ROWS), *ARCHITECTURE_ROWS],
+            "{model}/quality/{cache}.json",
+        ),
+        of(filter(SHOWN.__contains__, BASE_ROWS), "cost/{cache}.json"),
+        of(ARCHITECTURE_ROWS, "{model}/cost.json"),
+        of(ARCHITECTURE_ROWS, "{model}/model.json"),
+        rules.model.output,
+        calibration_for(CACHES),
+    output:
+        expand(f"{RUN}/tables/architectures.{{form}}", form=("md", "tex")),
+        f"{RUN}/figures/architectures-dark.png",
+        table=report(
+            f"{RUN}/tables/architectures.csv",
+            caption="../report/architectures.rst",
+            category="Tables",
+            labels={"table": "architectures"},
+        ),
+        figure=report(
+            f"{RUN}/figures/architectures.png",
+            caption="../report/architectures.rst",
+            category="Figures",
+            labels={"figure": "Architectures"},
+        ),
+    log:
+        f"{RUN}/logs/architectures.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        settings=settings("architectures-table"),
+        run=run_folder,
+    shell:
+        "fewlines architectures-table --run {params.run:q} 2>&1 | tee {log:q}"
