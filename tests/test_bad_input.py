@@ -91,6 +91,13 @@ CONFIGURATIONS = [
     ({"paper": {"caches": ["full"]}}, "paper: caches: the full cache stands in it anyway"),
     ({"paper": {"cache": "lines-3lines"}}, "paper.cache: unknown key; did you mean 'caches'"),
     ({"paper": {"caches": ["lines+merged-3lines"]}}, "after a plus stands one of merge, ada"),
+    (
+        {
+            "model": {"family": "hierarchical"},
+            "tasks": {"completion": {"prompt_lines": 2, "caches": ["full"]}},
+        },
+        "tasks.completion.prompt_lines: hierarchical does not draw line by line",
+    ),
     ({"architectures": {"cnn": {"channels": 8}}}, "architectures.cnn: write a family and its keys"),
     (
         {"architectures": {"cnn": {"family": "cnn"}}},
@@ -166,7 +173,10 @@ CONFIGURATIONS = [
     ({"sampling": {"guidance": -1}}, "sampling.guidance: .*greater than or equal to 0"),
     ({"name": "a/b"}, "name: .*should match pattern"),
     ({"name": "reference"}, "results/reference is not a run's"),
-    ({"model": {"family": "llama"}}, "unknown model family 'llama'; there are gated-deltanet, llamagen, pixelcnn"),
+    (
+        {"model": {"family": "llama"}},
+        "unknown model family 'llama'; there are gated-deltanet, llamagen, pixelcnn",
+    ),
     ({"efficiency": {"runs": [{"shape": "gpt"}]}}, "unknown shape 'gpt'; there are"),
 ]
 

@@ -29,6 +29,7 @@ SIZES = {
         "heads": 3,
         "summary": 2,
     },
+    "hierarchical": {"dim": 8, "coarse_layers": 1, "layers": 2, "heads": 2, "lines": 1},
     "pixelrnn diagonal": {"variant": "diagonal", "hidden": 8, "layers": 2},
 }
 GRIDS = [(1, 1), (1, 4), (4, 1), (2, 3), (5, 4)]
@@ -58,14 +59,14 @@ def test_a_prediction_depends_on_all_that_came_before_and_on_nothing_else(name, 
     (codes,) = draw_codes(model, 1)
     labels = torch.zeros(1, dtype=torch.long)
     before = model.teacher_forced(labels, codes[None])
-    for token in range(len(codes)):
+    for step, token in enumerate(model.order):
         changed = codes.clone()
         changed[token] = (codes[token] + 1) % model.spec.codes
         after = model.teacher_forced(labels, changed[None])
-        moved = (after - before).abs().amax((0, 2)) > 0
-        assert not moved[: token + 1].any()
-        if token + 1 < len(codes):
-            assert moved[token + 1 :].any()
+        moved = ((after - before).abs().amax((0, 2)) > 0)[model.order]
+        assert not moved[: step + 1].any()
+        if step + 1 < len(codes):
+            assert moved[step + 1 :].any()
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -122,6 +123,7 @@ BYTES = {  # of an image of 4×5 tokens in float64
     "gated-deltanet whole": 8 * 2 * (2 * 4 * 4 + 3 * 3 * 8),
     "sparse-transformer": 8 * 2 * 2 * 8 * (3 + 2 * 5 + 1 * 4 * 5),
     "sparse-transformer fixed": 8 * 2 * 2 * 8 * (3 + 2 * 5 + 1 * 4 * 2),
+    "hierarchical": 8 * (2 * 8 * (1 * (1 + 3) + 2 * (1 + 5)) + 14 * 8 + 6),
     "pixelrnn diagonal": 8 * (2 * (2 * (5 * 8 + 8) + 5 * 16) + 6 * 16 + 16),
 }
 
@@ -132,7 +134,7 @@ def test_what_is_kept_has_the_bytes_that_it_says(name):
     assert model.count_bytes(FULL, 3, torch.float64) == 3 * BYTES[name]
     state = model.begin(3, FULL)
     state.start(torch.zeros(3, dtype=torch.long))
-    for step, codes in enumerate(draw_codes(model, 3).T[:-1]):
+    for step, codes in enumerate(draw_codes(model, 3)[:, model.order].T[:-1]):
         state.step(step, codes)
         assert state.bytes == 3 * BYTES[name]
 
@@ -141,3 +143,11 @@ def test_what_is_kept_has_the_bytes_that_it_says(name):
 def test_a_limited_cache_is_refused(name):
     with pytest.raises(fewlines.FewlinesError, match="has no key-value cache; write policy: full"):
         make(name).limit(fewlines.cache("lines", lines=1))
+
+
+def test_one_that_draws_coarse_to_fine_completes_no_image():
+    model = make("hierarchical")
+    assert sorted(model.order.tolist()) == list(range(20))
+    assert model.order.tolist()[:6] == [0, 2, 4, 10, 12, 14]  # every second of every second line
+    with pytest.raises(fewlines.FewlinesError, match="does not draw line by line"):
+        generate(model, [0], FULL, prompt=[[1, 2]])

@@ -153,6 +153,11 @@ class Experiment(Section):
             sampling = self.get_sampling(f"{task.model}:{name}")
             if not task.labelled and sampling.guidance != 1:
                 raise ValueError(f"tasks.{name}: guidance needs a class; write labelled: true")
+            if task.prompt_lines and not self.family.raster:
+                raise ValueError(
+                    f"tasks.{name}.prompt_lines: {self.family.name} does not draw line by line, so "
+                    "it completes no image; leave the task out"
+                )
             if task.model not in (BASE, *self.adaptation.models):
                 raise ValueError(
                     f"tasks.{name}.model: {task.model} is not {BASE} or one of adaptation.models: "

@@ -127,6 +127,10 @@ def decode(
     labels = read_labels(labels, spec).to(model.device)
     prompt = read_prompt(prompt, len(labels), spec).to(model.device)
     first = prompt.shape[1]
+    if first and not model.raster:
+        raise FewlinesError(
+            f"prompt: {model.name} does not draw line by line, so it completes no image"
+        )
     decoder = Decoder(model, len(labels), cache, sampler, engine, storage)
     codes = torch.empty(len(labels), spec.n_tokens, dtype=torch.long, device=labels.device)
     for step in range(spec.n_tokens):
@@ -144,7 +148,7 @@ def decode(
             "generate: the model's logits are not finite; its weights are damaged, or its numbers "
             "leave the range of this precision: try float32"
         )
-    return codes
+    return codes if model.raster else codes[:, model.order.argsort().to(codes.device)]
 
 
 def generate(

@@ -176,9 +176,9 @@ def predict_by_steps(
     """
     state = model.prepare(model.dtype, len(labels)).begin(len(labels), cache, storage=storage)
     logits = [state.start(labels)]
-    for step, code in enumerate(codes[:, :-1].unbind(1)):
+    for step, code in enumerate(codes[:, model.order][:, :-1].unbind(1)):
         logits.append(state.step(step, code))
-    return torch.stack(logits, dim=1)
+    return torch.stack(logits, dim=1)[:, model.order.argsort()]
 
 
 @dataclass(frozen=True)

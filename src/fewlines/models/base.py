@@ -152,8 +152,8 @@ class Recomputation(State):
 
     def start(self, labels: Tensor) -> Tensor:
         """Logits `(B, V)` of the first token."""
-        self.labels = labels
-        return self.model.teacher_forced(labels, self.codes)[:, 0]
+        self.labels, self.order = labels, self.model.order.tolist()
+        return self.model.teacher_forced(labels, self.codes)[:, self.order[0]]
 
     def advance(self, step: int) -> None:
         """Go to image token `step`."""
@@ -161,8 +161,9 @@ class Recomputation(State):
 
     def forward(self, codes: Tensor, position: int | Tensor) -> Tensor:
         """Read codes `(B,)`; logits `(B, V)` of the next token."""
-        self.codes[:, position] = codes
-        return self.model.teacher_forced(self.labels, self.codes)[:, int(position) + 1]
+        read, predicted = self.order[int(position)], self.order[int(position) + 1]
+        self.codes[:, read] = codes
+        return self.model.teacher_forced(self.labels, self.codes)[:, predicted]
 
 
 class Model(nn.Module, ABC):
@@ -172,6 +173,7 @@ class Model(nn.Module, ABC):
         name: of the family, as `model.family` writes it.
         Settings: its keys of the configuration.
         Shape: a frozen dataclass with `grid`, `codes` and `classes` among its fields.
+        raster: whether it draws line by line; one that does not completes no image.
         has_kv_cache: whether it keeps keys and values that a cache policy can limit.
         engines: ways of decoding with everything kept, the best first.
         parts: what adaptation may train, as parts of parameters' names.
@@ -182,6 +184,7 @@ class Model(nn.Module, ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[ModelSettings]]
     Shape: ClassVar[type[Any]]
+    raster: ClassVar[bool] = True
     has_kv_cache: ClassVar[bool] = False
     engines: ClassVar[tuple[str, ...]] = ("lean",)
     parts: ClassVar[Mapping[str, str]] = {"all": ""}
@@ -220,6 +223,11 @@ class Model(nn.Module, ABC):
     def spec(self) -> TokenSpec:
         """The tokens that it was made for."""
         return TokenSpec(self.shape.grid, self.shape.codes, self.shape.classes)
+
+    @property
+    def order(self) -> Tensor:
+        """The places `(N,)` of an image's tokens, counted line by line, as they are drawn."""
+        return torch.arange(self.spec.n_tokens)
 
     @property
     def null_class(self) -> int:

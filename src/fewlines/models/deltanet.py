@@ -62,6 +62,7 @@ class DeltaNetShape:
 class DeltaNetSettings(ModelSettings):
     """Gated DeltaNet (arXiv 2412.06464)."""
 
+    family: str = Field("gated-deltanet", description="the model family")
     dim: Positive = Field(192, description="width; a multiple of heads")
     layers: Positive = Field(6, description="layers")
     heads: Positive = Field(3, description="heads of a layer")

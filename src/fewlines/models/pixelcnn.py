@@ -56,6 +56,7 @@ class PixelCNNShape:
 class PixelCNNSettings(ModelSettings):
     """Gated PixelCNN (arXiv 1606.05328)."""
 
+    family: str = Field("pixelcnn", description="the model family")
     channels: Positive = Field(96, description="of each of the two stacks")
     layers: Positive = Field(12, description="gated layers")
     kernel: Odd = Field(3, description="side of the masked convolutions")

@@ -49,6 +49,7 @@ class PixelRNNShape:
 class PixelRNNSettings(ModelSettings):
     """PixelRNN (arXiv 1601.06759)."""
 
+    family: str = Field("pixelrnn", description="the model family")
     variant: Variant = Field("row", description="Row LSTM or Diagonal BiLSTM")
     hidden: Positive = Field(96, description="units of an LSTM")
     layers: Positive = Field(7, description="layers of LSTMs")

@@ -87,6 +87,7 @@ class SparseShape:
 class SparseSettings(ModelSettings):
     """Sparse Transformer (arXiv 1904.10509)."""
 
+    family: str = Field("sparse-transformer", description="the model family")
     pattern: Pattern = Field("strided", description="what heads read, strided or fixed")
     summary: Positive = Field(1, description="columns of each line that fixed patterns keep")
     dim: Positive = Field(192, description="width; a multiple of 4 × heads")

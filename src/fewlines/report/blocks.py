@@ -17,8 +17,8 @@ mean (smallest … largest). With `across`, the values of that column become col
 policy and budget. Every table has two columns more: `name` of a row, and `delta`, ΔNLL against the
 full cache of as many steps. `<!-- value table | where | column | format -->` is one number in a
 sentence, the mean of its rows, or behind `min` or `max` in the format the smallest or largest.
-`<!-- config: model -->` is a section of the configuration, `<!-- config: model of pixelcnn -->` that
-of another family."""
+`<!-- config: model -->` is a section of the configuration, `<!-- config: model of pixelcnn -->`
+that of another family."""
 
 from __future__ import annotations
 
