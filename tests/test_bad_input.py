@@ -175,7 +175,7 @@ CONFIGURATIONS = [
     ({"name": "reference"}, "results/reference is not a run's"),
     (
         {"model": {"family": "llama"}},
-        "unknown model family 'llama'; there are gated-deltanet, llamagen, pixelcnn",
+        "unknown model family 'llama'; there are gated-deltanet, hierarchical, llamagen",
     ),
     ({"efficiency": {"runs": [{"shape": "gpt"}]}}, "unknown shape 'gpt'; there are"),
 ]
