@@ -12,6 +12,7 @@ import fewlines
 from conftest import CACHES
 from fewlines.attention.buffer import BoundedCache
 from fewlines.bench.efficiency import find_largest_batch, make_settings, measure_setting
+from fewlines.bench.roofline import keep_best
 from fewlines.config.settings import EfficiencySettings
 from fewlines.devices import DEVICES
 from fewlines.errors import FewlinesError
@@ -20,6 +21,28 @@ from fewlines.models.llamagen.cost import Decode, count_linear_flops, count_weig
 from fewlines.models.llamagen.model import Transformer
 from fewlines.report.efficiency import make_efficiency_table, make_scaling_table
 from fewlines.stages.plan import plan
+
+
+def test_of_two_probes_the_better_figures_are_the_bound():
+    one = {
+        "bandwidth": 2.0,
+        "linear_rates": {"float32": {"linear": 5.0, "packed": 1.0}},
+        "linear_flops": 7,
+        "operator_seconds": 0.2,
+    }
+    other = {
+        "bandwidth": 1.0,
+        "linear_rates": {"float32": {"linear": 4.0, "packed": 3.0}},
+        "linear_flops": 7,
+        "operator_seconds": 0.1,
+    }
+    assert keep_best(one, other) == {
+        "bandwidth": 2.0,
+        "linear_rates": {"float32": {"linear": 5.0, "packed": 3.0}},
+        "linear_flops": 7,
+        "operator_seconds": 0.1,
+    }
+
 
 COLUMNS = [
     "shape", "grid", "n_tokens", "batch", "dtype", "engine", "policy", "budget",
@@ -38,7 +61,8 @@ def settings(**run):
 @pytest.fixture(scope="module")
 def measured():
     engines = ["lean", "stock", "hf-dynamic"]
-    ((name, setting),) = settings(engines=engines, caches=[FEW, LINEAR], full_run=True).items()
+    how = {"storage": "float16", "full_run": True}
+    ((name, setting),) = settings(engines=engines, caches=[FEW, LINEAR], **how).items()
     assert name == "llamagen-b-6x6-batch2-float32-float16"
     setting = replace(setting, shape=replace(setting.shape, layers=2))  # of twelve: seconds
     hopeless = replace(setting.rows[0], batch=10**9)
