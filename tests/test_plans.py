@@ -27,6 +27,7 @@ CHANGES = {
     "model.steps": 31,
     "calibration.curve_images": 3,
     "adaptation.steps": 13,
+    "architectures.pixelcnn.steps": 13,
     "sampling.guidance": 2.0,
     "tasks.guided": {"guidance": 2.0, "caches": ["full"]},
     "quality.kid_subsets": 6,
@@ -91,6 +92,7 @@ def test_a_change_plans_the_stages_that_declare_to_read_it_and_no_others(folder,
         changed = {rule for rule, text in jobs.items() if "Params have changed" in text}
         section = key.split(".")[0]
         names = {section} | ({"adapted"} if section in ("adaptation", "model") else set())
+        names |= {"architecture"} if section == "architectures" else set()
         expected = {rule for rule, stage in stage_of.items() if names & set(READS[stage])}
         # Snakemake does not look for a reason of its own where a job's input is made anew.
         assert changed <= expected <= set(jobs), key

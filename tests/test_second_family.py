@@ -47,6 +47,7 @@ def test_its_state_draws_what_its_parallel_forward_finds_likeliest(family):
 
 def test_it_goes_from_images_to_report_without_what_it_cannot_do(family, tmp_path):
     experiment = yaml.safe_load(TOY.read_text()) | {"name": "convolution"}
+    experiment["architectures"] = {}
     experiment["model"] = {"family": "causal-convolution", "channels": 16, "steps": 40, "batch": 8}
     config = tmp_path / "convolution.yaml"
     config.write_text(yaml.safe_dump(experiment))

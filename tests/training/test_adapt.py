@@ -132,7 +132,7 @@ def test_a_model_is_compared_with_as_many_steps_by_the_same_loss():
         "adapted:5": few | {"steps": 5},
     }
     caches = [{"policy": "full"}, {"policy": "lines", "budget": {"lines": 2}}]
-    adaptation, paper = {"models": models}, {"cache": "lines-2lines"}
+    adaptation, paper = {"models": models}, {"caches": ["lines-2lines"]}
     experiment = validate_experiment({"adaptation": adaptation, "paper": paper, "caches": caches})
     found = {name: experiment.find_baseline(name) for name in models if name.startswith("adapted")}
     assert found == {

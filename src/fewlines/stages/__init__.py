@@ -12,7 +12,7 @@ from collections.abc import Callable
 # Where each stage is defined: a process imports no more than its own stage needs.
 OF_MODULES = {
     "networks": ("fetch-data", "train-tokenizer", "train-classifier", "tokenize"),
-    "models": ("train-model", "adapt", "import-model", "import-tokens"),
+    "models": ("train-model", "train-architecture", "adapt", "import-model", "import-tokens"),
     "calibrate": ("calibrate", "calibration-curve", "export-schedule"),
     "samples": ("generate", "gather"),
     "quality": ("measure-quality", "measure-reference"),
