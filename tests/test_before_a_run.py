@@ -68,6 +68,7 @@ def test_the_snakemake_report_is_described():
     """Every table and figure has a caption and a place in `snakemake --report`."""
     captions = {path.stem for path in (REPOSITORY / "workflow/report").glob("*.rst")}
     assert captions == {
-        "architectures", "cache", "correlations", "ranks", "regions", "paper", "reference-scores", "storage",
+        "architectures", "cache", "correlations", "ranks", "regions", "paper", "reference-scores",
+        "storage",
         "quality", "samples", "memory", "lines", "curves", "heads", "efficiency", "watch",
     }  # fmt: skip

@@ -151,3 +151,13 @@ def test_one_that_draws_coarse_to_fine_completes_no_image():
     assert model.order.tolist()[:6] == [0, 2, 4, 10, 12, 14]  # every second of every second line
     with pytest.raises(fewlines.FewlinesError, match="does not draw line by line"):
         generate(model, [0], FULL, prompt=[[1, 2]])
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_its_bytes_are_counted_without_its_weights(name):
+    model = make(name)
+    with torch.device("meta"):
+        bare = type(model)(model.shape)
+    counted = bare.count_bytes(FULL, 2, torch.float32)
+    assert counted == model.float().count_bytes(FULL, 2, torch.float32)
+    assert 0 < bare.count_read_bytes(FULL, 2, torch.float32) <= counted

@@ -64,9 +64,10 @@ class HierarchicalShape:
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
         """Where the tokens of both levels stand, counted line by line."""
-        rows, columns = (torch.arange(side) for side in self.grid)
-        coarse = (rows[:, None] % 2 == 0) & (columns % 2 == 0)
-        return coarse.flatten().nonzero()[:, 0], (~coarse).flatten().nonzero()[:, 0]
+        with torch.device("cpu"):  # whatever the model is made on
+            rows, columns = (torch.arange(side) for side in self.grid)
+            coarse = ((rows[:, None] % 2 == 0) & (columns % 2 == 0)).flatten()
+            return coarse.nonzero()[:, 0], (~coarse).nonzero()[:, 0]
 
 
 class HierarchicalSettings(ModelSettings):

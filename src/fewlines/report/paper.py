@@ -52,7 +52,7 @@ def make_paper_table(results: Results) -> pd.DataFrame:
         "shape": results.experiment.name,
         "grid": "{}x{}".format(*results.load_network().spec.grid),
         "batch": cost["batch"],
-        "precision": cost["precision"],
+        "dtype": cost["precision"],
         "storage": cost["storage"],
     }
     for model, slug in results.experiment.paper_rows:
@@ -157,7 +157,7 @@ def compare_large_grids(table: pd.DataFrame) -> pd.DataFrame:
             made = {
                 "source": "fewlines",
                 **row[shown],
-                "precision": row["dtype"],
+                "dtype": row["dtype"],
                 "cache": f"full, {row['engine']}",
                 "outcome": row["outcome"],
             }
