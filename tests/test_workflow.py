@@ -96,6 +96,7 @@ def test_a_new_cache_runs_only_its_own_jobs(folder, tmp_path):
     assert jobs == {
         "generate": 2, "samples": 1, "quality": 1, "likelihood": 2, "cost": 1,
         "bands": 1, "tables": 1, "lines_table": 1, "figures": 1, "report": 1,
+        "paper_table": 1, "architectures": 1,
     }  # fmt: skip
 
 
@@ -110,7 +111,21 @@ def test_a_new_adaptation_and_a_new_task_run_only_their_own_jobs(folder, tmp_pat
     assert planned(plan(folder, "-n", config=config)) == {
         "adapt": 1, "generate": 8, "samples": 4, "quality": 4, "likelihood": 3,
         "tables": 1, "lines_table": 1, "figures": 1, "report": 1,
+        "paper_table": 1, "architectures": 1,
     }  # fmt: skip
+
+
+def test_every_architecture_stands_beside_the_transformers_caches(run):
+    table = pd.read_csv(run / "tables/architectures.csv").set_index("model")
+    others = list(yaml.safe_load(TOY.read_text())["architectures"])
+    assert table.index.tolist() == ["base"] * 4 + others
+    assert (table.loc[others, "nll"] < np.log(32)).all()  # they have learned
+    assert (table.loc[others, "nll_delta"] > 0).all()  # of a base model that was trained for longer
+    assert (table.loc[others, "read_bytes"] <= table.loc[others, "resident_bytes"]).all()
+    assert (table.loc[others, "resident_bytes"] < table["resident_bytes"].iloc[0]).all()
+    assert (table.loc[others, ["seconds_per_image", "naive_seconds_per_image"]] > 0).all(axis=None)
+    assert table.loc[others, "fid_mean"].notna().all()
+    assert (run / "figures/architectures.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_tables_and_report_are_made_again_without_measuring(folder, run):
