@@ -230,13 +230,12 @@ class Experiment(Section):
         return self._get_measure(slug, model) == "all"
 
     def _get_measure(self, slug: str, model: str) -> Measure:
-        """The lesser of what the cache and the model ask for; tasks are no headlines."""
-        if self.get_task(model):
+        """The lesser of what the cache and the model ask for; tasks and other families are no
+        headlines."""
+        if self.get_task(model) or model in self.architecture_names:
             asked: Measure = "samples"
         else:
-            asked = "all" if model == BASE else "samples"
-            if model not in (BASE, *self.architecture_names):
-                asked = self.get_adapted(model).measure
+            asked = "all" if model == BASE else self.get_adapted(model).measure
         return min([self._measured[slug], asked], key=get_args(Measure).index)
 
     def get_task(self, model: str) -> TaskSettings | None:

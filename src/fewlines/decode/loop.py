@@ -20,7 +20,7 @@ from fewlines.decode.graphs import GraphedSteps
 from fewlines.decode.inputs import read_labels, read_prompt
 from fewlines.decode.sampler import Sampler, draw_noise
 from fewlines.errors import FewlinesError
-from fewlines.models.base import AttentionModel, Model, State
+from fewlines.models.base import AttentionModel, Model, Recomputation, State
 
 Watch = Callable[[int, State], None]
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -50,7 +50,11 @@ class Decoder:
         """
         self.model, self.sampler = model, sampler or Sampler()
         rows_of_model = rows * (1 + self.sampler.guided)
-        self.state = model.begin(rows_of_model, cache, storage=storage, engine=engine)
+        self.state = (
+            Recomputation(model, rows_of_model)
+            if engine == "naive"
+            else model.begin(rows_of_model, cache, storage=storage, engine=engine)
+        )
         # Not a bound method: a decoder in a cycle would be freed by the collector, at any moment.
         self.draw_next = partial(_draw_next, self.state, self.sampler, model.spec.codes)
         self.graphs = None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fewlines.attention.attend import Attend
@@ -75,6 +75,15 @@ class ModelSettings(Section):
             spec: the tokens.
         """
         raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _sizes_make_a_shape(self) -> ModelSettings:
+        if type(self) is not ModelSettings:  # which is of no family
+            try:
+                self.make_shape(TokenSpec((1, 1), 1, 1))
+            except FewlinesError as error:
+                raise ValueError(str(error)) from None
+        return self
 
 
 class State(ABC):
@@ -216,7 +225,8 @@ class Model(nn.Module, ABC):
         Args:
             rows: of the batch.
             cache: what stays resident; `full` where the family has no cache to limit.
-            how: `storage`, the precision that what is kept is kept in, and `engine`.
+            how: `storage`, the precision that what is kept is kept in, and `engine`; `naive` is
+                not asked for, as it keeps nothing (`Recomputation`).
         """
 
     @property

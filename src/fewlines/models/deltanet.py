@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from fewlines.errors import FewlinesError
-from fewlines.models.base import Model, ModelSettings, Recomputation, State, TokenSpec
+from fewlines.models.base import Model, ModelSettings, State, TokenSpec
 from fewlines.schema import Positive, check_fields
 
 CONVOLUTION = 4  # tokens that queries, keys and values are made of, as published
@@ -72,14 +72,6 @@ class DeltaNetSettings(ModelSettings):
         """Make the shape of the model that is trained on such tokens."""
         sizes = (self.dim, self.layers, self.heads, self.chunk)
         return DeltaNetShape(*sizes, spec.codes, spec.classes, spec.grid)
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> DeltaNetSettings:
-        try:
-            self.make_shape(TokenSpec((1, 1), 1, 1))
-        except FewlinesError as error:
-            raise ValueError(str(error)) from None
-        return self
 
 
 def run_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, chunk: int) -> Tensor:
@@ -244,9 +236,8 @@ class GatedDeltaNet(Model):
         return logits
 
     def begin(self, rows: int, cache: Any, **how: Any) -> State:
-        """Begin a batch: with the state of each head, or the naive way."""
-        naive = how.get("engine") == "naive"
-        return Recomputation(self, rows) if naive else MatrixState(self, rows)
+        """Begin a batch, with the state of each head."""
+        return MatrixState(self, rows)
 
     def group_parameters(self) -> list[dict[str, Any]]:
         """Muon for the layers' matrices, AdamW for everything else."""

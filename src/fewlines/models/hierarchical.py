@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from fewlines.errors import FewlinesError
-from fewlines.models.base import Model, ModelSettings, Recomputation, State, TokenSpec
+from fewlines.models.base import Model, ModelSettings, State, TokenSpec
 from fewlines.models.llamagen.model import Block, rope_2d
 from fewlines.models.llamagen.shape import TransformerShape
 from fewlines.schema import Positive, check_fields
@@ -84,14 +83,6 @@ class HierarchicalSettings(ModelSettings):
         """Make the shape of the model that is trained on such tokens."""
         sizes = (self.dim, self.coarse_layers, self.layers, self.heads, self.lines)
         return HierarchicalShape(*sizes, spec.codes, spec.classes, spec.grid)
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> HierarchicalSettings:
-        try:
-            self.make_shape(TokenSpec((1, 1), 1, 1))
-        except FewlinesError as error:
-            raise ValueError(str(error)) from None
-        return self
 
 
 class Level(nn.Module):
@@ -192,9 +183,8 @@ class Hierarchical(Model):
         return torch.cat(logits, dim=1)[:, self.order.argsort().to(codes.device)]
 
     def begin(self, rows: int, cache: Any, **how: Any) -> State:
-        """Begin a batch: with a few lines of both levels, or the naive way."""
-        naive = how.get("engine") == "naive"
-        return Recomputation(self, rows) if naive else LevelsState(self, rows, how.get("storage"))
+        """Begin a batch, with a few lines of both levels."""
+        return LevelsState(self, rows, how.get("storage"))
 
     def group_parameters(self) -> list[dict[str, Any]]:
         """Muon for the blocks' matrices, AdamW for everything else."""

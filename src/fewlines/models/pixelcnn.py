@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewlines.models.base import Model, ModelSettings, Recomputation, State, TokenSpec
+from fewlines.models.base import Model, ModelSettings, State, TokenSpec
 from fewlines.schema import Odd, Positive, Rate, check_fields
 
 
@@ -171,16 +171,12 @@ class PixelCNN(Model):
         return self.read_out(left).flatten(2).transpose(1, 2)
 
     def begin(self, rows: int, cache: Any, **how: Any) -> State:
-        """Begin a batch: with lines of activations, or the naive way."""
-        return Recomputation(self, rows) if how.get("engine") == "naive" else LineCache(self, rows)
+        """Begin a batch, with lines of activations."""
+        return LineCache(self, rows)
 
     def count_training_flops(self) -> float:
         """Count six operations per weight and token of the convolutions."""
-        weights = sum(
-            parameter.numel()
-            for name, parameter in self.named_parameters()
-            if parameter.ndim == 4 and "condition" not in name
-        )
+        weights = sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 4)
         return 6.0 * self.spec.n_tokens * weights
 
 

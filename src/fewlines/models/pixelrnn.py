@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewlines.models.base import Model, ModelSettings, Recomputation, State, TokenSpec
+from fewlines.models.base import Model, ModelSettings, State, TokenSpec
 from fewlines.schema import Odd, Positive, Rate, check_fields
 
 Variant = Literal["row", "diagonal"]
@@ -256,8 +256,8 @@ class PixelRNN(Model):
         return self.read_out(x).flatten(1, 2)
 
     def begin(self, rows: int, cache: Any, **how: Any) -> State:
-        """Begin a batch: with a line of states, or the naive way."""
-        return Recomputation(self, rows) if how.get("engine") == "naive" else LineState(self, rows)
+        """Begin a batch, with a line of states."""
+        return LineState(self, rows)
 
     def count_training_flops(self) -> float:
         """Count six operations per weight and token of the products."""

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from fewlines.errors import FewlinesError
-from fewlines.models.base import Model, ModelSettings, Recomputation, State, TokenSpec
+from fewlines.models.base import Model, ModelSettings, State, TokenSpec
 from fewlines.models.llamagen.model import Transformer
 from fewlines.models.llamagen.shape import TransformerShape
 from fewlines.schema import Positive, check_fields
@@ -99,14 +99,6 @@ class SparseSettings(ModelSettings):
         sizes = (self.pattern, self.summary, self.dim, self.layers, self.heads)
         return SparseShape(*sizes, spec.codes, spec.classes, spec.grid)
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> SparseSettings:
-        try:
-            self.make_shape(TokenSpec((1, 1), 1, 1))
-        except FewlinesError as error:
-            raise ValueError(str(error)) from None
-        return self
-
 
 class SparseTransformer(Model):
     """Class numbers and codes in raster order → logits of the next code."""
@@ -138,9 +130,8 @@ class SparseTransformer(Model):
         return self.dense.teacher_forced(labels, codes, self.attend)
 
     def begin(self, rows: int, cache: Any, **how: Any) -> State:
-        """Begin a batch: with what the pattern still reads, or the naive way."""
-        naive = how.get("engine") == "naive"
-        return Recomputation(self, rows) if naive else PatternState(self, rows, how.get("storage"))
+        """Begin a batch, with what the pattern still reads."""
+        return PatternState(self, rows, how.get("storage"))
 
     def count_read_bytes(self, cache: Any, rows: int, storage: torch.dtype) -> float:
         """Count the bytes that a token reads, the mean over an image."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from fewlines.errors import FewlinesError
 from fewlines.models.base import ModelSettings, TokenSpec
 from fewlines.models.llamagen.shape import SHAPES, TransformerShape
 from fewlines.schema import Positive
@@ -32,12 +31,4 @@ class LlamaGenSettings(ModelSettings):
         given = [self.checkpoint, self.shape, self.side]
         if any(given) and not all(given):
             raise ValueError("checkpoint, shape and side go together; write all three or none")
-        return self
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> LlamaGenSettings:
-        try:
-            self.make_shape(TokenSpec((1, 1), 1, 1))
-        except FewlinesError as error:
-            raise ValueError(str(error)) from None
         return self
