@@ -8,6 +8,7 @@ os.environ["NUMBA_NUM_THREADS"] = "1"  # idle threads of a larger pool spin: two
 
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from fewlines.geometry import Geometry
 from fewlines.models.checkpoint import save_network
 from fewlines.models.llamagen.model import Transformer
 from fewlines.models.llamagen.shape import TransformerShape
-from toy_chain import run_to_the_end
+from toy_chain import find_times, run_to_the_end
 
 GRID = (4, 5)
 
@@ -210,15 +211,26 @@ def planned(output: str) -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
-    """The toy experiment, finished: made once, by whichever worker asks first."""
+def folder(tmp_path_factory) -> Iterator[Path]:
+    """The toy experiment, finished: made once, by whichever worker asks first. Others read it at
+    the same time, so nobody writes into it: see `own_folder`."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     with FileLock(shared / "toy.lock"):
         if not (shared / "toy" / "killed").exists():
             run_to_the_end(shared / "toy")
-    return shared / "toy"
+    before = find_times(shared / "toy")
+    yield shared / "toy"
+    assert find_times(shared / "toy") == before, "a test wrote into the folder that all read"
+
+
+@pytest.fixture
+def own_folder(folder, tmp_path) -> Path:
+    """A copy of the finished toy experiment, to run Snakemake in."""
+    copy = tmp_path / "own"
+    shutil.copytree(folder, copy, symlinks=True)
+    return copy
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from toy_chain import TOY, copy_folder, snakemake
+from toy_chain import TOY, snakemake
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -42,17 +42,15 @@ def run(package: Path, *command: str) -> str:
 
 
 def test_one_line_puts_it_into_every_table_figure_and_ranking(
-    package, folder, tmp_path, monkeypatch
+    package, own_folder, tmp_path, monkeypatch
 ):
     experiment = yaml.safe_load(TOY.read_text())
     experiment["caches"].append({"policy": "odd", "budget": {"lines": 2}})
     config = tmp_path / "odd.yaml"
     config.write_text(yaml.safe_dump(experiment))
     monkeypatch.setenv("PYTHONPATH", str(package))
-    copy = tmp_path / "copy"
-    copy_folder(folder, copy)
-    snakemake(copy, config=config)
-    results = copy / "results/toy"
+    snakemake(own_folder, config=config)
+    results = own_folder / "results/toy"
     for name in ("cache", "ranks"):
         assert "odd" in set(pd.read_csv(results / f"tables/{name}.csv")["policy"]), name
     for name in ("curves", "quality"):

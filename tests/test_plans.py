@@ -15,7 +15,7 @@ import yaml
 
 from fewlines.config import Experiment, validate_experiment
 from fewlines.stages import READS
-from toy_chain import REPOSITORY, SNAKEMAKE, TOY, copy_folder, plan
+from toy_chain import REPOSITORY, SNAKEMAKE, TOY, plan
 
 # A change in every section that a plan can tell.
 CHANGES = {
@@ -111,51 +111,46 @@ def state(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_a_second_snakemake_changes_nothing(folder, tmp_path):
+def test_a_second_snakemake_changes_nothing(own_folder, tmp_path):
     """Whatever it is asked to show, with another configuration of the same name; and one that
     would run is refused while the first holds the lock."""
     config = tmp_path / "other.yaml"
     config.write_text(yaml.safe_dump(change("sampling.guidance", 2.0), sort_keys=False))
-    before = state(folder)
+    before = state(own_folder)
     for arguments in READ_ONLY:
-        plan(folder, *arguments, config=config)
-    locks = folder / ".snakemake/locks"
+        plan(own_folder, *arguments, config=config)
+    locks = own_folder / ".snakemake/locks"
     locks.mkdir(exist_ok=True)
-    lock = locks / "0.output.lock"
-    lock.write_text("\n".join(str(path.relative_to(folder)) for path in before))
-    try:
-        assert "LockException" in plan(folder, config=config, status=1)
-    finally:
-        lock.unlink()
-    assert state(folder) == before
+    held = "\n".join(str(path.relative_to(own_folder)) for path in before)
+    (locks / "0.output.lock").write_text(held)
+    assert "LockException" in plan(own_folder, config=config, status=1)
+    assert state(own_folder) == before
 
 
-def test_a_second_snakemake_changes_nothing_in_one_that_is_running(folder, tmp_path):
+def test_a_second_snakemake_changes_nothing_in_one_that_is_running(run, own_folder, tmp_path):
     """The other configuration would draw other images at each of the steps still to run."""
-    copy = tmp_path / "copy"
-    copy_folder(folder, copy)
     config = tmp_path / "other.yaml"
     config.write_text(yaml.safe_dump(change("sampling.temperature", 2.0), sort_keys=False))
     for part in ("base/samples", "base/quality", "tables", "figures"):
-        shutil.rmtree(copy / "results/toy" / part)
+        shutil.rmtree(own_folder / "results/toy" / part)
     command = [*SNAKEMAKE, "--configfile", str(TOY)]
     running = subprocess.Popen(
-        command, cwd=copy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=own_folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    asked = 0
+    asked, locks = 0, own_folder / ".snakemake/locks"
     while running.poll() is None:
-        if (copy / ".snakemake/locks").exists() and any((copy / ".snakemake/locks").iterdir()):
-            plan(copy, *READ_ONLY[asked % len(READ_ONLY)], config=config)
+        if locks.exists() and any(locks.iterdir()):
+            plan(own_folder, *READ_ONLY[asked % len(READ_ONLY)], config=config)
             asked += 1
         time.sleep(0.01)
     printed, _ = running.communicate()
     assert running.returncode == 0, printed
     assert asked >= len(READ_ONLY)
-    written = yaml.safe_load((copy / "results/toy/experiment.yaml").read_text())
+    written = yaml.safe_load((own_folder / "results/toy/experiment.yaml").read_text())
     assert written["sampling"]["temperature"] == 0.9
     for name in ("base/samples/full.safetensors", "base/quality/full.json"):
-        again, before = copy / "results/toy" / name, folder / "results/toy" / name
-        assert again.read_bytes() == before.read_bytes(), name
+        again = own_folder / "results/toy" / name
+        assert again.read_bytes() == (run / name).read_bytes(), name
 
 
 UNLOCK = REPOSITORY / "workflow/scripts/unlock.py"

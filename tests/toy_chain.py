@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -80,9 +79,10 @@ def make_folder(folder: Path, config: str | None = None) -> None:
         (folder / "config.yaml").write_text(config)
 
 
-def copy_folder(folder: Path, copy: Path) -> None:
-    """With all results, and without the lock that another test may hold just now."""
-    shutil.copytree(folder, copy, symlinks=True, ignore=shutil.ignore_patterns("locks"))
+def find_times(folder: Path) -> dict[Path, int]:
+    """When each file of the results and each lock was written."""
+    files = [*(folder / "results").rglob("*"), *(folder / ".snakemake/locks").glob("*")]
+    return {path: path.stat().st_mtime_ns for path in files if path.is_file()}
 
 
 def run_to_the_end(folder: Path, config: Path = TOY, pause: float = 2, limit: float = 400) -> None:
