@@ -15,7 +15,7 @@ from fewlines.cache.schedule import Schedule, sample_weights
 from fewlines.decode.loop import Decoder
 from fewlines.errors import FewlinesError
 from fewlines.models.checkpoint import save_network
-from fewlines.models.tokenizer import Tokenizer, TokenizerShape
+from fewlines.models.tokenizer import ConvTokenizer, TokenizerShape
 
 FULL = fewlines.cache("full")
 LINES = fewlines.cache("lines", lines=2)
@@ -199,8 +199,8 @@ def test_weights_that_are_not_finite_draw_nothing(sampler):
 
 
 @pytest.fixture
-def tokenizer() -> Tokenizer:
-    return Tokenizer(TokenizerShape(1, (4, 4), 0, 8, 4)).eval()
+def tokenizer() -> ConvTokenizer:
+    return ConvTokenizer(TokenizerShape(1, (4, 4), 0, 8, 4)).eval()
 
 
 def test_the_tokenizer_takes_images_and_codes_and_nothing_else(tokenizer):

@@ -21,7 +21,7 @@ from fewlines.config import validate_experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors, write_tensors
 from fewlines.models.checkpoint import save_network
-from fewlines.models.tokenizer import Tokenizer, TokenizerShape
+from fewlines.models.tokenizer import ConvTokenizer, TokenizerShape
 
 FULL = {"policy": "full"}
 LINES = {"policy": "lines", "budget": {"lines": 3}}
@@ -229,7 +229,7 @@ def files(tiny_files) -> Path:
     (tmp_path / "truncated").write_bytes(whole[:-100])
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "pickle").write_bytes(pickle.dumps(print))
-    save_network(tmp_path / "tokenizer", Tokenizer(TokenizerShape(1, (4,), 0, 8, 4)))
+    save_network(tmp_path / "tokenizer", ConvTokenizer(TokenizerShape(1, (4,), 0, 8, 4)))
     weights = model.state_dict()
     header = {"kind": "llamagen", "shape": vars(model.shape)}
     name = "layers.1.attention.wo.weight"

@@ -20,7 +20,7 @@ from fewlines.metrics.likelihood import measure_likelihood
 from fewlines.models.base import Model
 from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.classifier import Classifier, ClassifierShape
-from fewlines.models.tokenizer import Tokenizer, TokenizerShape
+from fewlines.models.tokenizer import ConvTokenizer, TokenizerShape
 from fewlines.stages import MODULES, load_stage
 
 
@@ -133,7 +133,7 @@ def test_a_task_may_be_compared_with_training_images(tiny_files, monkeypatch):
     images = torch.randint(256, (12, 1, 4, 5), dtype=torch.uint8)
     train, test = Split(images, torch.arange(12) % 3), Split(images[:3] // 2, torch.arange(3))
     ImageData(train, test, ["a", "b", "c"]).save(tiny_files / "images")
-    save_network(tiny_files / "tokenizer", Tokenizer(TokenizerShape(1, (4,), 0, 16, 4)))
+    save_network(tiny_files / "tokenizer", ConvTokenizer(TokenizerShape(1, (4,), 0, 16, 4)))
     save_network(tiny_files / "classifier", Classifier(ClassifierShape(1, (4,), 8, 3)))
     given = [f"--{name}={tiny_files / name}" for name in ("config", "model", "tokens")]
     drawn = tiny_files / "drawn"

@@ -33,9 +33,10 @@ from fewlines.data import SOURCES, ImageData, Split
 from fewlines.errors import FewlinesError
 from fewlines.files import read_json, write_json, write_tensors
 from fewlines.models.base import TokenSpec
-from fewlines.models.checkpoint import load_network, save_network
+from fewlines.models.checkpoint import save_network
 from fewlines.models.llamagen.checkpoint import load_checkpoint
-from fewlines.models.tokenizer import Tokenizer, TokenizerShape
+from fewlines.models.llamagen.tokenizer import LlamaGenTokenizer, LlamaGenTokenizerShape
+from fewlines.models.tokenizer import ConvTokenizer, TokenizerShape
 from fewlines.stages.tokens import check_data, read_codes, read_tokens
 
 QUIET = settings(suppress_health_check=list(HealthCheck), deadline=None)
@@ -148,7 +149,7 @@ def originals(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], objec
     codes = torch.randint(16, (8, 20), generator=generator)
     labels = torch.arange(8) % 3
     save_network(folder / "model", model)
-    save_network(folder / "tokenizer", Tokenizer(TokenizerShape(1, (4, 4), 0, 8, 4)))
+    save_network(folder / "tokenizer", ConvTokenizer(TokenizerShape(1, (4, 4), 0, 8, 4)))
     tokens = {"test_codes": codes, "test_labels": labels}
     tokens |= {"train_codes": codes.flip(0), "train_labels": labels.flip(0)}
     write_tensors(folder / "tokens", tokens, {"grid": (4, 5), "codes": 16, "classes": 3})
@@ -162,6 +163,8 @@ def originals(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], objec
     np.save(folder / "codes.npy", codes.numpy())
     np.save(folder / "labels.npy", labels.numpy())
     torch.save({"model": model.state_dict()}, folder / "checkpoint.pt")
+    published = LlamaGenTokenizer(LlamaGenTokenizerShape(3, 32, (1, 1), 1, 4, 8, 4))
+    torch.save({"model": published.state_dict()}, folder / "vq.pt")
     (folder / "yaml").write_text("name: x\nmodel: {steps: 3}\ncaches:\n  - {policy: full}\n")
     Image.new("RGB", (16, 16), "red").save(folder / "picture.png")
     Image.new("RGB", (16, 16), "red").save(folder / "picture.jpg")
@@ -175,14 +178,15 @@ def originals(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], objec
 
     readers: dict[str, Callable[[Path], object]] = {
         "model": lambda path: fewlines.load_model(path),
-        "tokenizer": lambda path: load_network(path, Tokenizer),
+        "tokenizer": lambda path: fewlines.load_tokenizer(path),
         "tokens": lambda path: (check_data(experiment, path), read_tokens(path, SPEC)),
         "calibration": lambda path: Calibration.load(path).check(model.shape.geometry),
         "schedule": lambda path: Schedule.load(path).plan(model.shape.geometry),
         "images": ImageData.load,
         "json": read_json,
         "codes.npy": lambda path: read_codes(path, folder / "labels.npy", SPEC),
-        "checkpoint.pt": lambda path: load_checkpoint(path, model.shape),
+        "vq.pt": fewlines.load_tokenizer,
+        "checkpoint.pt": lambda path: load_checkpoint(path, heads=4, side=4),
         "yaml": lambda path: load_experiment([path]),
         "picture.png": see,
         "picture.jpg": see,
@@ -191,7 +195,7 @@ def originals(tmp_path_factory) -> dict[str, tuple[bytes, Callable[[Path], objec
 
 
 FORMATS = ["model", "tokenizer", "tokens", "calibration", "schedule", "images", "json",
-           "codes.npy", "checkpoint.pt", "yaml", "picture.png", "picture.jpg"]  # fmt: skip
+           "codes.npy", "checkpoint.pt", "vq.pt", "yaml", "picture.png", "picture.jpg"]  # fmt: skip
 
 
 @st.composite
@@ -306,6 +310,6 @@ def test_a_cache_is_made_and_planned_or_refused(policy, options):
 @QUIET
 @given(images=ANYTHING, codes=ANYTHING)
 def test_a_tokenizer_works_or_refuses(images, codes):
-    tokenizer = Tokenizer(TokenizerShape(1, (4, 4), 0, 8, 4))
+    tokenizer = ConvTokenizer(TokenizerShape(1, (4, 4), 0, 8, 4))
     attempt(tokenizer.encode, images=images)
     attempt(tokenizer.decode, indices=codes)

@@ -183,7 +183,7 @@ def test_a_trained_tokenizer_is_taken_as_it_is(folder, run, tmp_path):
 
 
 def test_the_readmes_five_lines_run(folder, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(folder)
     names: dict[str, torch.Tensor] = {}
     exec(code.replace("fashion-mnist", "toy"), names)

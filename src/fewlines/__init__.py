@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fewlines.cache.schedule import Schedule
 from fewlines.cache.spec import Cache
@@ -14,8 +15,8 @@ from fewlines.cache.spec import make_cache as cache
 from fewlines.decode.loop import generate
 from fewlines.decode.sampler import Sampler
 from fewlines.errors import FewlinesError
+from fewlines.models import checkpoint
 from fewlines.models.base import Model
-from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
 
 __all__ = [
@@ -33,16 +34,18 @@ __all__ = [
 ]
 
 
-def load_model(path: str | Path) -> Model:
-    """Load a model that `fewlines train-model` wrote.
+def load_model(path: str | Path, **how: Any) -> Model:
+    """Load a model that `fewlines train-model` wrote, or one that LlamaGen published.
 
     Args:
-        path: of the safetensors file.
+        path: of the file.
+        how: what a published file may not say: `side`, tokens of a side of its images, `heads` of a
+            layer, and `part`, `model` or `ema`.
 
     Raises:
         FewlinesError: there is no such file, or it holds no model.
     """
-    return load_network(Path(path), Model)
+    return checkpoint.load_model(Path(path), **how)
 
 
 def load_schedule(path: str | Path) -> Schedule:
@@ -59,12 +62,12 @@ def load_schedule(path: str | Path) -> Schedule:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load a tokenizer that `fewlines train-tokenizer` wrote.
+    """Load a tokenizer that `fewlines train-tokenizer` wrote, or one that LlamaGen published.
 
     Args:
-        path: of the safetensors file.
+        path: of the file.
 
     Raises:
         FewlinesError: there is no such file, or it holds no tokenizer.
     """
-    return load_network(Path(path), Tokenizer)
+    return checkpoint.load_tokenizer(Path(path))

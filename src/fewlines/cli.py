@@ -67,10 +67,13 @@ def _make_command(name: str, stage: Callable[..., None]) -> Callable[..., None]:
     ]
     kinds: dict[str, Any] = {"threads": Annotated[int, typer.Option(min=1, help=THREADS)]}
     for option, parameter in inspect.signature(stage).parameters.items():
-        if hints[option] is Experiment:
+        if hints[option] in (Experiment, Experiment | None):
+            needed = hints[option] is Experiment
             kinds[option] = Annotated[
-                list[Path], typer.Option(help=CONFIG, envvar="FEWLINES_CONFIG")
+                list[Path] if needed else list[Path] | None,
+                typer.Option(help=CONFIG, envvar="FEWLINES_CONFIG"),
             ]
+            parameter = parameter if needed else parameter.replace(default=None)
         elif get_origin(hints[option]) is Annotated:
             kinds[option] = hints[option]
         else:
@@ -81,9 +84,10 @@ def _make_command(name: str, stage: Callable[..., None]) -> Callable[..., None]:
     def command(threads: int, **options: Any) -> None:
         torch.set_num_threads(threads)
         try:
-            if hints.get("config") is Experiment:
+            if options.get("config"):
                 experiment = load_experiment(options["config"])
-                for data in filter(None, (options.get("images"), options.get("tokens"))):
+                given = (options.get("images"), options.get("tokens"))
+                for data in (each for each in given if isinstance(each, Path)):
                     check_data(experiment, data)
                 options["config"] = experiment.restrict(READS[name])
             stage(**options)

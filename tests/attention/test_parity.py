@@ -61,7 +61,7 @@ class SlowAttention:
                 every = scoring.interval(geometry, capacity) if scoring else 1
                 if scoring and step % every == 0:
                     score = self.judged(
-                        layer, head, step, every, resident, q, k, probabilities[P:, P:]
+                        layer, head, step, every, resident, q, k, v, probabilities[P:, P:]
                     )
                 if scoring:
                     victim = NO_VICTIM
@@ -88,7 +88,7 @@ class SlowAttention:
             probabilities[position, rows] = weights[:, : len(rows)].mean(0).float()
         return out
 
-    def judged(self, layer, head, step, every, resident, q, k, probabilities):
+    def judged(self, layer, head, step, every, resident, q, k, v, probabilities):
         """What each token is score at each step until the policy is asked again."""
         if not resident:
             return {}
@@ -102,6 +102,7 @@ class SlowAttention:
             capacity=int(self.plan.capacity[layer, head]),
             positions=torch.tensor(resident)[None, None],
             keys=k[[P + token for token in resident]][None, None].float(),
+            values=v[[P + token for token in resident]][None, None].float(),
             line_mean=line.mean(2),
             line_max=line.amax(2),
             line_query=q[:, P + step - every : P + step].mean(1)[None, None].float(),

@@ -76,7 +76,7 @@ from triton.compiler import ASTSource
 from fewlines.attention.triton_kernels import _observe_segment, _read_segment, _step, block
 
 FLOATS = {"q": 0, "k": 0, "v": 0, "out": 0, "keys": 1, "values": 1, "mean_k": 2, "mean_v": 2}
-INTEGERS = ("heads", "slot", "now")
+INTEGERS = ("heads", "slot", "now", "begins")
 
 def kinds(kernel, model, stored, mean, constants):
     of = {name: f"*{(model, stored, mean)[which]}" for name, which in FLOATS.items()}

@@ -195,6 +195,7 @@ def look(window: int = 6, decay: float = 1.0, calibration: Calibration | None = 
         line_mean=queries[:, :, -WIDTH:].mean(2),
         line_max=queries[:, :, -WIDTH:].amax(2),
         line_query=torch.randn(1, 2, 3, 8, generator=generator),
+        values=torch.randn(1, 2, RESIDENTS, 8, generator=generator),
         attention=queries[:, :, -window:],
         total=(queries * aged[:, None]).sum(2),
         expectation=expectation,
@@ -263,6 +264,22 @@ def test_what_is_expected_of_a_line_counts_its_first_query(calibration):
     view = SimpleNamespace(step=WIDTH, positions=torch.arange(WIDTH).expand(1, 2, -1))
     found = expected.average_line(view, WIDTH)[0]
     torch.testing.assert_close(found, attention[:, :WIDTH].mean(1)[:, :WIDTH])
+
+
+@pytest.mark.parametrize("sinks", [0, 4, "auto"])
+def test_vatp_weighs_attention_by_the_norm_of_the_value_and_pins_the_sinks(sinks):
+    view = look()
+
+    def worth(head, index):
+        token = place(view, head, index)
+        if token < (WIDTH + WIDTH // 2 if sinks == "auto" else sinks):
+            return (2, token)
+        if token >= STEP - round(RESIDENTS / 2):
+            return (1, token)
+        brought = view.values[0, head, index].abs().sum().item()
+        return (0, view.queries[0, head, :, index].sum().item() * brought)
+
+    check("vatp", view, worth, sinks=sinks)
 
 
 def test_rkv_weighs_importance_against_redundancy():
@@ -377,7 +394,7 @@ def test_scores_are_compared_at_twelve_bits():
 
 STATED = {
     "full", "lines", "streaming", "fixed", "random", "scheduled", "diagonal", "oracle", "h2o",
-    "tova", "snapkv", "rkv", "keydiff", "knorm", "line_ar", "corrected",
+    "tova", "snapkv", "rkv", "keydiff", "knorm", "vatp", "line_ar", "corrected",
 }  # fmt: skip
 
 

@@ -91,6 +91,27 @@ def test_identical_images_are_at_no_distance_and_quality_does_not_depend_on_comp
     assert alone == same
 
 
+def test_fid_may_be_against_statistics_in_place_of_images(tmp_path):
+    torch.manual_seed(0)
+    classifier = Classifier(ClassifierShape(1, (8, 8), 16, 4)).eval().requires_grad_(False)
+    data = SOURCES["shapes"]()
+    images, reference = data.train.images[:200], data.test.images
+    seen = classifier(reference)[0].double().numpy()
+    path = tmp_path / "reference.npz"
+    usual = QualitySettings(kid_subsets=3, kid_subset_size=100)
+    given = usual.model_copy(update={"reference": path})
+    np.savez(path, mu=seen.mean(0), sigma=np.cov(seen, rowvar=False))
+    (by_images,), (by_file,) = (
+        measure_quality([images], reference, named(classifier), settings)
+        for settings in (usual, given)
+    )
+    assert by_file["fid"] == pytest.approx(by_images["fid"], rel=1e-4)
+    assert {**by_file, "fid": 0} == {**by_images, "fid": 0}
+    np.savez(path, mu=seen.mean(0) + 1, sigma=np.cov(seen, rowvar=False))
+    (moved,) = measure_quality([images], reference, named(classifier), given)
+    assert moved["fid"] > by_file["fid"] + 1
+
+
 class Pixels(torch.nn.Module):
     """Two pixels of an image as its features."""
 

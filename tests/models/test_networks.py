@@ -13,7 +13,7 @@ from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.classifier import Classifier, ClassifierShape
 from fewlines.models.llamagen.model import Transformer, rope_2d, rotate
 from fewlines.models.llamagen.shape import TransformerShape
-from fewlines.models.tokenizer import Tokenizer, TokenizerShape, to_bytes, to_signed
+from fewlines.models.tokenizer import ConvTokenizer, TokenizerShape, to_bytes, to_signed
 
 SHAPE = TokenizerShape(channels=3, widths=(4, 8, 8), blocks=1, codes=16, code_dim=4)
 
@@ -60,7 +60,7 @@ def test_a_position_sees_nothing_after_it():
 
 
 def test_the_tokenizer_halves_the_side_per_level_and_survives_its_batches():
-    tokenizer = Tokenizer(SHAPE).eval()
+    tokenizer = ConvTokenizer(SHAPE).eval()
     images = torch.randint(256, (5, 3, 16, 24), dtype=torch.uint8)
     indices = tokenizer.encode(images, batch=2)
     assert indices.shape == (5, 4, 6)
@@ -70,7 +70,7 @@ def test_the_tokenizer_halves_the_side_per_level_and_survives_its_batches():
 
 
 def test_a_code_that_is_replaced_reaches_the_decoder():
-    quantizer = Tokenizer(SHAPE).quantizer
+    quantizer = ConvTokenizer(SHAPE).quantizer
     z = torch.randn(1, 4, 2, 2)
     replace = torch.tensor([[[-1, 7], [-1, -1]]])
     codes = quantizer(z, 0.25, replace).codes[0].flatten(1).T  # (4, D)
@@ -81,7 +81,7 @@ def test_a_code_that_is_replaced_reaches_the_decoder():
 
 @pytest.mark.parametrize(
     "network",
-    [tiny_transformer(), Tokenizer(SHAPE), Classifier(ClassifierShape(1, (4, 8), 16, 10))],
+    [tiny_transformer(), ConvTokenizer(SHAPE), Classifier(ClassifierShape(1, (4, 8), 16, 10))],
     ids=lambda network: type(network).__name__,
 )
 def test_a_network_survives_its_file(network, tmp_path):
@@ -98,7 +98,7 @@ def test_wrong_checkpoints_are_told_apart(tmp_path):
     path = tmp_path / "model.safetensors"
     with pytest.raises(FewlinesError, match="does not exist"):
         fewlines.load_model(path)
-    save_network(path, Tokenizer(SHAPE))
+    save_network(path, ConvTokenizer(SHAPE))
     with pytest.raises(FewlinesError, match="holds a tokenizer, not a model"):
         fewlines.load_model(path)
     content = path.read_bytes()

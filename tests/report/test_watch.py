@@ -11,7 +11,7 @@ from fewlines.config import validate_experiment
 from fewlines.decode.loop import decode
 from fewlines.decode.sampler import draw_noise
 from fewlines.models.checkpoint import save_network
-from fewlines.models.tokenizer import Tokenizer, TokenizerShape
+from fewlines.models.tokenizer import ConvTokenizer, TokenizerShape
 from fewlines.report.watch import GONE, HELD, NEWEST, UNBORN, find_residents
 from fewlines.stages.watch import _Evictions, watch
 
@@ -43,7 +43,7 @@ def test_no_head_is_seen_to_hold_more_than_its_room(model, policy):
 
 
 def test_watching_writes_an_animation_and_a_page(model, tmp_path):
-    tokenizer = Tokenizer(TokenizerShape(1, (8, 8), 0, 16, 4))
+    tokenizer = ConvTokenizer(TokenizerShape(1, (8, 8), 0, 16, 4))
     save_network(tmp_path / "tokenizer.safetensors", tokenizer)
     save_network(tmp_path / "model.safetensors", model)
     caches = [{"policy": "full"}, {"policy": "line_ar", "budget": {"lines": 2}}]

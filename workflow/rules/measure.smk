@@ -2,6 +2,7 @@ rule quality:
     input:
         samples=rules.samples.output,
         images=DATA,
+        reference=EXPERIMENT.quality.reference or [],
         tokenizer=rules.tokenizer.output.weights,
         classifier=CLASSIFIER,
     output:
@@ -22,6 +23,7 @@ rule quality:
 rule reference_scores:
     input:
         images=DATA,
+        reference=EXPERIMENT.quality.reference or [],
         tokenizer=rules.tokenizer.output.weights,
         classifier=CLASSIFIER,
     output:

@@ -11,11 +11,14 @@ if EXPERIMENT.model.checkpoint:
         conda:
             "../envs/fewlines.yaml"
         params:
-            shape=EXPERIMENT.model.shape,
-            side=EXPERIMENT.model.side,
+            family=EXPERIMENT.model.family,
+            how=[
+                f"--{name}={quote(str(value))}"
+                for name, value in EXPERIMENT.model.checkpoint_options.items()
+            ],
         shell:
-            "fewlines import-model --checkpoint {input.checkpoint:q} --shape {params.shape:q} "
-            "--grid {params.side:q} --output {output.weights:q} --metrics {output.metrics:q} "
+            "fewlines import-model --checkpoint {input.checkpoint:q} --family {params.family:q} "
+            "{params.how} --output {output.weights:q} --metrics {output.metrics:q} "
             "2>&1 | tee {log:q}"
 
 else:

@@ -50,7 +50,9 @@ class HeadGroup:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        first: Tensor,
     ) -> None:
+        self.first, self.padded = first, False  # (B,), of all groups, and whether any is not 0
         self.heads = torch.tensor(heads, device=device)
         self.layer_heads = plan.geometry.heads
         self.prefix = plan.geometry.prefix
@@ -65,8 +67,8 @@ class HeadGroup:
             else RankedSlots(plan, plan.scoring, layer, batch, heads, entries, device)
         )
         # A running mean does not survive 16 bits: there the merge slot's entry is its rounded copy.
-        exact, first = torch.promote_types(dtype, torch.float32), entries - self.merge_slots
-        self.mean_k, self.mean_v = (x[:, :, first:].to(exact) for x in (self.k, self.v))
+        exact, tokens = torch.promote_types(dtype, torch.float32), entries - self.merge_slots
+        self.mean_k, self.mean_v = (x[:, :, tokens:].to(exact) for x in (self.k, self.v))
 
     @property
     def bytes(self) -> int:
@@ -92,8 +94,9 @@ class HeadGroup:
         merges = self.merge_slots and (slots.evicting, slots.evicted)
         return reads, slots.shortest < reads, merges, seen
 
-    def write_prefix(self, k: Tensor, v: Tensor) -> None:
-        """Write the keys and values `(B, H, P, D)` of the prefix."""
+    def write_prefix(self, k: Tensor, v: Tensor, padded: bool = False) -> None:
+        """Write the keys and values `(B, H, P, D)` of the prefix, whose first may be padding."""
+        self.padded = padded
         self.k[:, :, : self.prefix] = k[:, self.heads]
         self.v[:, :, : self.prefix] = v[:, self.heads]
 
@@ -106,7 +109,7 @@ def compiled_step(group: HeadGroup) -> Step:
     """By `kernels.decode_step`: float32 arithmetic on the CPU."""
     kernel = decode_step(group.k.shape[-1], group.k.dtype)
     slots, nothing = group.slots, np.zeros((0, 1, 1), np.float32)
-    heads, slot, now = (x.numpy() for x in (group.heads, slots.slot, slots.now))
+    heads, slot, now, first = (x.numpy() for x in (group.heads, slots.slot, slots.now, group.first))
     rounded, none = group.mean_k.dtype != group.k.dtype, np.zeros((0, 1, 1, 1), np.float32)
     means = [mean.numpy() if rounded else none for mean in (group.mean_k, group.mean_v)]
     buffers = (as_array(group.k), as_array(group.v), group.merge_slots, *means)
@@ -114,7 +117,7 @@ def compiled_step(group: HeadGroup) -> Step:
     def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         seen = nothing if slots.seen is None else slots.seen.numpy()
         new = (q.numpy(), k.numpy(), v.numpy())
-        kernel(*new, heads, *buffers, slot, now, out.numpy(), seen, slots.peak)
+        kernel(*new, heads, *buffers, slot, now, first, out.numpy(), seen, slots.peak)
 
     return step
 
@@ -127,7 +130,7 @@ def triton_step(group: HeadGroup) -> Step:
     held = (group.k, group.v, group.merge_slots, group.mean_k, group.mean_v)
 
     def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        place = (slots.slot, slots.now, slots.seen, slots.peak)
+        place = (slots.slot, slots.now, group.first, slots.seen, slots.peak)
         decode_step(q, k, v, out, group.heads, *held, *place)
 
     return step
@@ -170,12 +173,15 @@ def torch_step(group: HeadGroup) -> Step:
         dtype = q.dtype if device.type == "cpu" else group.k.dtype
         keys, values = (x[:, :, :n].to(dtype) for x in (group.k, group.v))  # (B, G, n, D)
         bias = None
-        if slots.shortest < n:
+        if slots.shortest < n or group.padded:
             empty = entries[:n] >= slots.now[LENGTH, :, None]  # (G, n)
             bias = torch.zeros_like(empty, dtype=dtype).masked_fill(empty, -math.inf)
             if group.merge_slots and slots.evicted:
                 bias[:, -group.merge_slots :] = slots.now[MERGED:].to(exact).log().T
             bias = bias[:, None]
+            if group.padded:
+                padding = entries[:n] < group.first[:, None]  # (B, n)
+                bias = bias.masked_fill(padding[:, None, None], -math.inf)  # (B, G, 1, n)
         if slots.seen is None:
             y = F.scaled_dot_product_attention(q.to(dtype), keys, values, attn_mask=bias)
         else:
@@ -238,6 +244,8 @@ class BoundedCache:
         geometry, device = plan.geometry, torch.device(device)
         self.plan = plan
         self.position = 0
+        # Entries of each row before these are padding, of a prompt that is shorter than others.
+        self.first = torch.zeros(batch, dtype=torch.long, device=device)
         if device.type == "cpu":  # the model's own compiled kernels run beside a stock cache too
             follow_torch_threads()
         make = stock_step if engine == "stock" else fastest_step(device, dtype)
@@ -256,6 +264,7 @@ class BoundedCache:
                         head_dim,
                         dtype,
                         device,
+                        self.first,
                     )
                     for group in range(alike.shape[1])
                 ]
@@ -278,8 +287,7 @@ class BoundedCache:
         groups, geometry = self.layers[layer], self.plan.geometry
         if self.position == 0:
             assert q.shape[2] == geometry.prefix, "the whole prefix comes first, in one call"
-            for group in groups:
-                group.write_prefix(k, v)
+            self.write_prefix(layer, k, v)
             y = F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
             )
@@ -292,11 +300,24 @@ class BoundedCache:
             y = y.unsqueeze(2)
         return y
 
+    def write_prefix(self, layer: int, k: Tensor, v: Tensor, padded: bool = False) -> None:
+        """Write the keys and values `(B, H, P, D)` of a layer's prefix; `padded` where `first` says
+        that some of it is padding."""
+        for group in self.layers[layer]:
+            group.write_prefix(k, v, padded)
+
+    def stay(self) -> None:
+        """The next token takes the newest one's place: what comes after the image."""
+        self.position += 1
+        for group in self._groups():
+            group.slots.evicting = False
+            group.slots.now[EVICTS].zero_()
+
     def advance(self, step: int) -> None:
         """To image token `step`, whose key and value the next calls bring."""
         self.position = self.plan.geometry.prefix + step
         for group in self._groups():
-            group.slots.advance(step, group.k)
+            group.slots.advance(step, group.k, group.v)
         self.tables.advance(step)
 
     @property

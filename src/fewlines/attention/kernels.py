@@ -141,7 +141,7 @@ def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
     """The compiled step of a group of heads, of one layer:
 
-        step(q, k, v, heads, keys, values, S, mean_k, mean_v, slot, now, out, seen, peak)
+        step(q, k, v, heads, keys, values, S, mean_k, mean_v, slot, now, first, out, seen, peak)
 
     Args of that function, `r` query heads to a key-value head, `E` entries to a head, float32
     and int64 where nothing else is said:
@@ -154,6 +154,7 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
         slot: `(B, G)`, the entry that the new token takes.
         now: `(3 + S, G)`, see `Slots`: whether somebody is there; entries written, from the first
             on, merge_slots not counted; the victim's merge slot; victims in each so far.
+        first: `(B,)`, entries before it are padding of a prompt that is shorter than others.
         out: `(B, H·r, D)`, written.
         seen: `(B, G, E)`, attention given to each entry, mean over the group's query heads, is
             added to it, or its maximum kept where `peak`; empty where nobody asks. The entry that
@@ -166,10 +167,10 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
     flag, mean = types.boolean, types.Array(types.float32, 4, "C")
     new = (row, row, row)
     buffers = (heads, stored, stored, types.int64, mean, mean)
-    signature = types.void(*new, *buffers, rows, rows, whole, whole, flag)
+    signature = types.void(*new, *buffers, rows, rows, heads, whole, whole, flag)
 
     @numba.njit(signature, parallel=True, fastmath=True, nogil=True, cache=True)
-    def step(q, k, v, heads, keys, values, S, mean_k, mean_v, slot, now, out, seen, peak):
+    def step(q, k, v, heads, keys, values, S, mean_k, mean_v, slot, now, first, out, seen, peak):
         B, G, E, _ = keys.shape
         r = q.shape[1] // k.shape[1]
         exact = mean_k.shape[0] > 0
@@ -254,6 +255,10 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
                 merged = now[3 + e - n, g]
                 for a in range(r):
                     weight[a, e] = weight[a, e] + F32(math.log(merged)) if merged > 0 else EMPTY
+
+            for e in range(first[b]):
+                for a in range(r):
+                    weight[a, e] = EMPTY
 
             for a in range(r):
                 top = weight[a, 0]

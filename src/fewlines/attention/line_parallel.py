@@ -98,7 +98,7 @@ class _Lines:
         P = self.geometry.prefix
         first = max(start, self.capacity)  # the first step that evicts
         going = max(0, stop - first)
-        order = self._order(q, k, range(start, stop), going, state)
+        order = self._order(q, k, v, range(start, stop), going, state)
         own = torch.arange(start, stop)
         # The victims in the order of eviction, then the retained in raster order: (B, G, R + c).
         old = state.residents
@@ -130,7 +130,9 @@ class _Lines:
         seen = weights.detach().float().mean(2)[..., P + going : P + rows.shape[-1]]
         return y, self._after(state, rows[..., going:], order[..., going:], seen, sums)
 
-    def _order(self, q: Tensor, k: Tensor, steps: range, going: int, state: _State) -> Tensor:
+    def _order(
+        self, q: Tensor, k: Tensor, v: Tensor, steps: range, going: int, state: _State
+    ) -> Tensor:
         """Indices of the residents and of the line's own tokens, `(B, G, R + c)`: the `going` that
         the policy evicts, in that order, and then the retained."""
         everyone = torch.arange(state.residents.shape[-1] + len(steps))
@@ -139,12 +141,14 @@ class _Lines:
             return everyone
         P, every = self.geometry.prefix, self.policy.interval(self.geometry, self.capacity)
         start = steps.start
+        keys, values = (pick_rows(x, state.residents + P).detach().float() for x in (k, v))
         view = LineView(
             start,
             self.geometry,
             self.capacity,
             state.residents,
-            pick_rows(k, state.residents + P).detach().float(),
+            keys,
+            values,
             state.line,
             q[..., P + start - every : P + start, :].detach().float(),
             state.history,
@@ -200,6 +204,7 @@ class LineView:
     capacity: int
     positions: Tensor
     keys: Tensor
+    values: Tensor
     line: Tensor  # (B, G, Q, R)
     queries: Tensor  # (B, G, r, Q, D)
     attention: Tensor

@@ -51,8 +51,8 @@ class Slots(ABC):
         """Follow a row `(4 + S, G)`, into which the table's will be copied step by step."""
 
     @abstractmethod
-    def advance(self, step: int, keys: Tensor) -> None:
-        """To image token `step`; `keys` `(B, G, E, D)` are the group's buffer."""
+    def advance(self, step: int, keys: Tensor, values: Tensor) -> None:
+        """To image token `step`; `keys` and `values` `(B, G, E, D)` are the group's buffers."""
 
     def observe(self, q: Tensor) -> None:  # noqa: B027
         """See the layer's queries `(B, H·r, D)` of the step."""
@@ -89,7 +89,7 @@ class TableSlots(Slots):
         """Follow a row `(4 + S, G)` of the table."""
         self.slot, self.now = row[0].expand(self.batch, -1), row[1:]
 
-    def advance(self, step: int, keys: Tensor) -> None:
+    def advance(self, step: int, keys: Tensor, values: Tensor) -> None:
         """Go to image token `step`."""
         self.shortest, self.longest, self.evicting, self.evicted = self.host[step]
 
@@ -160,10 +160,10 @@ class RankedSlots(Slots):
             self.victims, self.gone = self.victims[..., self.gone :], 0
         return self.recorded
 
-    def advance(self, step: int, keys: Tensor) -> None:
+    def advance(self, step: int, keys: Tensor, values: Tensor) -> None:
         """Go to image token `step`."""
         if step % self.every == 0:
-            self._rank(step, keys)
+            self._rank(step, keys, values)
         self.evicting = self.evicted = step >= self.capacity
         self.shortest = self.longest = self.prefix + min(step + 1, self.capacity)
         if self.evicting:
@@ -184,13 +184,13 @@ class RankedSlots(Slots):
                 self.query = torch.zeros_like(q)
             self.query += q
 
-    def _rank(self, step: int, keys: Tensor) -> None:
+    def _rank(self, step: int, keys: Tensor, values: Tensor) -> None:
         """Fix the order in which tokens go until the next ranking."""
         steps = range(step, min(step + self.every, self.geometry.n_tokens))
         going = max(0, steps.stop - max(step, self.capacity))
         if going:
             in_raster_order = self.positions[..., : min(step, self.capacity)].argsort(-1)
-            view = RankedView(self, step, in_raster_order, keys)
+            view = RankedView(self, step, in_raster_order, keys, values)
             self.victims = self._slots_of(
                 self.policy.rank_evictions(view, steps, going), in_raster_order
             )
@@ -250,7 +250,8 @@ class RankedView:
     slots: RankedSlots
     step: int
     order: Tensor  # (B, G, R), slots of the residents in raster order
-    buffer: Tensor
+    of_keys: Tensor  # the buffers
+    of_values: Tensor
 
     @property
     def geometry(self) -> Geometry:
@@ -270,8 +271,16 @@ class RankedView:
     @property
     def keys(self) -> Tensor:
         """`(B, G, R, D)`, rotated, float32."""
-        rows = (self.order + self.slots.prefix)[..., None].expand(-1, -1, -1, self.buffer.shape[-1])
-        return self.buffer.gather(2, rows).float()
+        return self._gather(self.of_keys)
+
+    @property
+    def values(self) -> Tensor:
+        """`(B, G, R, D)`, float32."""
+        return self._gather(self.of_values)
+
+    def _gather(self, buffer: Tensor) -> Tensor:
+        rows = (self.order + self.slots.prefix)[..., None].expand(-1, -1, -1, buffer.shape[-1])
+        return buffer.gather(2, rows).float()
 
     @property
     def line_mean(self) -> Tensor:

@@ -114,7 +114,7 @@ def _observe(
 
 @triton.jit
 def _segment(
-    q, heads, slot, now, q_row, q_head, slot_row, slot_head, now_row, r,
+    q, heads, slot, now, begins, q_row, q_head, slot_row, slot_head, now_row, r,
     D: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr,
     BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
 ):  # fmt: skip
@@ -128,19 +128,21 @@ def _segment(
         D, SCALE, q_head, ACC,
     )  # fmt: skip
     to = tl.load(slot + b * slot_row + g * slot_head)
-    return b * tl.num_programs(1) + g, s * long, tl.minimum(n, (s + 1) * long), to, query
+    start = tl.maximum(s * long, tl.load(begins + b))
+    return b * tl.num_programs(1) + g, start, tl.minimum(n, (s + 1) * long), to, query
 
 
 @triton.jit
 def _read_segment(
-    q, heads, keys, values, slot, now, sums, ends,  # (B, G, parts, r, D), (B, G, parts + 1, r, 2)
+    q, heads, keys, values, slot, now, begins,
+    sums, ends,  # (B, G, parts, r, D), (B, G, parts + 1, r, 2)
     q_row, q_head, slot_row, slot_head, now_row, E, r,
     D: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr,
     BLOCK: tl.constexpr, SEGMENTS: tl.constexpr,
 ):  # fmt: skip
     """The softmax over a segment of a head's old entries, for `_step` to go on with."""
     row, start, end, to, query = _segment(
-        q, heads, slot, now, q_row, q_head, slot_row, slot_head, now_row, r,
+        q, heads, slot, now, begins, q_row, q_head, slot_row, slot_head, now_row, r,
         D, SCALE, ACC, D2, R2, BLOCK, SEGMENTS,
     )  # fmt: skip
     s, d, a = tl.program_id(2), tl.arange(0, D2), tl.arange(0, R2)
@@ -160,7 +162,7 @@ def _read_segment(
 def _step(
     q, k, v, out,  # (B, H·r, D), (B, H, D) twice, (B, H·r, D)
     heads, keys, values, mean_k, mean_v,  # (G,), (B, G, E, D) twice, (B, G, S, D) twice
-    slot, now, seen,  # (B, G), (3 + S, G), (B, G, E)
+    slot, now, begins, seen,  # (B, G), (3 + S, G), (B,), (B, G, E)
     sums, ends,  # of `_read_segment`
     q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head, slot_row, slot_head, now_row,
     E, r,
@@ -174,7 +176,7 @@ def _step(
     head = tl.load(heads + g)
     to = tl.load(slot + b * slot_row + g * slot_head)
     evicts = tl.load(now + g) > 0
-    n = tl.load(now + now_row + g)
+    n, begin = tl.load(now + now_row + g), tl.load(begins + b)
     band = tl.load(now + 2 * now_row + g)
     merged = tl.load(now + (3 + band) * now_row + g) if S > 0 else band
 
@@ -216,7 +218,7 @@ def _step(
     first = row * E * D
     if SEGMENTS == 1:
         y, total, top = _attend(
-            query, keys + first, values + first, 0, n, to, y, total, top, D, D2, ACC, BLOCK
+            query, keys + first, values + first, begin, n, to, y, total, top, D, D2, ACC, BLOCK
         )
     else:
         for s in range(SEGMENTS):
@@ -239,7 +241,7 @@ def _step(
         tl.store(kept + to, tl.sum(tl.exp(own - top) / total * mean, 0).to(tl.float32))
         if SEGMENTS == 1:
             _observe(
-                query, keys + first, kept, 0, n, to, total, top, r, D, D2, R2, ACC, BLOCK, PEAK
+                query, keys + first, kept, begin, n, to, total, top, r, D, D2, R2, ACC, BLOCK, PEAK
             )
         else:
             end_of = ends + ((row * (SEGMENTS + 1) + SEGMENTS) * r + a) * 2
@@ -249,14 +251,14 @@ def _step(
 
 @triton.jit
 def _observe_segment(
-    q, heads, keys, slot, now, seen, ends,
+    q, heads, keys, slot, now, begins, seen, ends,
     q_row, q_head, slot_row, slot_head, now_row, E, r,
     D: tl.constexpr, SCALE: tl.constexpr, ACC: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr,
     BLOCK: tl.constexpr, SEGMENTS: tl.constexpr, PEAK: tl.constexpr,
 ):  # fmt: skip
     """What the old entries of a segment were given, when `_step` knows the whole softmax."""
     row, start, end, to, query = _segment(
-        q, heads, slot, now, q_row, q_head, slot_row, slot_head, now_row, r,
+        q, heads, slot, now, begins, q_row, q_head, slot_row, slot_head, now_row, r,
         D, SCALE, ACC, D2, R2, BLOCK, SEGMENTS,
     )  # fmt: skip
     a = tl.arange(0, R2)
@@ -282,6 +284,7 @@ def decode_step(
     mean_v: Tensor,
     slot: Tensor,
     now: Tensor,
+    first: Tensor,
     seen: Tensor | None,
     peak: bool,
 ) -> None:
@@ -302,15 +305,37 @@ def decode_step(
     }  # fmt: skip
     if parts > 1:
         _read_segment[(B, G, parts)](
-            q, heads, keys, values, slot, now, sums, ends, *q.stride()[:2], *place, **constants
+            q,
+            heads,
+            keys,
+            values,
+            slot,
+            now,
+            first,
+            sums,
+            ends,
+            *q.stride()[:2],
+            *place,
+            **constants,
         )
     _step[(B, G)](
-        q, k, v, out, heads, keys, values, mean_k, mean_v, slot, now,
+        q, k, v, out, heads, keys, values, mean_k, mean_v, slot, now, first,
         mean_k if seen is None else seen, sums, ends,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2], *place, **constants,
         S=merge_slots, EXACT=mean_k.dtype != keys.dtype, OBSERVE=seen is not None, PEAK=peak,
     )  # fmt: skip
     if parts > 1 and seen is not None:
         _observe_segment[(B, G, parts)](
-            q, heads, keys, slot, now, seen, ends, *q.stride()[:2], *place, **constants, PEAK=peak
+            q,
+            heads,
+            keys,
+            slot,
+            now,
+            first,
+            seen,
+            ends,
+            *q.stride()[:2],
+            *place,
+            **constants,
+            PEAK=peak,
         )

@@ -29,7 +29,8 @@ from fewlines.devices import Device
 from fewlines.models.base import Model, find_published
 from fewlines.progress import progress
 
-FullEngine = Literal["lean", "stock", "hf-dynamic", "hf-static"]
+Engine = Literal["lean", "stock", "hf-dynamic", "hf-static", "hf-fewlines"]
+CARDS = (24, 80)  # GB: what of a batch fits them, by computation
 RESERVE = 1.0e9  # bytes that a measurement leaves free
 PROBE_SECONDS = 600  # more than any machine needs
 STEPS = 7  # timed at a position, where steps are alike
@@ -39,7 +40,7 @@ STEPS = 7  # timed at a position, where steps are alike
 class Row:
     """One way of decoding: an `engine`, and the `cache` it keeps."""
 
-    engine: FullEngine
+    engine: Engine
     cache: Cache
     batch: int
     storage: torch.dtype
@@ -150,6 +151,7 @@ def _blank(setting: Setting, row: Row) -> dict[str, Any]:
         "mean_read_bytes": decode.average_bytes(),
         "kv_bytes": decode.kv_bytes,
         "predicted_peak_bytes": decode.peak_bytes,
+        **{f"batch_{gb}gb": find_largest_batch(decode, gb * 1e9) for gb in CARDS},
         "seconds": [],
         "steps": [],
     }
@@ -295,7 +297,9 @@ def _peer(setting: Setting) -> Callable[[Row], Any]:
 
     weights: Any = _draw_weights(setting)
     llama, geometry = make_llama(weights), setting.shape.geometry
-    return lambda row: LlamaSteps(llama, row.batch, geometry, row.engine == "hf-static", STEPS)
+    return lambda row: LlamaSteps(
+        llama, row.batch, geometry, row.engine, STEPS, row.cache, row.storage
+    )
 
 
 def find_largest_batch(decode: Any, cap: float) -> int:
@@ -354,7 +358,11 @@ def _rows(run: EfficiencyRun, setting: Setting, batch: int | None) -> tuple[Row,
         Row(engine, make_cache("full"), 1, storage if engine == "lean" else setting.precision)
         for engine in run.engines
     ]
-    rows += [Row("lean", settings.build(), 1, storage) for settings in run.caches]
+    rows += [
+        Row(engine, settings.build(), 1, storage)
+        for settings in run.caches
+        for engine in run.cache_engines
+    ]
     if batch is not None:
         return tuple(replace(row, batch=batch) for row in rows)
     assert setting.cap is not None

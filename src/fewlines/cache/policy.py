@@ -126,7 +126,7 @@ class View(Protocol):
         geometry: the image and the model.
         capacity: image tokens that each of these heads may hold.
         positions: `(B, H, R)`, the image position of each resident.
-        keys: `(B, H, R, D)`, rotated, float32.
+        keys, values: `(B, H, R, D)` float32, keys rotated.
         line_mean, line_max: `(B, H, R)`, mean and maximum of `A` over the line's queries.
         line_query: `(B, H, r, D)`, the line's mean query of each query head, rotated.
         attention: `(B, H, Q, R)`, `A` of the last `Q ≤ window` queries, oldest first.
@@ -153,6 +153,10 @@ class View(Protocol):
 
     @property
     def keys(self) -> Tensor:
+        """`(B, H, R, D)`."""
+
+    @property
+    def values(self) -> Tensor:
         """`(B, H, R, D)`."""
 
     @property
@@ -215,7 +219,7 @@ class ScoringPolicy(Policy):
     one by one as the line's tokens come.
 
     Attributes:
-        needs: what the view must offer beside positions and keys.
+        needs: what the view must offer beside positions, keys and values.
         calibrated: whether the view must offer an `expectation`.
         window: how many queries of `attention`; at most a line.
         decay: what is left of `total` from one question to the next.

@@ -32,11 +32,13 @@ class Schedule:
         slug: the cache it was made from.
         evictions: what that cache decided, for one model and image size.
         weights: some of that model's, see `sample_weights`; None where nobody knows.
+        model: its name, if it has one.
     """
 
     slug: str
     evictions: EvictionPlan
     weights: Tensor | None = None
+    model: str = ""
 
     def check_weights(self, model: nn.Module) -> None:
         """Warn where a model has other weights than those that the schedule was made for: it may
@@ -48,7 +50,8 @@ class Schedule:
             ours, self.weights, rtol=0.02, atol=1e-4
         ):
             warnings.warn(
-                f"schedule: {self.slug} was made for other weights of this shape; it serves those "
+                f"schedule: {self.slug} was made for other weights of this shape"
+                f"{f' ({self.model})' if self.model else ''}; it serves those "
                 "fine-tuned from them, and of all others 'fewlines export-schedule' makes its own",
                 stacklevel=3,
             )
@@ -81,14 +84,14 @@ class Schedule:
         return cls(cache.slug, EvictionPlan(geometry, capacity, merge_slots, victims))
 
     def plan(self, geometry: Geometry) -> EvictionPlan:
-        """As `Cache.place`; raises for any other model or image size."""
+        """As `Cache.plan`, for a prefix of any length; raises for any other model or image size."""
         made = self.evictions.geometry
-        if geometry != made:
+        if geometry != replace(made, prefix=geometry.prefix):
             raise FewlinesError(
                 f"schedule: {self.slug} was made for another model: {made}, not {geometry}; "
                 "run 'fewlines export-schedule' for it"
             )
-        return self.evictions
+        return self.evictions if geometry == made else replace(self.evictions, geometry=geometry)
 
     def save(self, path: Path) -> None:
         """Write the schedule, a byte or two for each token and head."""
@@ -98,6 +101,7 @@ class Schedule:
         if self.weights is not None:
             tensors["weights"] = self.weights
         header = {"slug": self.slug, "grid": geometry.grid, "prefix": geometry.prefix}
+        header |= {"model": self.model} if self.model else {}
         write_tensors(path, tensors, header)
 
     @classmethod
@@ -126,7 +130,7 @@ class Schedule:
             plan = EvictionPlan(geometry, capacity, merge_slots, victims)
         except FewlinesError as error:
             raise FewlinesError(f"{path}: {error}") from None
-        return cls(slug, plan, tensors.get("weights"))
+        return cls(slug, plan, tensors.get("weights"), str(header.get("model", "")))
 
 
 def sample_weights(model: nn.Module) -> Tensor:

@@ -223,12 +223,13 @@ def make_policy(name: str, options: dict[str, Any]) -> Policy:
 
 def parse_cache(name: str) -> Cache:
     """Parse the name of a cache whose policy has its default options, as `Cache.slug` writes it:
-    `full`, `line_ar-3lines`, `scheduled+merge+allocated-21tokens`, `streaming-1of6`.
+    `full`, `line_ar-3lines`, `scheduled+merge+allocated-21tokens`, `streaming-1of6`; a colon may
+    stand before the budget.
 
     Raises:
         FewlinesError: it is no such name.
     """
-    found = re.fullmatch(r"(\w+)((?:\+\w+)*)(?:-(?:([\d.]+)(lines|tokens)|(\d+)of(\d+)))?", name)
+    found = re.fullmatch(r"(\w+)((?:\+\w+)*)(?:[-:](?:([\d.]+)(lines|tokens)|(\d+)of(\d+)))?", name)
     if not found:
         raise FewlinesError(
             f"cache '{name}' is not one of full, line_ar-3lines, scheduled+merge-21tokens, "

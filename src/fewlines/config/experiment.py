@@ -374,6 +374,7 @@ class Experiment(Section):
             "tokenizer.weights": self.tokenizer.weights,
             "model.checkpoint": self.model.checkpoint,
             "model.start": self.model.start,
+            "quality.reference": self.quality.reference,
             "calibration.transferred": self.calibration.transferred,
         }
         return {key: path for key, path in named.items() if path}

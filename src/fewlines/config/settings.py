@@ -214,6 +214,7 @@ class SamplingSettings(Section):
     top_k: int = Field(0, ge=0, description="0 keeps every code")
     top_p: float = Field(1.0, gt=0, le=1, description="1 keeps every code")
     guidance: float = Field(1.0, ge=0, description="scale of classifier-free guidance; 1 is none")
+    guided_tokens: int = Field(0, ge=0, description="first tokens that are guided; 0: all")
 
 
 class QualitySettings(Section):
@@ -221,6 +222,12 @@ class QualitySettings(Section):
 
     features: Literal["classifier", "efficientnet-lite0", "inception"] = Field(
         "classifier", description="what images are compared by"
+    )
+    reference: Path | None = Field(
+        None, description="mu and sigma of features in a .npz, that FID compares with: ADM's file"
+    )
+    side: Positive | None = Field(
+        None, description="pixels that images are brought to before they are compared"
     )
     neighbours: Positive = Field(3, description="k of precision and recall")
     kid_subsets: Positive = Field(100, description="that KID is the mean over")
@@ -401,6 +408,11 @@ class EfficiencyRun(Section):
         ("lean", "stock"), description="that run the full cache"
     )
     caches: SeveralCaches = Field((), description="that run beside it")
+    cache_engines: tuple[Literal["lean", "hf-fewlines"], ...] = Field(
+        ("lean",),
+        min_length=1,
+        description="that run them: ours, or transformers with FewLinesCache",
+    )
     full_run: bool = Field(False, description="decode whole images too, to check the sum of steps")
 
 

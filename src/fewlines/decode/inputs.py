@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewlines.arguments import read_integers
+from fewlines.arguments import read_integers, read_tensor
 from fewlines.errors import FewlinesError
-from fewlines.models.base import TokenSpec
+from fewlines.models.base import Model, TokenSpec
 
 
-def read_labels(given: Any, spec: TokenSpec) -> Tensor:
+def read_labels(given: Any, model: Model) -> Tensor:
     """Read class numbers: one, or a sequence of them.
 
     Args:
         given: an integer, or a list, array or tensor of them.
-        spec: of the model that draws.
+        model: that draws.
 
     Returns:
         `(n,)` int64.
@@ -25,13 +25,43 @@ def read_labels(given: Any, spec: TokenSpec) -> Tensor:
     Raises:
         FewlinesError: they are no whole numbers, not one for each image, or out of range.
     """
-    labels = read_integers(given, "labels", spec.classes, f" ({spec.classes}: no class)")
+    last, null = model.null_class - 1, model.has_null_class
+    labels = read_integers(given, "labels", last + null, f" ({last + 1}: no class)" * null)
     labels = labels.reshape(1) if labels.ndim == 0 else labels
     if labels.ndim != 1:
         raise FewlinesError(
             f"labels: of shape {tuple(labels.shape)}; write one class number for each image, (n,)"
         )
     return labels
+
+
+def read_conditions(given: Any, model: Model) -> Tensor | list[Tensor]:
+    """Read what images are drawn from.
+
+    Args:
+        given: class numbers, see `read_labels`; or, of a model that draws from captions, their
+            features: an array or tensor `(n, tokens, F)`, or a list of `(tokens, F)`.
+        model: that draws.
+
+    Returns:
+        `(n,)` int64, or `n` tensors `(tokens, F)`.
+
+    Raises:
+        FewlinesError: they are not what this model draws from.
+    """
+    if not model.caption_dim:
+        return read_labels(given, model)
+    most, wanted = model.shape.prefix, model.caption_dim
+    features = [read_tensor(each, "captions").float() for each in given]
+    for each in features:
+        if each.ndim != 2 or not 0 < len(each) <= most or each.shape[1] != wanted:
+            raise FewlinesError(
+                f"captions: features of shape {tuple(each.shape)}; write (tokens, {wanted}) for "
+                f"each image, 1 … {most} tokens"
+            )
+        if not each.isfinite().all():
+            raise FewlinesError("captions: features that are not finite")
+    return features
 
 
 def read_prompt(given: Any, images: int, spec: TokenSpec) -> Tensor:

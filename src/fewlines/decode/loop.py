@@ -17,7 +17,7 @@ from fewlines.arguments import read_count
 from fewlines.cache.schedule import Schedule
 from fewlines.cache.spec import Cache
 from fewlines.decode.graphs import GraphedSteps
-from fewlines.decode.inputs import read_labels, read_prompt
+from fewlines.decode.inputs import read_conditions, read_labels, read_prompt
 from fewlines.decode.sampler import Sampler, draw_noise
 from fewlines.errors import FewlinesError
 from fewlines.models.base import AttentionModel, Model, Recomputation, State
@@ -49,27 +49,40 @@ class Decoder:
             storage: what keys and values are kept in; the model's own precision where None.
         """
         self.model, self.sampler = model, sampler or Sampler()
+        if self.sampler.guided and not model.has_null_class:
+            raise FewlinesError(
+                "sampler: guidance: this model never learned to draw without a class; write 1"
+            )
         rows_of_model = rows * (1 + self.sampler.guided)
         self.state = (
             Recomputation(model, rows_of_model)
             if engine == "naive"
             else model.begin(rows_of_model, cache, storage=storage, engine=engine)
         )
+        self.rows, self.graphed = rows, model.device.type == "cuda" and engine == "lean"
+        self.graphed &= model.has_kv_cache
+        self._bind(self.sampler.guides(1))
+
+    def _bind(self, guides: bool) -> None:
+        """Take up steps whose tokens are guided, or are not any more."""
         # Not a bound method: a decoder in a cycle would be freed by the collector, at any moment.
-        self.draw_next = partial(_draw_next, self.state, self.sampler, model.spec.codes)
+        vocabulary = self.model.spec.codes
+        self.draw_next = partial(_draw_next, self.state, self.sampler, guides, vocabulary)
         self.graphs = None
-        if model.device.type == "cuda" and model.has_kv_cache and engine == "lean":
-            self.graphs = GraphedSteps(self.draw_next, self.state, rows, model.device)
+        if self.graphed:
+            self.graphs = GraphedSteps(self.draw_next, self.state, self.rows, self.model.device)
 
     def start(self, labels: Tensor, noise: Tensor) -> Tensor:
         """Draw the first codes `(B,)` of class numbers and noise `(B,)`."""
         if self.sampler.guided:
-            labels = torch.cat([labels, torch.full_like(labels, self.model.null_class)])
-        return _draw(self.sampler, self.state.start(labels), noise)
+            labels = torch.cat([labels, self.model.blank(labels)])
+        return _draw(self.sampler, self.sampler.guides(0), self.state.start(labels), noise)
 
     def step(self, step: int, codes: Tensor, noise: Tensor) -> Tensor:
         """Read the codes `(B,)` of image token `step` and draw the next, valid until the next
         call, by noise `(B,)`."""
+        if self.sampler.guides(step) and not self.sampler.guides(step + 1):
+            self._bind(guides=False)
         self.state.advance(step)
         if self.graphs:
             return self.graphs(codes, noise)
@@ -79,6 +92,7 @@ class Decoder:
 def _draw_next(
     state: State,
     sampler: Sampler,
+    guides: bool,
     vocabulary: int,
     codes: Tensor,
     position: int | Tensor,
@@ -86,12 +100,12 @@ def _draw_next(
 ) -> Tensor:
     codes = codes.clamp(max=vocabulary - 1)  # what could not be drawn is reported at the end
     codes = torch.cat([codes, codes]) if sampler.guided else codes
-    return _draw(sampler, state.forward(codes, position), noise)
+    return _draw(sampler, guides, state.forward(codes, position), noise)
 
 
-def _draw(sampler: Sampler, logits: Tensor, noise: Tensor) -> Tensor:
+def _draw(sampler: Sampler, guides: bool, logits: Tensor, noise: Tensor) -> Tensor:
     logits = logits.float()
-    return sampler(sampler.guide(logits) if sampler.guided else logits, noise)
+    return sampler(sampler.guide(logits, guides) if sampler.guided else logits, noise)
 
 
 @torch.inference_mode()
@@ -128,7 +142,9 @@ def decode(
         FewlinesError: labels out of range, or a prompt of other images or of too many tokens.
     """
     spec = model.spec
-    labels = read_labels(labels, spec).to(model.device)
+    if not model.caption_dim:
+        labels = read_labels(labels, model)
+    labels = labels.to(model.device)
     prompt = read_prompt(prompt, len(labels), spec).to(model.device)
     first = prompt.shape[1]
     if first and not model.raster:
@@ -157,7 +173,7 @@ def decode(
 
 def generate(
     model: Model,
-    labels: int | Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor,
+    labels: int | Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor | Sequence[Tensor],
     cache: Cache | Schedule,
     seed: int = 0,
     *,
@@ -174,7 +190,8 @@ def generate(
     Args:
         model: whose images they are.
         labels: class numbers, one or `(n,)`; the null class, `model.null_class`, draws without a
-            class.
+            class. Of a model that draws from captions, their features: `(n, tokens, F)`, or a list
+            of `(tokens, F)`.
         cache: what stays resident: `fewlines.cache(…)` or `fewlines.load_schedule(…)`.
         seed: of the noise.
         first: number of the first image.
@@ -193,15 +210,15 @@ def generate(
             have, or logits that are not finite.
     """
     spec = model.spec
-    labels = read_labels(labels, spec)
-    begun = read_prompt(prompt, len(labels), spec)
+    conditions = read_conditions(labels, model)
+    begun, images = read_prompt(prompt, len(conditions), spec), len(conditions)
     seed, first = read_count(seed, "seed", 0), read_count(first, "first", 0)
     batch = read_count(batch, "batch", 1)
     for name, dtype in (("precision", precision), ("storage", storage)):
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in FLOATS):
             raise FewlinesError(f"{name}: {dtype} is not one of {', '.join(map(str, FLOATS))}")
-    if len(labels) == 0:
-        return labels.new_empty(0, spec.n_tokens)
+    if images == 0:
+        return torch.empty(0, spec.n_tokens, dtype=torch.long)
     if model.device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
         storage = storage or model.dtype  # processors multiply those numbers as float32
         model = copy.deepcopy(model).float()
@@ -215,13 +232,15 @@ def generate(
             file=sys.stderr,
         )
     guided = sampler is not None and sampler.guided
-    ready = model.prepare(precision or model.dtype, min(batch, len(labels)) * (1 + guided))
-    parts = []
-    for rows, start in zip(labels.split(batch), begun.split(batch), strict=True):
-        noise = draw_noise(seed, range(first, first + len(rows)), spec.n_tokens)
-        noise = noise.to(model.device)
-        parts.append(decode(ready, rows, noise, cache, sampler, storage=storage, prompt=start))
-        first += len(rows)
-        if done:
-            done(len(rows))
-    return torch.cat(parts)
+    ready = model.prepare(precision or model.dtype, min(batch, images) * (1 + guided))
+    codes = torch.empty(images, spec.n_tokens, dtype=torch.long, device=model.device)
+    for of_group, given, numbers in ready.group(conditions):
+        for rows, places in zip(given.split(batch), numbers.split(batch), strict=True):
+            noise = draw_noise(seed, (first + places).tolist(), spec.n_tokens).to(model.device)
+            start = begun[places]
+            codes[places.to(model.device)] = decode(
+                of_group, rows, noise, cache, sampler, storage=storage, prompt=start
+            )
+            if done:
+                done(len(rows))
+    return codes

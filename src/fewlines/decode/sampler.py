@@ -22,6 +22,8 @@ class Sampler:
         top_k: keeps so many of the likeliest codes; 0 keeps all.
         top_p: keeps the likeliest codes of this mass; 1 keeps all.
         guidance: scale of classifier-free guidance; 1 is none.
+        guided_tokens: guides so many first tokens of an image, LlamaGen's `cfg_interval` and two
+            more; 0 guides all.
 
     Raises:
         FewlinesError: a value that is out of its range.
@@ -31,6 +33,7 @@ class Sampler:
     top_k: Count = 0
     top_p: Mass = 1.0
     guidance: Number = 1.0
+    guided_tokens: Count = 0
 
     def __post_init__(self) -> None:
         """Refuse values out of their ranges."""
@@ -41,9 +44,16 @@ class Sampler:
         """Whether every image takes a second row, without its class."""
         return self.guidance != 1
 
-    def guide(self, logits: Tensor) -> Tensor:
-        """Guide: logits of conditional and then unconditional rows `(2B, V)` → `(B, V)`."""
+    def guides(self, token: int) -> bool:
+        """Whether the logits of image token `token` are guided."""
+        return self.guided and not 0 < self.guided_tokens <= token
+
+    def guide(self, logits: Tensor, guides: bool = True) -> Tensor:
+        """Guide: logits of conditional and then unconditional rows `(2B, V)` → `(B, V)`; where not
+        `guides`, the conditional ones as they are."""
         conditional, unconditional = logits.chunk(2)
+        if not guides:
+            return conditional
         return unconditional + (conditional - unconditional) * float(self.guidance)
 
     def __call__(self, logits: Tensor, noise: Tensor) -> Tensor:

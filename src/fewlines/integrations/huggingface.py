@@ -1,6 +1,6 @@
 """The same weights as a Hugging Face Llama, and its `generate`: a peer to measure against.
 
-Needs the extra `peers` (transformers). A Llama turns a head's first half against its second where
+Needs the extra `transformers`. A Llama turns a head's first half against its second where
 LlamaGen turns neighbours, so the rows of queries and keys change places; its rotary embedding is
 replaced by one that reads our two-dimensional table. Nothing else differs.
 """
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from fewlines import machine
+from fewlines.cache.spec import Cache
 from fewlines.geometry import Geometry
+from fewlines.integrations.transformers import FewLinesCache
 from fewlines.models.llamagen.model import Transformer
 from fewlines.models.llamagen.shape import TransformerShape
 
@@ -103,20 +105,41 @@ def generate_codes(llama: LlamaForCausalLM, prefix: Tensor, n_tokens: int, cache
     )
 
 
-def make_cache(llama: LlamaForCausalLM, entries: int, static: bool) -> Any:
-    """Make a cache of transformers for `entries` positions: all of it at once, or growing."""
-    config = llama.config
-    return StaticCache(config, max_cache_len=entries) if static else DynamicCache(config=config)
-
-
 class LlamaSteps:
     """Steps of `generate`, timed from any position on a cache filled with random numbers."""
 
     def __init__(
-        self, llama: LlamaForCausalLM, batch: int, geometry: Geometry, static: bool, steps: int
+        self,
+        llama: LlamaForCausalLM,
+        batch: int,
+        geometry: Geometry,
+        engine: str,
+        steps: int,
+        cache: Cache,
+        storage: torch.dtype | None = None,
     ) -> None:
+        """Begin.
+
+        Args:
+            llama: the model.
+            batch: rows.
+            geometry: of its images.
+            engine: `hf-dynamic`, `hf-static` or `hf-fewlines`: whose cache.
+            steps: that are timed at a position.
+            cache: what stays, of `hf-fewlines`.
+            storage: what that keeps it in.
+        """
         self.llama, self.batch, self.geometry = llama, batch, geometry
-        self.static, self.steps = static, steps
+        self.engine, self.steps, self.cache, self.storage = engine, steps, cache, storage
+
+    def make_cache(self, entries: int) -> Any:
+        """Make a cache for `entries` positions: all of it at once, growing, or of a few lines."""
+        config = self.llama.config
+        if self.engine == "hf-static":
+            return StaticCache(config, max_cache_len=entries)
+        if self.engine == "hf-dynamic":
+            return DynamicCache(config=config)
+        return FewLinesCache(self.llama, self.cache, grid=self.geometry.grid, storage=self.storage)
 
     def seconds(self, position: int) -> float:
         """Time a step, from image token `position` on."""
@@ -133,7 +156,7 @@ class LlamaSteps:
         """Time a whole batch."""
         n_tokens = self.geometry.n_tokens
         prefix = torch.zeros(self.batch, self.geometry.prefix, self.llama.config.hidden_size)
-        cache = make_cache(self.llama, self.geometry.prefix + n_tokens, self.static)
+        cache = self.make_cache(self.geometry.prefix + n_tokens)
         machine.synchronise()
         start = time.perf_counter()
         generate_codes(self.llama, prefix.to(machine.device()), n_tokens, cache)
@@ -142,7 +165,10 @@ class LlamaSteps:
 
     def _filled(self, entries: int) -> Any:
         config, total = self.llama.config, self.geometry.prefix + self.geometry.n_tokens
-        cache = make_cache(self.llama, total, self.static)
+        cache = self.make_cache(total)
+        if isinstance(cache, FewLinesCache):
+            cache.seek(entries, self.geometry.prefix, self.batch)
+            return cache
         row = torch.randn(config.head_dim).to(self.llama.device, self.llama.dtype)
         shape = (self.batch, config.num_key_value_heads, entries, config.head_dim)
         for layer in range(config.num_hidden_layers):

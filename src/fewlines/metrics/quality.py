@@ -5,16 +5,22 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 import torch_fidelity
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewlines.config.settings import QualitySettings
+from fewlines.errors import FewlinesError
+from fewlines.files import parse
 from fewlines.metrics.features import Features
 
+CHUNK = 250  # images that are resized at once
 METRICS = {
     "fid": "frechet_inception_distance",
     "kid": "kernel_inception_distance_mean",
@@ -72,6 +78,41 @@ def register_extractor(of: Features) -> str:
     return name
 
 
+def resize(images: Tensor, side: int) -> Tensor:
+    """Bring images `(n, C, H, W)` uint8 to a side, bicubically and without aliases."""
+    if images.shape[-2:] == (side, side):
+        return images
+    parts = [
+        F.interpolate(part.float(), (side, side), mode="bicubic", antialias=True)
+        for part in images.split(CHUNK)
+    ]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+def read_statistics(path: Path, features: int) -> dict[str, Any]:
+    """Read `mu` `(F,)` and `sigma` `(F, F)` of a reference, as ADM's evaluation publishes them.
+
+    Args:
+        path: a `.npz` file.
+        features: numbers of a feature.
+
+    Raises:
+        FewlinesError: it is no such file, or of other features.
+    """
+    found = parse(path, lambda each: dict(np.load(each)), "a .npz file of numbers")
+    if not {"mu", "sigma"} <= set(found):
+        raise FewlinesError(f"{path} has {', '.join(found)}; wanted are mu and sigma")
+    mu, sigma = (np.asarray(found[name], dtype=np.float64) for name in ("mu", "sigma"))
+    if mu.shape != (features,) or sigma.shape != (features, features):
+        raise FewlinesError(
+            f"{path}: mu of {mu.shape} and sigma of {sigma.shape} are not of the {features} "
+            "features that quality.features has"
+        )
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise FewlinesError(f"{path}: numbers that are not finite")
+    return {"mu": mu.astype(np.float32), "sigma": sigma}  # as means of float32 features are
+
+
 def measure_quality(
     sets: Sequence[Tensor], reference: Tensor, features: Features, settings: QualitySettings
 ) -> list[dict[str, float]]:
@@ -79,12 +120,24 @@ def measure_quality(
 
     Returns:
         One dict per set with `fid`, `kid`, `is`, `precision`, `recall`.
+
+    Raises:
+        FewlinesError: the file of `quality.reference` is not of these features.
     """
     extractor = register_extractor(features)
+    if settings.side:
+        reference = resize(reference, settings.side)
+    known = None
+    if settings.reference:
+        known = read_statistics(settings.reference, features.network(reference[:1])[0].shape[1])
     results = []
     # The features of the reference are computed once, in a cache that lives as long as this call.
     with tempfile.TemporaryDirectory() as cache:
+        if known:  # as torch-fidelity keeps what it found of images itself
+            torch.save(known, Path(cache) / f"reference-{extractor}-stat-fid-features.pt")
         for images in sets:
+            if settings.side:
+                images = resize(images, settings.side)
             found = torch_fidelity.calculate_metrics(
                 input1=BareImages(images),
                 input2=BareImages(reference),

@@ -68,6 +68,11 @@ class ModelSettings(Section):
     adamw_rate: Rate = Field(4e-3, description="peak learning rate of everything else")
     class_dropout: Share = Field(0.1, description="share of rows trained without their class")
 
+    @property
+    def checkpoint_options(self) -> dict[str, Any]:
+        """What the reader of the checkpoint is told beside its name."""
+        return {}
+
     def make_shape(self, spec: TokenSpec) -> Any:
         """Make the shape of the model that is trained on such tokens.
 
@@ -182,6 +187,8 @@ class Model(nn.Module, ABC):
         name: of the family, as `model.family` writes it.
         Settings: its keys of the configuration.
         Shape: a frozen dataclass with `grid`, `codes` and `classes` among its fields.
+        caption_dim: numbers of a feature, of a model that draws from a caption's features; 0 where
+            it draws from a class.
         raster: whether it draws line by line; one that does not completes no image.
         has_kv_cache: whether it keeps keys and values that a cache policy can limit.
         engines: ways of decoding with everything kept, the best first.
@@ -193,6 +200,7 @@ class Model(nn.Module, ABC):
     name: ClassVar[str]
     Settings: ClassVar[type[ModelSettings]]
     Shape: ClassVar[type[Any]]
+    caption_dim: int = 0
     raster: ClassVar[bool] = True
     has_kv_cache: ClassVar[bool] = False
     engines: ClassVar[tuple[str, ...]] = ("lean",)
@@ -243,6 +251,26 @@ class Model(nn.Module, ABC):
     def null_class(self) -> int:
         """The class number that stands for no class."""
         return int(self.shape.classes)
+
+    def blank(self, labels: Tensor) -> Tensor:
+        """Make what stands for no condition beside conditions, row by row: for guidance."""
+        return torch.full_like(labels, self.null_class)
+
+    def group(self, conditions: Any) -> list[tuple[Model, Tensor, Tensor]]:
+        """Group what images are drawn from into batches of one form.
+
+        Args:
+            conditions: class numbers `(n,)`.
+
+        Returns:
+            The model that draws a group, its conditions, and their numbers.
+        """
+        return [(self, conditions, torch.arange(len(conditions)))]
+
+    @property
+    def has_null_class(self) -> bool:
+        """Whether it can draw without a class, which guidance needs."""
+        return True
 
     @property
     def device(self) -> torch.device:
@@ -315,12 +343,13 @@ class Model(nn.Module, ABC):
         return model.to(precision).eval().requires_grad_(False)
 
     @classmethod
-    def read_checkpoint(cls, path: Path, shape: Any) -> Model:
+    def read_checkpoint(cls, path: Path, **how: Any) -> Model:
         """Read published weights.
 
         Args:
             path: the file.
-            shape: of the model that is wanted.
+            how: what the file does not say: `shape`, the name of a published one, `side`, tokens of
+                a side of its images, `heads`, and `part`, which of several models it holds.
 
         Raises:
             FewlinesError: the file is not what it should be, or the family has no such files.

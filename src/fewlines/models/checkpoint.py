@@ -1,4 +1,5 @@
-"""Networks in safetensors files that say what they are: kind and shape in the header."""
+"""Networks in safetensors files that say what they are, kind and shape in the header; and files
+that others published."""
 
 from __future__ import annotations
 
@@ -10,16 +11,20 @@ from torch import nn
 
 from fewlines.errors import FewlinesError
 from fewlines.files import read_shapes, read_tensors, write_tensors
-from fewlines.models.base import list_families
+from fewlines.models.base import Model, get_family, list_families
 from fewlines.models.classifier import Classifier
-from fewlines.models.tokenizer import Tokenizer
+from fewlines.models.llamagen.tokenizer import LlamaGenTokenizer
+from fewlines.models.tokenizer import Tokenizer, list_tokenizers
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+PUBLISHED = ("encoder.conv_in.weight", "tok_embeddings.weight")  # in a tokenizer, in a model
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def list_kinds() -> dict[str, Any]:
     """List the classes of networks by the kind that a file's header names."""
-    return {"tokenizer": Tokenizer, "classifier": Classifier, **list_families()}
+    return {**list_tokenizers(), "classifier": Classifier, **list_families()}
 
 
 def save_network(path: Path, network: nn.Module) -> None:
@@ -68,6 +73,40 @@ def load_network(path: Path, wanted: type[Network]) -> Network:
         )
     assert isinstance(network, wanted)
     return network.eval().requires_grad_(False)
+
+
+def load_model(path: Path, **how: Any) -> Model:
+    """Load a model of ours, or of LlamaGen's published files.
+
+    Args:
+        path: the file.
+        how: what a published file does not say, see `Model.read_checkpoint`.
+
+    Raises:
+        FewlinesError: no such file, or no model in it.
+    """
+    if _is_published(path):
+        return get_family("llamagen").read_checkpoint(path, **how)
+    return load_network(path, Model)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a tokenizer of ours, or of LlamaGen's published files.
+
+    Raises:
+        FewlinesError: no such file, or no tokenizer in it.
+    """
+    if _is_published(path):
+        return LlamaGenTokenizer.read_checkpoint(path)
+    return load_network(path, Tokenizer)
+
+
+def _is_published(path: Path) -> bool:
+    """Whether a file is of others: ours say what they are."""
+    if path.suffix in PICKLED:
+        return True
+    names, header = read_shapes(path)
+    return "kind" not in header and bool({*PUBLISHED} & {*names})
 
 
 def load_shape(path: Path) -> tuple[Any, Any]:

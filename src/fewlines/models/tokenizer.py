@@ -1,11 +1,13 @@
-"""A VQ tokenizer of LlamaGen's family (arXiv 2406.06525; VQGAN 2012.09841): images ↔ code indices.
-
-Convolutions with residual blocks, a codebook on the unit sphere, straight-through gradients.
+"""VQ tokenizers (VQGAN, arXiv 2012.09841): images ↔ code indices. What every one offers, and the
+one that is trained here: convolutions with residual blocks, a codebook on the unit sphere,
+straight-through gradients.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from fewlines.arguments import read_integers, read_tensor
 from fewlines.errors import FewlinesError
+from fewlines.registry import discover
 from fewlines.schema import Count, Positive, check_fields
 
 
@@ -101,10 +104,78 @@ class Quantizer(nn.Module):
         return Quantized(codes.permute(0, 3, 1, 2), indices, loss, encoded.flatten(0, 2).detach())
 
 
-class Tokenizer(nn.Module):
-    """Images `(B, C, H, W)` in [−1, 1] ↔ indices `(B, H/s, W/s)` for a stride `s`."""
+class Tokenizer(nn.Module, ABC):
+    """Images `(n, C, H, W)` uint8 ↔ indices `(n, H/s, W/s)` for a stride `s`.
 
+    Attributes:
+        name: of its kind, as a file's header says it.
+        Shape: a frozen dataclass with `channels`, `codes` and `stride` among its fields.
+        batch: images that are encoded or decoded at once where nobody says how many.
+    """
+
+    name: ClassVar[str]
+    Shape: ClassVar[type[Any]]
+    batch: ClassVar[int] = 250
+    shape: Any
+
+    @abstractmethod
+    def find_codes(self, images: Tensor) -> Tensor:
+        """Encode images `(B, C, H, W)` in [−1, 1] → indices `(B, h, w)`."""
+
+    @abstractmethod
+    def draw_images(self, indices: Tensor) -> Tensor:
+        """Decode indices `(B, h, w)` → images `(B, C, H, W)` in [−1, 1] or a little beyond."""
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, batch: int | None = None) -> Tensor:
+        """Images `(n, C, H, W)` uint8 → indices `(n, h, w)` int64, `batch` at a time.
+
+        Raises:
+            FewlinesError: they are no such images, or of a side that tokens do not divide.
+        """
+        images = read_tensor(images, "tokenizer: images")
+        if images.dtype != torch.uint8:
+            raise FewlinesError(
+                f"tokenizer: images of {str(images.dtype).removeprefix('torch.')}; write uint8, "
+                "0 … 255, such as (images * 255).round().to(torch.uint8) of those in 0 … 1"
+            )
+        channels, stride = self.shape.channels, self.shape.stride
+        given = tuple(images.shape)
+        if len(given) != 4 or given[1] != channels or given[2] % stride or given[3] % stride:
+            raise FewlinesError(
+                f"tokenizer: images of shape {given}; write (n, {channels}, H, W), H and W "
+                f"multiples of {stride}"
+            )
+        return torch.cat([self.find_codes(to_signed(x)) for x in images.split(batch or self.batch)])
+
+    @torch.no_grad()
+    def decode(self, indices: Tensor, batch: int | None = None) -> Tensor:
+        """Indices `(n, h, w)` → images `(n, C, H, W)` uint8, `batch` at a time.
+
+        Raises:
+            FewlinesError: they are no codes of this tokenizer.
+        """
+        indices = read_integers(indices, "tokenizer: codes", self.shape.codes - 1)
+        if indices.ndim != 3:
+            raise FewlinesError(
+                f"tokenizer: codes of shape {tuple(indices.shape)}; write (n, h, w), such as "
+                "codes.unflatten(1, grid)"
+            )
+        parts = indices.long().split(batch or self.batch)
+        return torch.cat([to_bytes(self.draw_images(part)) for part in parts])
+
+
+def list_tokenizers() -> dict[str, type[Tokenizer]]:
+    """List every kind of tokenizer by its name."""
+    return discover(Tokenizer, "fewlines.models")
+
+
+class ConvTokenizer(Tokenizer):
+    """The tokenizer that is trained here."""
+
+    name = "tokenizer"
     Shape = TokenizerShape
+    shape: TokenizerShape
 
     def __init__(self, shape: TokenizerShape) -> None:
         super().__init__()
@@ -133,44 +204,16 @@ class Tokenizer(nn.Module):
         quantized = self.quantizer(self.encoder(images), commitment, replace)
         return self.decoder(quantized.codes), quantized
 
-    @torch.no_grad()
-    def encode(self, images: Tensor, batch: int = 250) -> Tensor:
-        """Images `(n, C, H, W)` uint8 → indices `(n, h, w)` int64, `batch` at a time.
+    def find_codes(self, images: Tensor) -> Tensor:
+        """Encode images `(B, C, H, W)` in [−1, 1] → indices `(B, h, w)`."""
+        indices: Tensor = self.quantizer(self.encoder(images)).indices
+        return indices
 
-        Raises:
-            FewlinesError: they are no such images, or of a side that tokens do not divide.
-        """
-        images = read_tensor(images, "tokenizer: images")
-        if images.dtype != torch.uint8:
-            raise FewlinesError(
-                f"tokenizer: images of {str(images.dtype).removeprefix('torch.')}; write uint8, "
-                "0 … 255, such as (images * 255).round().to(torch.uint8) of those in 0 … 1"
-            )
-        channels, stride = self.shape.channels, self.shape.stride
-        given = tuple(images.shape)
-        if len(given) != 4 or given[1] != channels or given[2] % stride or given[3] % stride:
-            raise FewlinesError(
-                f"tokenizer: images of shape {given}; write (n, {channels}, H, W), H and W "
-                f"multiples of {stride}"
-            )
-        parts = [self.quantizer(self.encoder(to_signed(x))).indices for x in images.split(batch)]
-        return torch.cat(parts)
-
-    @torch.no_grad()
-    def decode(self, indices: Tensor, batch: int = 250) -> Tensor:
-        """Indices `(n, h, w)` → images `(n, C, H, W)` uint8, `batch` at a time.
-
-        Raises:
-            FewlinesError: they are no codes of this tokenizer.
-        """
-        indices = read_integers(indices, "tokenizer: codes", self.shape.codes - 1)
-        if indices.ndim != 3:
-            raise FewlinesError(
-                f"tokenizer: codes of shape {tuple(indices.shape)}; write (n, h, w), such as "
-                "codes.unflatten(1, grid)"
-            )
-        codes = F.embedding(indices.long(), self.quantizer.codebook).permute(0, 3, 1, 2)
-        return torch.cat([to_bytes(self.decoder(part)) for part in codes.split(batch)])
+    def draw_images(self, indices: Tensor) -> Tensor:
+        """Decode indices `(B, h, w)` → images `(B, C, H, W)`."""
+        codes = F.embedding(indices, self.quantizer.codebook).permute(0, 3, 1, 2)
+        images: Tensor = self.decoder(codes)
+        return images
 
 
 def to_signed(images: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "repeats": len(row["seconds"]),
             "kv_bytes": row["kv_bytes"],
             "memory_cap": result["memory_cap"],
+            **{key: size for key, size in row.items() if key.startswith("batch_")},
         }
         if row["seconds"]:
             made |= _measured(result, row) | _against(result, row, lean, stock)

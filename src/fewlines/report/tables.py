@@ -227,7 +227,9 @@ def _note_rank(quality: dict[str, Any]) -> str:
     """Where FID compares covariances that have not full rank."""
     if not quality:
         return ""
-    fewest = min(quality["samples"], quality["reference_images"])
+    fewest = quality["samples"]
+    if not quality.get("statistics"):  # of how many images those are, their file does not say
+        fewest = min(fewest, quality["reference_images"])
     if fewest > quality["dimensions"]:
         return ""
     return f"{fewest} images in {quality['dimensions']} dimensions: covariance of lower rank"

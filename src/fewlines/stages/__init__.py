@@ -15,6 +15,7 @@ OF_MODULES = {
     "models": ("train-model", "train-architecture", "adapt", "import-model", "import-tokens"),
     "calibrate": ("calibrate", "calibration-curve", "export-schedule"),
     "samples": ("generate", "gather"),
+    "draw": ("draw",),
     "quality": ("measure-quality", "measure-reference"),
     "likelihood": (
         "measure-model",

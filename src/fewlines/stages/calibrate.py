@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from torch import Tensor
 
 from fewlines import machine
@@ -17,7 +19,8 @@ from fewlines.attention.teacher_forced import limit_head
 from fewlines.cache.plan import EvictionPlan
 from fewlines.cache.policies.scheduled import Scheduled
 from fewlines.cache.schedule import Schedule, sample_weights
-from fewlines.calibration.capture import capture_by_layer, capture_expected
+from fewlines.cache.spec import Cache, parse_cache
+from fewlines.calibration.capture import LayeredModel, capture_by_layer, capture_expected
 from fewlines.calibration.data import Calibration, LossCurves
 from fewlines.calibration.losses import BANDS, list_capacities, measure_losses
 from fewlines.config import BASE, Experiment
@@ -33,56 +36,150 @@ COUNTS = (1, 4, 16, 64)  # images of the curve, before all of them
 
 
 def calibrate(
-    config: Experiment,
-    model: Path,
-    tokens: Path,
+    config: Experiment | None,
     output: Path,
+    model: Path | None = None,
+    tokens: Path | None = None,
     calibration: Path | None = None,
+    transformers: Path | None = None,
+    prompts: Path | None = None,
+    images: Annotated[int, typer.Option(min=1, help="that a model of transformers draws")] = 16,
+    cache: str = "scheduled+merge:4lines",
+    grid: str | None = None,
 ) -> None:
     """Measure where each head looks, on the first training images, and what each head loses when
     it is limited, on those that follow. With a calibration, add what each head loses with several
-    merge slots: for caches with `allocation: bands`.
+    merge slots: for caches with `allocation: bands`. Of a model of transformers, measure it on
+    images that it draws, and write the schedule of one cache.
 
     Args:
         config: the experiment.
+        output: calibration to write, or schedule.
         model: weights.
         tokens: that `tokenize` wrote.
-        output: calibration to write.
         calibration: to which bands are added.
+        transformers: folder of a model, in place of an experiment, weights and tokens.
+        prompts: text file, a prompt a line, that this model draws.
+        images: that this model draws.
+        cache: of this model.
+        grid: of this model's images, such as 24x24, where its configuration does not say.
     """
+    if transformers is not None:
+        if model or tokens or calibration or prompts is None:
+            raise FewlinesError(
+                "--transformers goes with --prompts, --images, --cache and --grid alone"
+            )
+        made = _schedule_pretrained(transformers, prompts, images, parse_cache(cache), grid)
+        made.save(output)
+        return
+    if config is None or model is None or tokens is None:
+        raise FewlinesError("give --config, --model and --tokens, or --transformers and --prompts")
     network = load_network(model, AttentionModel).to(machine.device())
     tensors, _ = read_tokens(tokens, network.spec)
-    geometry = network.geometry
+    geometry, count = network.geometry, config.calibration.images
+    rest = slice(count, count + config.calibration.curve_images)
+    after = tensors["train_labels"][rest], tensors["train_codes"][rest]
     if calibration is None:
-        count = config.calibration.images
         labels, codes = tensors["train_labels"][:count], tensors["train_codes"][:count]
         bar = progress("calibrate", len(labels) * geometry.layers, "layers of images")
         found = capture_expected(network, labels, codes, config.calibration.batch, bar.update)
         bar.close()
-        loss = _measure_losses(config, network, tensors, found, 1)
-        curves = LossCurves(np.array(list_capacities(geometry)), loss)
+        found = add_curves(found, network, *after)
     else:
         found = Calibration.load(calibration)
         found.check(geometry)
-        of_bands = {
-            count: _measure_losses(config, network, tensors, found, count) for count in BANDS
-        }
-        curves = replace(found.require_curves(), of_bands=of_bands)
-    replace(found, curves=curves).save(output)
+        found = add_bands(found, network, *after)
+    found.save(output)
+
+
+def _schedule_pretrained(
+    path: Path, prompts: Path, images: int, cache: Cache, grid: str | None
+) -> Schedule:
+    """The schedule of a model of transformers, calibrated on images that it draws: prompt by
+    prompt, so that none is padded."""
+    from fewlines.integrations import layered
+    from fewlines.integrations.transformers import find_geometry
+
+    if grid is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", grid):
+        raise FewlinesError(f"--grid: {grid!r} is not lines and tokens of a line, such as 24x24")
+    model = layered.load_pretrained(path).to(machine.device())
+    height, width = map(int, grid.split("x")) if grid else (0, 0)
+    geometry = find_geometry(model, (height, width) if grid else None)
+    wanted = replace(cache, calibration=None)
+    if not cache.requires:
+        raise FewlinesError(f"{cache.slug} goes by no calibration; FewLinesCache takes it as it is")
+    asked = layered.read_prompts(prompts, path, model)[:images]
+    shares = [images // len(asked) + (i < images % len(asked)) for i in range(len(asked))]
+    bar = progress("draw for calibration", images, "images")
+    drawn = []
+    for number, (prompt, count) in enumerate(zip(asked, shares, strict=True)):
+        codes = layered.draw_codes(model, prompt, count, geometry, number)
+        branches = layered.list_branches(model, prompt)
+        labels = torch.arange(len(branches)).repeat_interleave(count)
+        of = layered.LayeredDecoder(model, branches, geometry.grid)
+        drawn.append((of, labels, codes.repeat(len(branches), 1)))
+        bar.update(count)
+    bar.close()
+    bar = progress("calibrate", geometry.layers * sum(len(x[1]) for x in drawn), "layers of images")
+    weights = sample_weights(model)
+    if cache.allocation == "uniform":
+        each = [capture_by_layer(*given, 2, bar.update) for given in drawn]
+        layers = (average(parts) for parts in zip(*each, strict=True))
+        schedule = Schedule.by_layer(wanted, geometry, layers)
+    else:
+        found = average([capture_expected(*given, 2, bar.update) for given in drawn])
+        curves = [add_curves(replace(found, images=len(x[1])), *x) for x in drawn]
+        if cache.requires == "band losses":
+            curves = [add_bands(one, *given) for one, given in zip(curves, drawn, strict=True)]
+        schedule = Schedule.of(replace(cache, calibration=average(curves)), geometry)
+    bar.close()
+    return replace(schedule, weights=weights, model=str(path.name))
+
+
+def average(parts: Sequence[Calibration]) -> Calibration:
+    """Average calibrations on images of different prompts, by how many they were."""
+    images = sum(part.images for part in parts)
+    shares = [part.images / images for part in parts]
+
+    def mean(tables: Iterable[Any]) -> Any:
+        return sum(share * table for share, table in zip(shares, tables, strict=True))
+
+    attention = mean(part.attention for part in parts).astype(np.float32)
+    curves = [part.curves for part in parts if part.curves is not None]
+    if not curves:
+        return replace(parts[0], attention=attention, images=images)
+    bands = {count: mean(one.of_bands[count] for one in curves) for count in curves[0].of_bands}
+    loss = replace(curves[0], loss=mean(one.loss for one in curves), of_bands=bands)
+    return replace(parts[0], attention=attention, images=images, curves=loss)
+
+
+def add_curves(
+    found: Calibration, network: LayeredModel, labels: Tensor, codes: Tensor
+) -> Calibration:
+    """Add what each head loses when it is limited and its victims are merged.
+
+    Args:
+        found: where the heads look.
+        network: whose heads they are.
+        labels: of images to measure on, `(n,)`.
+        codes: `(n, N)`.
+    """
+    loss = _measure_losses(found, network, labels, codes, 1)
+    return replace(found, curves=LossCurves(np.array(list_capacities(network.geometry)), loss))
+
+
+def add_bands(
+    found: Calibration, network: LayeredModel, labels: Tensor, codes: Tensor
+) -> Calibration:
+    """Add what each head loses with several merge slots; see `add_curves`, which comes first."""
+    losses = {count: _measure_losses(found, network, labels, codes, count) for count in BANDS}
+    return replace(found, curves=replace(found.require_curves(), of_bands=losses))
 
 
 def _measure_losses(
-    config: Experiment,
-    network: AttentionModel,
-    tensors: dict[str, Tensor],
-    found: Calibration,
-    merge_slots: int,
+    found: Calibration, network: LayeredModel, labels: Tensor, codes: Tensor, merge_slots: int
 ) -> Any:
-    """What each head loses on the training images after those of calibration, its victims merged
-    into so many slots."""
-    geometry, first = network.geometry, config.calibration.images
-    after = slice(first, first + config.calibration.curve_images)
-    labels, codes = tensors["train_labels"][after], tensors["train_codes"][after]
+    geometry = network.geometry
     capacities = list_capacities(geometry)
     limit = limit_by_schedule(network, found, capacities, merge_slots)
     total = (len(capacities) - 1) * geometry.layers * geometry.heads
@@ -93,7 +190,7 @@ def _measure_losses(
 
 
 def limit_by_schedule(
-    network: AttentionModel, found: Calibration, capacities: list[int], merge_slots: int
+    network: LayeredModel, found: Calibration, capacities: list[int], merge_slots: int
 ) -> Callable[[int, int, int], Any]:
     """Make the limits of single heads under the schedule, victims merged.
 

@@ -19,6 +19,9 @@ from fewlines.training.loop import checkpoints_of, make_generator, train
 from fewlines.training.low_rank import add_low_rank, merge_low_rank
 from fewlines.training.model import ModelObjective, build_model
 
+SIDE = "tokens of a side of its images; what the file or its published shape says if not given"
+HEADS = "query heads of a layer, where the file is of no published shape"
+CROP = "of every image, from 0; all of them in turn, image by image, if not given"
 CONTINUED = 2  # added to the seed: training that goes on sees images in another order
 
 
@@ -166,22 +169,29 @@ def _train(
 
 def import_model(
     checkpoint: Path,
-    shape: str,
-    grid: Annotated[int, typer.Option(min=1, help="tokens of a side of its images")],
     output: Path,
     metrics: Path,
+    family: str = "llamagen",
+    shape: str | None = None,
+    side: Annotated[int | None, typer.Option(min=1, help=SIDE)] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help=HEADS)] = None,
+    part: str | None = None,
 ) -> None:
     """Bring published weights into a file that every stage reads.
 
     Args:
         checkpoint: the published file.
-        shape: its published shape, such as llamagen-b.
-        grid: tokens of a side that it was trained for.
         output: weights to write.
         metrics: JSON to write.
+        family: of the model.
+        shape: published shape that it must have, such as llamagen-b; found where not given.
+        side: tokens of a side of its images.
+        heads: query heads of a layer.
+        part: model or ema, where the file holds both.
     """
-    family, published = find_published(shape)
-    network = family.read_checkpoint(checkpoint, published.on((grid, grid)))
+    how = {"shape": shape, "side": side, "heads": heads, "part": part}
+    given = {name: value for name, value in how.items() if value is not None}
+    network = get_family(family).read_checkpoint(checkpoint, **given)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     write_json(metrics, {"parameters": parameters, "trained": 0, "steps": 0, "gemm_share": None})
     save_network(output, network)
@@ -195,8 +205,10 @@ def import_tokens(
     test_codes: Path,
     test_labels: Path,
     output: Path,
+    crop: Annotated[int | None, typer.Option(min=0, help=CROP)] = None,
 ) -> None:
-    """Bring codes and classes in .npy files into the file of tokens that every stage reads.
+    """Bring codes and classes in .npy files, or in folders of one for each image as LlamaGen's
+    scripts extract them, into the file of tokens that every stage reads.
 
     Args:
         shape: published shape of the model, such as llamagen-b.
@@ -206,6 +218,7 @@ def import_tokens(
         test_codes: codes of the test images.
         test_labels: their classes.
         output: safetensors file to write.
+        crop: of every image.
     """
     wanted = find_published(shape)[1].on((grid, grid))
     spec = TokenSpec(wanted.grid, wanted.codes, wanted.classes)
@@ -214,5 +227,5 @@ def import_tokens(
         ("train", (train_codes, train_labels)),
         ("test", (test_codes, test_labels)),
     ):
-        tensors[f"{name}_codes"], tensors[f"{name}_labels"] = read_codes(*files, spec)
+        tensors[f"{name}_codes"], tensors[f"{name}_labels"] = read_codes(*files, spec, crop)
     write_tensors(output, tensors, asdict(spec))

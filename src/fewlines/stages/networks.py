@@ -12,7 +12,7 @@ from fewlines.config import Experiment
 from fewlines.data import SOURCES, ImageData
 from fewlines.errors import FewlinesError
 from fewlines.files import write_json, write_tensors
-from fewlines.models.checkpoint import load_network, save_network
+from fewlines.models.checkpoint import load_network, load_tokenizer, save_network
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.progress import progress
 from fewlines.training.classifier import ClassifierObjective, measure_accuracy
@@ -51,13 +51,14 @@ def train_tokenizer(config: Experiment, images: Path, output: Path, metrics: Pat
         metrics: JSON to write, its error on test images.
     """
     data = ImageData.load(images)
+    seconds = 0.0
     if config.tokenizer.weights:
-        network, seconds = load_network(config.tokenizer.weights, Tokenizer), 0.0
+        network = load_tokenizer(config.tokenizer.weights)
     else:
         objective = TokenizerObjective(config.tokenizer, data.train.images, config.seed)
         seconds = train(objective, "tokenizer", checkpoints_of(output), config.checkpoint_seconds)
         network = objective.network
-    found = evaluate_tokenizer(network, data.test.images, EVALUATION_BATCH)
+    found = evaluate_tokenizer(network, data.test.images)
     write_json(metrics, {**found, "seconds_per_step": seconds})
     save_network(output, network)
 

@@ -99,5 +99,6 @@ def _write(
         "samples": len(sets[0]),
         "reference_images": len(reference),
         "dimensions": features.network(reference[:1])[0].shape[1],
+        "statistics": str(config.quality.reference or ""),
     }
     write_json(output, {**measured, **(facts or {}), "sets": results})

@@ -96,4 +96,10 @@ def gather(shard: list[Path], output: Path) -> None:
 
 def make_sampler(sampling: SamplingSettings) -> Sampler:
     """Make the sampler of the settings."""
-    return Sampler(sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance)
+    return Sampler(
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.guidance,
+        sampling.guided_tokens,
+    )

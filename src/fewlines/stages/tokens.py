@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from fewlines.config.settings import TaskSettings
 from fewlines.errors import FewlinesError
 from fewlines.files import parse, read_shapes, read_tensors
 from fewlines.models.base import Model, TokenSpec
-from fewlines.models.checkpoint import load_shape
+from fewlines.models.checkpoint import load_tokenizer
+
+Integers = npt.NDArray[np.integer[Any]]
 
 
 def check_data(experiment: Experiment, path: Path) -> None:
@@ -33,7 +36,7 @@ def check_data(experiment: Experiment, path: Path) -> None:
     if {"train_images", "test_images"} <= set(shapes):
         height, width = shapes["train_images"][2:]
         weights = experiment.tokenizer.weights
-        stride = (load_shape(weights)[1] if weights else experiment.tokenizer).stride
+        stride = (load_tokenizer(weights).shape if weights else experiment.tokenizer).stride
         train, test = shapes["train_images"][0], shapes["test_images"][0]
         side, grid = (height, width), (height // stride, width // stride)
         facts = DataFacts(train, test, side, grid)
@@ -92,19 +95,27 @@ def read_tokens(
     return tensors, header
 
 
-def read_codes(codes: Path, labels: Path, spec: TokenSpec) -> tuple[Tensor, Tensor]:
+def read_codes(
+    codes: Path, labels: Path, spec: TokenSpec, crop: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Read codes `(n, N)` int32 and classes `(n,)`, as LlamaGen's scripts extract them.
 
     Args:
-        codes: a `.npy` file.
-        labels: another.
+        codes: a `.npy` file `(n, N)` or `(n, crops, N)`, or a folder with one `(1, crops, N)` for
+            each image.
+        labels: another file `(n,)`, or a folder with a file of one number for each image.
         spec: of the model that they are for.
+        crop: which crop of every image; None takes them in turn, image by image.
 
     Raises:
         FewlinesError: a file is no such array, or the arrays are not for this model.
     """
-    images, classes = _load_integers(codes), _load_integers(labels)
-    images, n = images.reshape(len(images), -1), spec.n_tokens
+    found = [_choose_crop(array, i, crop, path) for i, (path, array) in enumerate(_list(codes))]
+    read = [array for _, array in _list(labels)]
+    if codes.is_dir() and labels.is_dir():
+        _check_names(codes, labels)
+    images, classes = np.concatenate(found), np.concatenate([each.reshape(-1) for each in read])
+    n = spec.n_tokens
     if images.shape[1] != n or classes.shape != (len(images),):
         raise FewlinesError(
             f"{codes} has {images.shape[1]} codes an image and {labels} the shape {classes.shape}; "
@@ -115,13 +126,49 @@ def read_codes(codes: Path, labels: Path, spec: TokenSpec) -> tuple[Tensor, Tens
     return torch.from_numpy(images.astype(np.int32)), torch.from_numpy(classes.astype(np.int64))
 
 
+def _list(path: Path) -> Iterator[tuple[Path, Integers]]:
+    """The array of a file, or those of a folder in the order of their numbers."""
+    for each in _name_files(path) if path.is_dir() else [path]:
+        yield each, _load_integers(each)
+
+
+def _name_files(folder: Path) -> list[Path]:
+    files = [file for file in folder.glob("*.npy") if file.stem.isdecimal()]
+    if not files:
+        raise FewlinesError(f"{folder} has no files such as 0.npy, one for each image")
+    return sorted(files, key=lambda file: int(file.stem))
+
+
+def _check_names(codes: Path, labels: Path) -> None:
+    ours, theirs = ({file.stem for file in _name_files(each)} for each in (codes, labels))
+    if ours != theirs:
+        odd = min(ours ^ theirs, key=int)
+        raise FewlinesError(f"{odd}.npy is in one of {codes} and {labels}, and not in the other")
+
+
+def _choose_crop(array: Integers, first: int, crop: int | None, path: Path) -> Integers:
+    """`(n, N)` of `(n, N)` or `(n, crops, N)`; `first` is the number of its first image."""
+    if array.ndim == 2:
+        array = array[:, None]
+    if array.ndim != 3:
+        raise FewlinesError(
+            f"{path}: of shape {array.shape}; wanted is (images, tokens) or (images, crops, tokens)"
+        )
+    crops = array.shape[1]
+    if crop is not None and crop >= crops:
+        raise FewlinesError(f"--crop {crop}: {path} has {crops} crops of an image, from 0")
+    number = np.arange(len(array))
+    chosen: Integers = array[number, (number + first) % crops if crop is None else crop]
+    return chosen
+
+
 def _check_range(values: Any, limit: int, name: str) -> None:
     """Of a tensor or an array of whole numbers."""
     if len(values) and not 0 <= values.min() <= values.max() < limit:
         raise FewlinesError(f"{name} must lie in 0 … {limit - 1}")
 
 
-def _load_integers(path: Path) -> npt.NDArray[np.integer[Any]]:
+def _load_integers(path: Path) -> Integers:
     array = parse(path, np.load, "a .npy file of numbers")
     if not isinstance(array, np.ndarray):
         raise FewlinesError(f"{path} holds several arrays; save one with numpy.save")
@@ -133,7 +180,13 @@ def _load_integers(path: Path) -> npt.NDArray[np.integer[Any]]:
 
 
 def choose_labels(task: TaskSettings, model: Model, labels: Tensor) -> Tensor:
-    """Choose the classes `(n,)` that a model is told in a task."""
+    """Choose the classes `(n,)` that a model is told in a task.
+
+    Raises:
+        FewlinesError: none, of a model that never learned to draw without.
+    """
+    if not (task.labelled or model.has_null_class):
+        raise FewlinesError("tasks: this model never learned to draw without a class")
     return labels if task.labelled else torch.full_like(labels, model.null_class)
 
 

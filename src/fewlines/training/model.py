@@ -89,7 +89,8 @@ class ModelObjective(Objective):
         rows = draw_rows(len(self.codes), self.settings.batch, step, self.seed)
         codes, labels = self.codes[rows], self.labels[rows]
         generator = make_generator(self.seed + 1, step)
-        dropped = torch.rand(len(labels), generator=generator) < self.settings.class_dropout
+        dropout = self.settings.class_dropout if self.network.has_null_class else 0.0
+        dropped = torch.rand(len(labels), generator=generator) < dropout
         labels = labels.masked_fill(dropped, self.network.null_class)
         memory = self.memories[int(torch.randint(len(self.memories), (), generator=generator))]
         device = self.network.device

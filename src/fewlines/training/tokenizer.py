@@ -10,7 +10,13 @@ from torch import Tensor
 
 from fewlines.config.settings import TokenizerSettings
 from fewlines.files import digest
-from fewlines.models.tokenizer import Quantized, Tokenizer, TokenizerShape, to_signed
+from fewlines.models.tokenizer import (
+    ConvTokenizer,
+    Quantized,
+    Tokenizer,
+    TokenizerShape,
+    to_signed,
+)
 from fewlines.training.loop import Objective, draw_rows, make_generator
 
 REVIVE_EVERY = 20  # steps
@@ -29,7 +35,7 @@ class TokenizerObjective(Objective):
         )
         with torch.random.fork_rng(devices=[]):  # convolutions initialise themselves globally
             torch.manual_seed(seed)
-            self.network: Tokenizer = Tokenizer(shape)
+            self.network: ConvTokenizer = ConvTokenizer(shape)
         self.network.to(memory_format=torch.channels_last)
         self.optimizers = [
             torch.optim.AdamW(
@@ -97,12 +103,12 @@ class TokenizerObjective(Objective):
 
 
 @torch.no_grad()
-def evaluate_tokenizer(tokenizer: Tokenizer, images: Tensor, batch: int) -> dict[str, float]:
+def evaluate_tokenizer(tokenizer: Tokenizer, images: Tensor) -> dict[str, float]:
     """Mean squared error on [−1, 1] and the share of the codes that are used."""
     error, used = 0.0, torch.zeros(tokenizer.shape.codes, dtype=torch.bool)
-    for part in images.split(batch):
+    for part in images.split(tokenizer.batch):
         target = to_signed(part)
-        reconstructed, quantized = tokenizer(target)
-        error += F.mse_loss(reconstructed, target, reduction="sum").item()
-        used[quantized.indices.flatten()] = True
+        indices = tokenizer.find_codes(target)
+        error += F.mse_loss(tokenizer.draw_images(indices), target, reduction="sum").item()
+        used[indices.flatten()] = True
     return {"mse": error / images.numel(), "codes_used": used.float().mean().item()}

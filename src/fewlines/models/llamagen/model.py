@@ -7,6 +7,7 @@ training, the teacher-forced forward under a cache and the decode loop share thi
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from fewlines.attention.attend import Attend, attend_causally
 from fewlines.cache.schedule import Schedule
 from fewlines.cache.spec import Cache
+from fewlines.errors import FewlinesError
 from fewlines.geometry import Geometry
-from fewlines.models.base import AttentionModel, State
+from fewlines.models.base import AttentionModel, Model, State
 from fewlines.models.llamagen.cost import Decode
 from fewlines.models.llamagen.settings import LlamaGenSettings
 from fewlines.models.llamagen.shape import SHAPES, TransformerShape
@@ -39,6 +41,29 @@ class LabelEmbedder(nn.Module):
     def __init__(self, classes: int, dim: int) -> None:
         super().__init__()
         self.embedding_table = _embedding(classes + 1, dim)
+
+
+class Projection(nn.Module):
+    """Features of a caption, as wide as the model."""
+
+    def __init__(self, features: int, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(features, dim, bias=False)
+        self.fc2 = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the layer; shapes as in the published code."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return out
+
+
+class CaptionEmbedder(nn.Module):
+    """Features of a caption, and those that stand for none."""
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+        self.cap_proj = Projection(shape.caption_dim, shape.dim)
+        self.uncond_embedding = nn.Parameter(torch.zeros(shape.prefix, shape.caption_dim))
 
 
 class Attention(nn.Module):
@@ -111,7 +136,10 @@ class Transformer(AttentionModel):
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
         self.shape = shape
-        self.cls_embedding = LabelEmbedder(shape.classes, shape.dim)
+        self.caption_dim = shape.caption_dim
+        self.cls_embedding: Any = (
+            CaptionEmbedder(shape) if shape.caption_dim else LabelEmbedder(shape.classes, shape.dim)
+        )
         self.tok_embeddings = _embedding(shape.codes, shape.dim)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.dim, eps=shape.norm_eps)
@@ -152,11 +180,47 @@ class Transformer(AttentionModel):
         return self.norm.weight.dtype
 
     def embed_labels(self, labels: Tensor) -> Tensor:
-        """Embed class numbers `(B,)` → the prefix `(B, P, dim)`: the class, then the registers."""
+        """Embed class numbers `(B,)`, or features of captions `(B, P, F)`, → the prefix
+        `(B, P, dim)`: the class, then the registers."""
+        if self.caption_dim:
+            if labels.ndim != 3:
+                raise FewlinesError(
+                    "this model draws from features of captions, (n, tokens, "
+                    f"{self.caption_dim}), not from class numbers: 'fewlines draw --captions'"
+                )
+            embedded: Tensor = self.cls_embedding.cap_proj(labels.to(self.dtype))
+            return embedded
         prefix: Tensor = self.cls_embedding.embedding_table(labels).unsqueeze(1)
         if self.shape.registers:
             prefix = torch.cat([prefix, self.registers.expand(len(labels), -1, -1)], dim=1)
         return prefix
+
+    def blank(self, labels: Tensor) -> Tensor:
+        """Make what stands for no condition: of captions, the last features of none."""
+        if not self.caption_dim:
+            return super().blank(labels)
+        nothing: Tensor = self.cls_embedding.uncond_embedding[-labels.shape[1] :]
+        return nothing.expand_as(labels)
+
+    def group(self, conditions: Any) -> list[tuple[Model, Tensor, Tensor]]:
+        """Group captions by their length: nobody is padded, since a caption has no places."""
+        if not self.caption_dim:
+            return super().group(conditions)
+        lengths = torch.tensor([len(each) for each in conditions])
+        groups: list[tuple[Model, Tensor, Tensor]] = []
+        for length in lengths.unique().tolist():
+            numbers = (lengths == length).nonzero().flatten()
+            features = torch.stack([conditions[number] for number in numbers.tolist()])
+            groups.append((self.with_prefix(length), features, numbers))
+        return groups
+
+    def with_prefix(self, length: int) -> Transformer:
+        """Take the same weights for captions of so many features."""
+        twin = copy.copy(self)
+        twin._buffers = dict(self._buffers)
+        twin.shape = replace(self.shape, prefix=length)
+        twin.rotations = rope_2d(twin.shape).to(self.rotations)
+        return twin
 
     def with_registers(self, count: int, generator: torch.Generator) -> Transformer:
         """Copy the weights and add registers.
@@ -273,12 +337,17 @@ class Transformer(AttentionModel):
         n = shape.geometry.n_tokens
         return 6.0 * n * weights + 6 * shape.layers * n * n * shape.dim
 
+    @property
+    def has_null_class(self) -> bool:
+        """Whether it can draw without a class."""
+        return self.shape.has_null_class
+
     @classmethod
-    def read_checkpoint(cls, path: Path, shape: TransformerShape) -> Transformer:
+    def read_checkpoint(cls, path: Path, **how: Any) -> Transformer:
         """Read weights that LlamaGen published; see `checkpoint.load_checkpoint`."""
         from fewlines.models.llamagen.checkpoint import load_checkpoint
 
-        return load_checkpoint(path, shape)
+        return load_checkpoint(path, **how)
 
     @classmethod
     def draw(

@@ -20,6 +20,9 @@ class TransformerShape:
         prefix: tokens of the condition.
         registers: learned tokens after them, which every cache keeps (arXiv 2309.16588,
             2309.17453).
+        caption_dim: numbers of a feature of a caption, of which there are `prefix` at most; 0 where
+            images are of classes.
+        has_null_class: whether it learned to draw without a class, which guidance needs.
     """
 
     dim: Positive
@@ -34,6 +37,8 @@ class TransformerShape:
     rope_base: Rate = 10000.0
     prefix: Positive = 1
     registers: Count = 0
+    has_null_class: bool = True
+    caption_dim: Count = 0
 
     def __post_init__(self) -> None:
         """Refuse what is no shape."""
@@ -93,6 +98,9 @@ SHAPES = {
     "llamagen-xl": PublishedShape(1280, 36, 20, 16384, (24, 24)),
     "llamagen-xxl": PublishedShape(1536, 48, 24, 16384, (24, 24)),
     "llamagen-3b": PublishedShape(3200, 24, 32, 16384, (24, 24)),
+    "llamagen-xxxl": PublishedShape(2560, 48, 40, 16384, (24, 24)),
+    "llamagen-1b": PublishedShape(2048, 22, 32, 16384, (24, 24)),
+    "llamagen-7b": PublishedShape(4096, 32, 32, 16384, (24, 24)),
     # Janus-Pro-1B (2501.17811): DeepSeek-LLM with a text prompt before the image
     "janus-1b": PublishedShape(2048, 24, 16, 16384, (24, 24), prefix=64),
     # Lumina-mGPT (2408.02657): Chameleon 7B, and a long instruction before the image
