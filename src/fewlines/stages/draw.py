@@ -93,6 +93,9 @@ def draw(
         raise FewlinesError(
             f"output: {output} is no name of a picture; write one that ends in .png"
         )
+    sampler = Sampler(
+        temperature, top_k, top_p, 1.0 if guidance is None else guidance, guided_tokens
+    )
     limited = _read_cache(cache)
     how = {"side": side, "heads": heads, "part": part}
     model = load_model(checkpoint, **{name: each for name, each in how.items() if each is not None})
@@ -102,9 +105,8 @@ def draw(
             f"{tokenizer} has {pictures.shape.codes} codes, {checkpoint} draws {model.spec.codes}; "
             "they do not belong together"
         )
-    if guidance is None:
-        guidance = GUIDANCE if model.has_null_class else 1.0
-    sampler = Sampler(temperature, top_k, top_p, guidance, guided_tokens)
+    if guidance is None and model.has_null_class:
+        sampler = replace(sampler, guidance=GUIDANCE)
     if bool(captions) != bool(model.caption_dim):
         raise FewlinesError(
             f"{checkpoint} draws from {'captions' if model.caption_dim else 'classes'}; give "
