@@ -163,7 +163,7 @@ CONFIGURATIONS = [
         {"tasks": {"u": {"labelled": False, "caches": ["full"]}}, "sampling": {"guidance": 2.0}},
         "tasks.u: guidance needs a class",
     ),
-    ({"model": {"checkpoint": "c2i.pt"}}, "model: checkpoint, shape and side go together"),
+    ({"model": {"side": 16}}, "model: shape, side and part are of a checkpoint"),
     ({"model": {"shape": "llamagen-q"}}, "model: unknown shape 'llamagen-q'; there are"),
     ({"quality": {"features": "vgg"}}, "quality.features: .*'efficientnet-lite0' or 'inception'"),
     ({"sampling": {"shards": 2000}}, "sampling.shards: must not exceed sampling.samples"),

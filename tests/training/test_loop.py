@@ -115,9 +115,9 @@ def test_the_transformer_learns_a_sequence_that_is_always_the_same(tmp_path):
 
 def test_the_tokenizer_learns_and_revives_codes(tmp_path):
     task = tokenizer_task()
-    before = evaluate_tokenizer(task.network, IMAGES, 32)
+    before = evaluate_tokenizer(task.network, IMAGES)
     train(task, "tokenizer", tmp_path, checkpoint_seconds=60)
-    after = evaluate_tokenizer(task.network, IMAGES, 32)
+    after = evaluate_tokenizer(task.network, IMAGES)
     assert after["mse"] < before["mse"]
     dead = torch.zeros(16, dtype=torch.bool)
     dead[3] = True

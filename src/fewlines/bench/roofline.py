@@ -48,7 +48,8 @@ def make_reader(keys: Tensor, values: Tensor) -> Callable[[], None]:
     now = np.zeros((3, groups), np.int64)
     now[LENGTH] = entries
     step = decode_step(head_dim, keys.dtype)
-    held = (heads, as_array(keys), as_array(values), 0, no_means, no_means, slot, now)
+    first = np.zeros(rows, np.int64)
+    held = (heads, as_array(keys), as_array(values), 0, no_means, no_means, slot, now, first)
     return lambda: step(new, new, new, *held, out, nothing, False)
 
 

@@ -14,8 +14,9 @@ from fewlines.files import read_shapes, read_tensors, write_tensors
 from fewlines.models.base import Model, get_family, list_families
 from fewlines.models.classifier import Classifier
 from fewlines.models.llamagen.tokenizer import LlamaGenTokenizer
-from fewlines.models.tokenizer import Tokenizer, list_tokenizers
+from fewlines.models.tokenizer import ConvTokenizer, Tokenizer
 
+TOKENIZERS = (ConvTokenizer, LlamaGenTokenizer)
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 PUBLISHED = ("encoder.conv_in.weight", "tok_embeddings.weight")  # in a tokenizer, in a model
 
@@ -24,7 +25,11 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def list_kinds() -> dict[str, Any]:
     """List the classes of networks by the kind that a file's header names."""
-    return {**list_tokenizers(), "classifier": Classifier, **list_families()}
+    return {
+        **{kind.name: kind for kind in TOKENIZERS},
+        "classifier": Classifier,
+        **list_families(),
+    }
 
 
 def save_network(path: Path, network: nn.Module) -> None:

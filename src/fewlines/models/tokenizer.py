@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from fewlines.arguments import read_integers, read_tensor
 from fewlines.errors import FewlinesError
-from fewlines.registry import discover
 from fewlines.schema import Count, Positive, check_fields
 
 
@@ -163,11 +162,6 @@ class Tokenizer(nn.Module, ABC):
             )
         parts = indices.long().split(batch or self.batch)
         return torch.cat([to_bytes(self.draw_images(part)) for part in parts])
-
-
-def list_tokenizers() -> dict[str, type[Tokenizer]]:
-    """List every kind of tokenizer by its name."""
-    return discover(Tokenizer, "fewlines.models")
 
 
 class ConvTokenizer(Tokenizer):
