@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SPREAD = --numprocesses 3 --dist loadfile --no-loadscope-reorder
+unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not all that is installed
 STUDY = --configfile experiments/$(NAME).yaml $(if $(SET),--config $(SET))
 
 .PHONY: reproduce quick study kills fuzz test coverage lint clean
@@ -50,5 +51,4 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fewlines needs Python 3.11 or newer: make PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m compileall -qq -j 2 $(VENV)/lib || true  # pip would with one core; a few files are of other versions
 	touch $@
