@@ -19,8 +19,8 @@ def run(plan, rows: int, first: list[int], make, k, v, q, dtype) -> torch.Tensor
     buffers = BoundedCache(plan, rows, DIM, dtype)
     buffers.steps = [[make(group) for group in layer] for layer in buffers.layers]
     prefix = plan.geometry.prefix
-    buffers.first.copy_(torch.tensor(first))
-    buffers.write_prefix(0, k[:, :, :prefix], v[:, :, :prefix], padded=any(first))
+    buffers.pad(torch.tensor(first))
+    buffers.write_prefix(0, k[:, :, :prefix], v[:, :, :prefix])
     out = []
     for step in range(plan.geometry.n_tokens):
         buffers.advance(step)

@@ -94,9 +94,8 @@ class HeadGroup:
         merges = self.merge_slots and (slots.evicting, slots.evicted)
         return reads, slots.shortest < reads, merges, seen
 
-    def write_prefix(self, k: Tensor, v: Tensor, padded: bool = False) -> None:
-        """Write the keys and values `(B, H, P, D)` of the prefix, whose first may be padding."""
-        self.padded = padded
+    def write_prefix(self, k: Tensor, v: Tensor) -> None:
+        """Write the keys and values `(B, H, P, D)` of the prefix."""
         self.k[:, :, : self.prefix] = k[:, self.heads]
         self.v[:, :, : self.prefix] = v[:, self.heads]
 
@@ -300,11 +299,16 @@ class BoundedCache:
             y = y.unsqueeze(2)
         return y
 
-    def write_prefix(self, layer: int, k: Tensor, v: Tensor, padded: bool = False) -> None:
-        """Write the keys and values `(B, H, P, D)` of a layer's prefix; `padded` where `first` says
-        that some of it is padding."""
+    def pad(self, first: Tensor) -> None:
+        """Leave out what comes before the entries `first` `(B,)` of each row's prefix."""
+        self.first.copy_(first)
+        for group in self._groups():
+            group.padded = bool(first.any())
+
+    def write_prefix(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Write the keys and values `(B, H, P, D)` of a layer's prefix."""
         for group in self.layers[layer]:
-            group.write_prefix(k, v, padded)
+            group.write_prefix(k, v)
 
     def stay(self) -> None:
         """The next token takes the newest one's place: what comes after the image."""

@@ -117,17 +117,12 @@ def read_prompts(path: Path, model_path: Path, model: Any) -> list[Tensor]:
     lines = [line for line in lines if line]
     if not lines:
         raise FewlinesError(f"{path} has no prompts; write one a line")
-    how = {"local_files_only": True}
+    kind, how = transformers.AutoTokenizer, {}
+    if model.config.model_type == "janus":
+        kind, how = transformers.AutoProcessor, {"generation_mode": "image"}
     try:
-        if model.config.model_type == "janus":
-            processor = transformers.AutoProcessor.from_pretrained(model_path, **how)
-            read = lambda line: processor(  # noqa: E731
-                text=line, generation_mode="image", return_tensors="pt"
-            )
-        else:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(model_path, **how)
-            read = lambda line: tokenizer(line, return_tensors="pt")  # noqa: E731
-        return [read(line)["input_ids"] for line in lines]
+        read = kind.from_pretrained(model_path, local_files_only=True)
+        return [read(text=line, return_tensors="pt", **how)["input_ids"] for line in lines]
     except (OSError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise FewlinesError(f"{model_path} has no tokenizer that can be read ({said})") from None

@@ -180,11 +180,14 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
 
     def seek(self, entries: int, prompt: int, rows: int) -> None:
         """Go where `entries` tokens have come, on random keys and values: for instruments."""
-        plan = _with_prefix(self.made, prompt)
-        self.buffers = BoundedCache(plan, rows, self.head_dim, self.precision, self.device)
+        self.buffers = self._make_buffers(prompt, rows, self.device)
         self.buffers.fill(torch.Generator().manual_seed(1))
         self.buffers.seek(entries - prompt)
         self.seen = entries
+
+    def _make_buffers(self, prompt: int, rows: int, device: torch.device) -> BoundedCache:
+        plan = _with_prefix(self.made, prompt)
+        return BoundedCache(plan, rows, self.head_dim, self.precision, device)
 
     def _go_on(self, keys: Tensor) -> None:
         """To the token, or the prompt, whose keys `(B, H, T, D)` the first layer brings."""
@@ -195,8 +198,7 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
                     f"FewLinesCache: keys of {heads} heads of {head_dim}, where the model's "
                     f"configuration says {self.geometry.heads} of {self.head_dim}"
                 )
-            plan = _with_prefix(self.made, tokens)
-            self.buffers = BoundedCache(plan, rows, head_dim, self.precision, keys.device)
+            self.buffers = self._make_buffers(tokens, rows, keys.device)
             self.seen = tokens
             return
         if tokens != 1 or rows != len(self.buffers.first):
@@ -230,8 +232,9 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
                     f"FewLinesCache: this model's attention has {name}, which no engine here has"
                 )
         if self.buffers.position == 0 and q.shape[2] == self.buffers.plan.geometry.prefix:
-            padded = self._find_padding(mask) if layer == 0 else self.padded
-            self.buffers.write_prefix(layer, k, v, padded)
+            if layer == 0 and mask is not None:
+                self.buffers.pad(_find_first(mask))
+            self.buffers.write_prefix(layer, k, v)
             y: Tensor = sdpa_attention_forward(module, q, k, v, mask, **how)[0].transpose(1, 2)
             return y
         scale = how.get("scaling") or self.head_dim**-0.5
@@ -242,23 +245,18 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
             return self.buffers(layer, q.to(of), k.to(of), v.to(of)).to(q.dtype)
         return self.buffers(layer, q, k, v)
 
-    def _find_padding(self, mask: Tensor | None) -> bool:
-        """Where each row's prompt begins; `mask` `(B, 1, T, T)` says, if it is there."""
-        self.padded = False
-        if mask is None:
-            return False
-        assert self.buffers is not None
-        last = mask[:, 0, -1]  # what the last token of the prompt sees
-        there = (last if last.dtype == torch.bool else last == 0).long()
-        first = there.argmax(1)
-        if not bool((there.sum(1) == there.shape[1] - first).all()):
-            raise FewlinesError(
-                "FewLinesCache: a prompt is padded on the right or within; write "
-                "padding_side='left' in its tokenizer"
-            )
-        self.buffers.first.copy_(first)
-        self.padded = bool(first.any())
-        return self.padded
+
+def _find_first(mask: Tensor) -> Tensor:
+    """Where each row's prompt begins, `(B,)`, by its mask `(B, 1, T, T)`."""
+    last = mask[:, 0, -1]  # what the last token of the prompt sees
+    there = (last if last.dtype == torch.bool else last == 0).long()
+    first = there.argmax(1)
+    if not bool((there.sum(1) == there.shape[1] - first).all()):
+        raise FewlinesError(
+            "FewLinesCache: a prompt is padded on the right or within; write "
+            "padding_side='left' in its tokenizer"
+        )
+    return first
 
 
 def _with_prefix(plan: EvictionPlan, prefix: int) -> EvictionPlan:

@@ -299,7 +299,7 @@ class Model(nn.Module, ABC):
         """Count what a head may hold under a cache; NaN where there are no heads."""
         return float("nan")
 
-    def count_bytes(self, cache: Cache, rows: int, storage: torch.dtype) -> float:
+    def count_bytes(self, cache: Cache | Schedule, rows: int, storage: torch.dtype) -> float:
         """Count the bytes that are kept for a batch.
 
         Args:

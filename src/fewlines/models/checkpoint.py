@@ -115,7 +115,10 @@ def _is_published(path: Path) -> bool:
 
 
 def load_shape(path: Path) -> tuple[Any, Any]:
-    """Load the class and the shape of the network in a file, without its weights."""
+    """Load the class and the shape of the network in a file, without its weights; of those that
+    others published, a tokenizer's."""
+    if _is_published(path):
+        return LlamaGenTokenizer, LlamaGenTokenizer.read_shape(path)
     _, header = read_shapes(path)
     cls = list_kinds()[header["kind"]]
     return cls, _make_shape(cls, header["shape"])

@@ -105,7 +105,6 @@ def _schedule_pretrained(
     model = layered.load_pretrained(path).to(machine.device())
     height, width = map(int, grid.split("x")) if grid else (0, 0)
     geometry = find_geometry(model, (height, width) if grid else None)
-    wanted = replace(cache, calibration=None)
     if not cache.requires:
         raise FewlinesError(f"{cache.slug} goes by no calibration; FewLinesCache takes it as it is")
     asked = layered.read_prompts(prompts, path, model)[:images]
@@ -125,7 +124,7 @@ def _schedule_pretrained(
     if cache.allocation == "uniform":
         each = [capture_by_layer(*given, 2, bar.update) for given in drawn]
         layers = (average(parts) for parts in zip(*each, strict=True))
-        schedule = Schedule.by_layer(wanted, geometry, layers)
+        schedule = Schedule.by_layer(cache, geometry, layers)
     else:
         found = average([capture_expected(*given, 2, bar.update) for given in drawn])
         curves = [add_curves(replace(found, images=len(x[1])), *x) for x in drawn]
@@ -133,7 +132,7 @@ def _schedule_pretrained(
             curves = [add_bands(one, *given) for one, given in zip(curves, drawn, strict=True)]
         schedule = Schedule.of(replace(cache, calibration=average(curves)), geometry)
     bar.close()
-    return replace(schedule, weights=weights, model=str(path.name))
+    return replace(schedule, weights=weights, model=path.name)
 
 
 def average(parts: Sequence[Calibration]) -> Calibration:

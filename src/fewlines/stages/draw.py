@@ -25,13 +25,14 @@ from fewlines.decode.inputs import read_conditions
 from fewlines.decode.loop import generate
 from fewlines.decode.sampler import Sampler
 from fewlines.errors import FewlinesError
-from fewlines.files import parse, replacing
+from fewlines.files import replacing
 from fewlines.models.base import AttentionModel, Model
 from fewlines.models.checkpoint import load_model, load_tokenizer
 from fewlines.progress import progress
 from fewlines.schema import Precision
 from fewlines.stages.calibrate import add_bands, add_curves, average
 from fewlines.stages.models import HEADS, SIDE
+from fewlines.stages.tokens import load_numbers
 
 GUIDANCE = 4.0  # as LlamaGen's own script draws
 ROW = 8  # images of a row of the picture, at most
@@ -97,8 +98,7 @@ def draw(
         temperature, top_k, top_p, 1.0 if guidance is None else guidance, guided_tokens
     )
     limited = _read_cache(cache)
-    how = {"side": side, "heads": heads, "part": part}
-    model = load_model(checkpoint, **{name: each for name, each in how.items() if each is not None})
+    model = load_model(checkpoint, side=side, heads=heads, part=part)
     pictures = load_tokenizer(tokenizer)
     if pictures.shape.codes != model.spec.codes:
         raise FewlinesError(
@@ -144,9 +144,7 @@ def _read_cache(given: str) -> Cache | Schedule:
 
 
 def _read_features(path: Path) -> Any:
-    found = parse(path, np.load, "a .npy file of numbers")
-    if not isinstance(found, np.ndarray) or not np.issubdtype(found.dtype, np.floating):
-        raise FewlinesError(f"{path} holds no features; wanted are numbers (tokens, F)")
+    found = load_numbers(path, np.floating, "features (tokens, F)")
     return found[0] if found.ndim == 3 and len(found) == 1 else found
 
 
@@ -197,7 +195,5 @@ def _write_picture(path: Path, images: Tensor, row: int, facts: str) -> None:
 
 
 def _say_bytes(model: Model, cache: Cache | Schedule, dtype: torch.dtype) -> str:
-    kept, full = (
-        model.begin(1, each, storage=dtype).bytes / 1e6 for each in (cache, make_cache("full"))
-    )
+    kept, full = (model.count_bytes(each, 1, dtype) / 1e6 for each in (cache, make_cache("full")))
     return f"{kept:.1f} MB of keys and values a row, where a full cache keeps {full:.1f} MB"

@@ -190,8 +190,7 @@ def import_model(
         part: model or ema, where the file holds both.
     """
     how = {"shape": shape, "side": side, "heads": heads, "part": part}
-    given = {name: value for name, value in how.items() if value is not None}
-    network = get_family(family).read_checkpoint(checkpoint, **given)
+    network = get_family(family).read_checkpoint(checkpoint, **how)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     write_json(metrics, {"parameters": parameters, "trained": 0, "steps": 0, "gemm_share": None})
     save_network(output, network)

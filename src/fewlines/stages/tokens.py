@@ -17,7 +17,7 @@ from fewlines.config.settings import TaskSettings
 from fewlines.errors import FewlinesError
 from fewlines.files import parse, read_shapes, read_tensors
 from fewlines.models.base import Model, TokenSpec
-from fewlines.models.checkpoint import load_tokenizer
+from fewlines.models.checkpoint import load_shape
 
 Integers = npt.NDArray[np.integer[Any]]
 
@@ -36,7 +36,7 @@ def check_data(experiment: Experiment, path: Path) -> None:
     if {"train_images", "test_images"} <= set(shapes):
         height, width = shapes["train_images"][2:]
         weights = experiment.tokenizer.weights
-        stride = (load_tokenizer(weights).shape if weights else experiment.tokenizer).stride
+        stride = (load_shape(weights)[1] if weights else experiment.tokenizer).stride
         train, test = shapes["train_images"][0], shapes["test_images"][0]
         side, grid = (height, width), (height // stride, width // stride)
         facts = DataFacts(train, test, side, grid)
@@ -129,7 +129,7 @@ def read_codes(
 def _list(path: Path) -> Iterator[tuple[Path, Integers]]:
     """The array of a file, or those of a folder in the order of their numbers."""
     for each in _name_files(path) if path.is_dir() else [path]:
-        yield each, _load_integers(each)
+        yield each, load_numbers(each, np.integer, "whole numbers")
 
 
 def _name_files(folder: Path) -> list[Path]:
@@ -168,13 +168,23 @@ def _check_range(values: Any, limit: int, name: str) -> None:
         raise FewlinesError(f"{name} must lie in 0 … {limit - 1}")
 
 
-def _load_integers(path: Path) -> Integers:
+def load_numbers(path: Path, kind: type[np.number[Any]], wanted: str) -> npt.NDArray[Any]:
+    """Load the one array of a `.npy` file.
+
+    Args:
+        path: the file.
+        kind: of numbers that it must hold.
+        wanted: them in words, for the sentence.
+
+    Raises:
+        FewlinesError: it holds another thing, or nothing.
+    """
     array = parse(path, np.load, "a .npy file of numbers")
     if not isinstance(array, np.ndarray):
         raise FewlinesError(f"{path} holds several arrays; save one with numpy.save")
-    if not np.issubdtype(array.dtype, np.integer) or array.ndim == 0 or array.size == 0:
+    if not np.issubdtype(array.dtype, kind) or array.ndim == 0 or array.size == 0:
         raise FewlinesError(
-            f"{path} holds {array.dtype} of shape {array.shape}; wanted are whole numbers"
+            f"{path} holds {array.dtype} of shape {array.shape}; wanted are {wanted}"
         )
     return array
 

@@ -287,7 +287,7 @@ class Transformer(AttentionModel):
 
         return KVState(self, rows, cache, **how)
 
-    def count_bytes(self, cache: Cache, rows: int, storage: torch.dtype) -> float:
+    def count_bytes(self, cache: Cache | Schedule, rows: int, storage: torch.dtype) -> float:
         """Count the bytes of keys and values of a batch, as the buffers hold them."""
         if cache.plan(self.geometry).oracle is not None:
             return float("nan")  # not a cache

@@ -240,6 +240,11 @@ class LlamaGenTokenizer(Tokenizer):
         return images
 
     @classmethod
+    def read_shape(cls, path: Path) -> LlamaGenTokenizerShape:
+        """Read the shape of published weights alone; see `read_checkpoint`."""
+        return _read_shape(path, read_weights(path)[0])
+
+    @classmethod
     def read_checkpoint(cls, path: Path, part: str | None = None) -> LlamaGenTokenizer:
         """Read published weights; they say their shape.
 
