@@ -184,6 +184,10 @@ ENOUGH = DataFacts(train=60000, test=10000, side=(28, 28), grid=(14, 14))
 ASKED = [
     ({"test": 100}, r"quality\.kid_subset_size: 500 of 100 test images; write 100 or less"),
     ({"test": 3}, r"quality\.neighbours: 3 of 3 test images; write 2 or less"),
+    (
+        {"train": 59999},
+        r"data\.images: 70000 must be there, and there are 69999; is the copy whole",
+    ),
     ({"test": 1}, "data: 1 test images; at least 2"),
     ({"train": 300}, r"calibration\.images: 300 and 32 of curve_images are more than the 300"),
     ({"train": 2000}, r"sampling\.samples: .* 3000 for 3 seeds; there are 2000"),
@@ -196,6 +200,7 @@ ASKED = [
 @pytest.mark.parametrize(("changed", "message"), ASKED)
 def test_a7_settings_are_checked_against_the_data(changed, message):
     content = {
+        "data": {"images": 70000},
         "tasks": {"c": {"prompt_lines": 2, "caches": ["scheduled+merge-0.5lines"]}},
     }
     experiment = validate_experiment(content)

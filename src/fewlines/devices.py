@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Device:
         memory: bytes.
         operator: seconds that starting a small operator takes.
         flops_at: FLOP/s measured at some numbers of rows, where they were measured.
+        exact: FLOP/s of float32 products; None where `flops` is of whatever was measured.
+        has_memory: whether it has one of its own, as a GPU has, or shares the processor's.
     """
 
     name: str
@@ -27,6 +30,14 @@ class Device:
     memory: float
     operator: float
     flops_at: Mapping[int, float] = field(default_factory=dict)
+    exact: float | None = None
+    has_memory: bool = True
+
+    def at(self, precision: torch.dtype) -> Device:
+        """Give the device as it is for products of a precision."""
+        if precision != torch.float32 or self.exact is None:
+            return self
+        return replace(self, flops=self.exact)
 
     def rate(self, rows: int) -> float:
         """Interpolate the FLOP/s of matrix products of so many rows."""
@@ -36,22 +47,26 @@ class Device:
         return float(np.interp(rows, known, [self.flops_at[count] for count in known]))
 
 
-def make_device(name: str, terabytes: float, teraflops: float, gigabytes: float) -> Device:
-    """Make a device from its data sheet: 85% of its bandwidth and 60% of its dense bf16 rate, which
-    is what well-tuned kernels reach; operators start from a CUDA graph."""
-    return Device(name, 0.85e12 * terabytes, 0.6e12 * teraflops, 1e9 * gigabytes, 2e-6)
+def make_device(
+    name: str, terabytes: float, teraflops: float, exact: float, gigabytes: float
+) -> Device:
+    """Make a device from its data sheet: 85% of its bandwidth and 60% of its rates, bf16 without
+    sparsity and float32 without tensor cores, which is what well-tuned kernels reach; operators
+    start from a CUDA graph."""
+    rates = (0.85e12 * terabytes, 0.6e12 * teraflops)
+    return Device(name, *rates, 1e9 * gigabytes, 2e-6, exact=0.6e12 * exact)
 
 
-# Data sheets: TB/s, dense bf16 TFLOP/s, GB.
+# Data sheets: TB/s, dense bf16 and float32 TFLOP/s, GB.
 DEVICES = {
     device.name: device
     for device in (
-        make_device("h200", 4.8, 989, 141),
-        make_device("h100", 3.35, 989, 80),
-        make_device("a100", 2.04, 312, 80),
-        make_device("a100-40gb", 1.56, 312, 40),
-        make_device("l40s", 0.864, 362, 48),
-        make_device("rtx4090", 1.01, 165, 24),
-        make_device("t4", 0.32, 65, 16),
+        make_device("h200", 4.8, 989, 67, 141),
+        make_device("h100", 3.35, 989, 67, 80),
+        make_device("a100", 2.04, 312, 19.5, 80),
+        make_device("a100-40gb", 1.56, 312, 19.5, 40),
+        make_device("l40s", 0.864, 362, 91.6, 48),
+        make_device("rtx4090", 1.01, 165, 82.6, 24),
+        make_device("t4", 0.32, 65, 8.1, 16),
     )
 }

@@ -319,6 +319,7 @@ def describe_host(probe: dict[str, Any], precision: str, batch: int) -> Device:
         machine.available_bytes(),
         probe["operator_seconds"],
         {batch: rate},
+        has_memory=machine.device().type != "cpu",
     )
 
 

@@ -221,6 +221,15 @@ def make_policy(name: str, options: dict[str, Any]) -> Policy:
         ) from None
 
 
+def stand_in(cache: Cache) -> Cache:
+    """Give a cache that costs as much and needs no calibration of a model: it is victims and shares
+    that a calibration decides, not how many entries there are."""
+    if not cache.requires:
+        return cache
+    name = "line_ar" if isinstance(cache.policy, ScoringPolicy) else "streaming"
+    return replace(cache, policy=make_policy(name, {}), allocation="uniform")
+
+
 def parse_cache(name: str) -> Cache:
     """Parse the name of a cache whose policy has its default options, as `Cache.slug` writes it:
     `full`, `line_ar-3lines`, `scheduled+merge+allocated-21tokens`, `streaming-1of6`; a colon may

@@ -39,6 +39,9 @@ def check_against_data(experiment: Experiment, facts: DataFacts) -> None:
 
 def _find_complaints(experiment: Experiment, facts: DataFacts) -> Iterator[str]:
     quality, calibration = experiment.quality, experiment.calibration
+    wanted, found = experiment.data.images, facts.train + facts.test
+    if wanted is not None and wanted != found:
+        yield f"data.images: {wanted} must be there, and there are {found}; is the copy whole?"
     if facts.test < 2:
         yield f"data: {facts.test} test images; at least 2 are needed"
     if facts.side is not None:

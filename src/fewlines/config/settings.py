@@ -70,6 +70,9 @@ class DataSettings(Section):
     )
     path: Path | None = Field(None, description="folder with the source's files; null finds them")
     side: Positive | None = Field(None, description="pixels, of images that vary; null: 64")
+    images: Positive | None = Field(
+        None, description="how many there must be, training and test together; null: any number"
+    )
     tokens: Path | None = Field(
         None, description="of `fewlines import-tokens`, in place of images and a tokenizer"
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fewlines.data import cifar10, clipart, emoji, fashion_mnist, folder, shapes
-from fewlines.data.images import ImageData, Split
+from fewlines.data.images import ImageData, Size, Split
 
 SOURCES: dict[str, Callable[[Path | None, int | None], ImageData]] = {
     "fashion-mnist": fashion_mnist.load,
@@ -17,4 +17,11 @@ SOURCES: dict[str, Callable[[Path | None, int | None], ImageData]] = {
     "shapes": shapes.load,
 }
 
-__all__ = ["SOURCES", "ImageData", "Split"]
+# Of sources that are always the same: for planning before they are fetched.
+SIZES = {
+    "fashion-mnist": Size(60000, 10000, 1, (28, 28), 10),
+    "cifar10": Size(50000, 10000, 3, (32, 32), 10),
+    "shapes": Size(2000, 400, 1, (28, 28), 4),
+}
+
+__all__ = ["SIZES", "SOURCES", "ImageData", "Size", "Split"]

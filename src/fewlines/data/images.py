@@ -41,6 +41,18 @@ def refuse_side(source: str, side: int | None) -> None:
 
 
 @dataclass(frozen=True)
+class Size:
+    """How much a source has: `train` and `test` images of `channels` and `side` `(H, W)`, in
+    `classes`."""
+
+    train: int
+    test: int
+    channels: int
+    side: tuple[int, int]
+    classes: int
+
+
+@dataclass(frozen=True)
 class ImageData:
     """Training and test images of one source, and the names of its classes."""
 

@@ -53,6 +53,13 @@ class LlamaGenTokenizerShape:
         return [self.width * multiplier for multiplier in self.multipliers]
 
 
+# By their stride: VQ-16 and VQ-8.
+SHAPES = {
+    16: LlamaGenTokenizerShape(3, 128, (1, 1, 2, 2, 4), 2, 256, 16384, 8),
+    8: LlamaGenTokenizerShape(3, 128, (1, 2, 2, 4), 2, 256, 16384, 8),
+}
+
+
 def _norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(GROUPS, width, eps=1e-6)
 

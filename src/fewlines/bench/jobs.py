@@ -1,0 +1,401 @@
+"""What every job of an experiment will take on a device: time, memory and disk, before any runs.
+
+Operations and bytes are counted from the settings and divided by what the device reaches; nothing
+is timed. That is good to a factor of two: enough to know whether it is an afternoon or a month.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fewlines import machine
+from fewlines.bench.efficiency import make_settings
+from fewlines.cache.spec import Cache, stand_in
+from fewlines.calibration.losses import BANDS, list_capacities
+from fewlines.config import BASE, Experiment
+from fewlines.config.checks import DataFacts
+from fewlines.devices import Device
+from fewlines.models.base import AttentionModel, Model, ModelSettings, TokenSpec, get_family
+from fewlines.models.classifier import Classifier, ClassifierShape
+from fewlines.models.tokenizer import Tokenizer
+
+Network = TypeVar("Network", bound=torch.nn.Module)
+
+FLOAT = 4  # bytes
+PYTHON = 0.8e9  # bytes of a process that has imported torch
+START = 8.0  # seconds until it has
+PICTURES = 150  # of a file, opened and resized by one core in a second
+PASSES = 6  # over what a layer keeps for its gradients: written and read, forward and backward
+KEPT = 2.5  # floats kept for the gradients, for each that goes in and out of a matrix
+SMALL = 60.0  # seconds of a job that reads results and writes tables
+# Of the networks that images are compared by: operations of an image, numbers of a feature.
+COMPARED = {"efficientnet-lite0": (0.8e9, 1280), "inception": (11.4e9, 2048)}
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The jobs of a rule.
+
+    Attributes:
+        rule: as Snakemake lists it.
+        level: jobs of a level wait for those of the levels below.
+        seconds: of each job.
+        host: bytes of memory of the largest.
+        device: bytes on the device, where that has a memory of its own.
+        written: bytes that stay on disk, of all.
+    """
+
+    rule: str
+    level: int
+    seconds: Sequence[float]
+    host: float = PYTHON
+    device: float = 0.0
+    written: float = 0.0
+
+    def last(self, devices: int) -> float:
+        """Bound the seconds from the first to the last of them on so many devices."""
+        return max(sum(self.seconds) / devices, max(self.seconds))
+
+
+@dataclass(frozen=True)
+class Work:
+    """An experiment, and what has to be known of its data and models to count what it does.
+
+    Attributes:
+        experiment: that is planned.
+        facts: of its data.
+        channels: of an image.
+        classes: of its images.
+        network: the base model, its weights on no device.
+        tokenizer: likewise; None where the data is tokens.
+        device: that each job has to itself.
+        precision: of the products.
+    """
+
+    experiment: Experiment
+    facts: DataFacts
+    channels: int
+    classes: int
+    network: Model
+    tokenizer: Tokenizer | None
+    device: Device
+    precision: torch.dtype
+
+    def list_jobs(self) -> list[Jobs]:
+        """List what `snakemake` without a target runs, in the order in which it can."""
+        jobs = [*self._list_data(), *self._list_models(), *self._list_samples()]
+        jobs += [*self._list_scores(), *self._list_costs(), *self._list_tables()]
+        if not self.device.has_memory:
+            jobs = [replace(each, host=each.host + each.device, device=0) for each in jobs]
+        return sorted((each for each in jobs if each.seconds), key=lambda each: each.level)
+
+    def _list_data(self) -> Iterator[Jobs]:
+        """Of images: those, the tokenizer, the classifier, the tokens."""
+        if self.tokenizer is None or self.facts.side is None:
+            return
+        settings, images = self.experiment.tokenizer, self._images
+        held = images * self._pixels
+        opened = images / PICTURES if self.experiment.data.source == "folder" else 0
+        yield Jobs("data", 0, [opened + START], PYTHON + held, 0, held)
+        encoded, weights = self._encode, _count(self.tokenizer)
+        seconds, device = START, 0.0
+        if settings.weights is None:
+            seconds = settings.steps * self._step(settings.batch, encoded, self._decode)
+            device = 4 * FLOAT * weights + settings.batch * (encoded.kept + self._decode.kept)
+        yield Jobs("tokenizer", 1, [seconds], PYTHON + held, device, FLOAT * weights)
+        if self.experiment.quality.features == "classifier":
+            of = self.experiment.classifier
+            looked = self._look
+            seconds = of.steps * self._step(of.batch, looked)
+            yield Jobs("classifier", 1, [seconds], PYTHON + held, of.batch * looked.kept)
+        tokens = images * 4 * self.network.spec.n_tokens
+        seconds = START + images * self._run(encoded)
+        device = self.tokenizer.batch * encoded.kept
+        yield Jobs("tokens", 2, [seconds], PYTHON + held + tokens, device, tokens)
+
+    def _list_models(self) -> Iterator[Jobs]:
+        """Of weights: the base model's, calibration, adapted ones, other families'."""
+        experiment, weights = self.experiment, FLOAT * _count(self.network)
+        tokens = PYTHON + self._images * 4 * self.network.spec.n_tokens
+        settings = experiment.model
+        if settings.checkpoint:
+            yield Jobs("model", 3, [START + 2 * weights / 1e9], PYTHON + 3 * weights, 0, weights)
+        else:
+            seconds, device = self._train(settings, self.network)
+            yield Jobs("model", 3, [seconds], tokens, device, weights)
+        yield Jobs(
+            "model_test", 6, [self._forward(experiment.likelihood.test_images or self.facts.test)]
+        )
+        if isinstance(self.network, AttentionModel):
+            yield from self._list_calibrations(self.network, tokens)
+        adapted = [experiment.get_adapted(name) for name in experiment.adapted_models]
+        trained = [self._train(experiment.get_training(each), self.network) for each in adapted]
+        with_teacher = [
+            seconds * (4 / 3 if each.distil else 1)
+            for each, (seconds, _) in zip(adapted, trained, strict=True)
+        ]
+        device = max((device for _, device in trained), default=0) + weights
+        yield Jobs("adapt", 5, with_teacher, tokens, device, weights * len(adapted))
+        others = [self._train(each, network) for each, network in self._architectures.values()]
+        yield Jobs(
+            "architecture",
+            3,
+            [seconds for seconds, _ in others],
+            tokens,
+            max((device for _, device in others), default=0),
+            FLOAT * sum(_count(network) for _, network in self._architectures.values()),
+        )
+
+    def _list_calibrations(self, network: AttentionModel, tokens: float) -> Iterator[Jobs]:
+        """Each head alone under each capacity, on the layers from its own upwards."""
+        experiment, geometry = self.experiment, network.geometry
+        settings = experiment.calibration
+        needs = {cache.requires for cache in experiment.cache_by_slug.values()} - {None, ""}
+        if not needs and not experiment.adapted_models:
+            return
+        at_once = settings.curve_images / 2 * geometry.heads * (geometry.layers + 1)
+        curve = self._forward(int(at_once * (len(list_capacities(geometry)) - 1)))
+        positions = geometry.prefix + geometry.n_tokens - 1
+        seen = settings.batch * geometry.heads * positions**2 * FLOAT * 2
+        logits = 3 * settings.curve_images * geometry.n_tokens * network.spec.codes * FLOAT
+        device = FLOAT * _count(network) + max(seen, logits)
+        yield Jobs("calibration", 4, [self._forward(settings.images) + curve], tokens, device)
+        if "band losses" in needs:
+            yield Jobs("bands", 4, [curve * len(BANDS)], tokens, device)
+
+    def _list_samples(self) -> Iterator[Jobs]:
+        """Of images that are drawn: shards, put together, judged."""
+        experiment, spec = self.experiment, self.network.spec
+        sampling, quality = experiment.sampling, experiment.quality
+        drawn, shards = self._drawn, sampling.shards
+        images = sampling.samples * len(sampling.seeds)
+        seconds, device = [], 0.0
+        for model, slug in drawn:
+            how = experiment.get_sampling(model)
+            rows = how.batch * (1 + (how.guidance != 1))
+            each, held = self._draw(self._get_network(model), slug, rows)
+            batches = -(-sampling.samples // shards // how.batch) * len(sampling.seeds)
+            seconds += [START + batches * each] * shards
+            device = max(device, held)
+        codes = images * spec.n_tokens * 4
+        yield Jobs("generate", 6, seconds, PYTHON + 2 * codes / shards, device)
+        yield Jobs(
+            "samples", 7, [START / 4] * len(drawn), PYTHON + 3 * codes, 0, codes * len(drawn)
+        )
+        if self.tokenizer is None:
+            return
+        pixels = images * self._pixels
+        looked = self._run(self._look)
+        compared = (images + self.facts.test) * looked
+        _, numbers = COMPARED.get(quality.features, (0, experiment.classifier.features))
+        compared += 6 * sampling.samples * images * numbers / self.device.flops  # all pairs
+        host = PYTHON + self._images * self._pixels + 2 * pixels
+        device = max(self._decode.kept * self.tokenizer.batch, 64 * self._look.kept)
+        judged = START + images * self._run(self._decode) + compared
+        yield Jobs("quality", 8, [judged] * len(drawn), host, device)
+        rebuilt = images * (self._run(self._encode) + self._run(self._decode))
+        yield Jobs("reference_scores", 6, [START + rebuilt + 2 * compared], host, device)
+
+    def _list_scores(self) -> Iterator[Jobs]:
+        """Likelihood: the full cache's forward, and that under the cache."""
+        experiment, settings = self.experiment, self.experiment.likelihood
+        rows = {(experiment.get_scored(model), slug) for model, slug in self._rows}
+        n, codes = self.network.spec.n_tokens, self.network.spec.codes
+        device = FLOAT * _count(self.network) + 4 * FLOAT * settings.batch * n * codes
+        seconds = [
+            self._forward(2 * settings.images, self._get_network(model)) for model, _ in rows
+        ]
+        yield Jobs("likelihood", 6, seconds, PYTHON, device)
+        if self.network.has_kv_cache:
+            yield Jobs("storage", 6, [self._forward(3 * settings.images)], PYTHON, device)
+
+    def _list_costs(self) -> Iterator[Jobs]:
+        """Decodes under a clock, beside both full caches."""
+        experiment = self.experiment
+        shown = [slug for model, slug in experiment.rows if model == BASE]
+        shown = [slug for slug in shown if experiment.is_shown(slug)]
+        rule = experiment.cost
+        for name, settings, sets in (
+            ("cost", rule, [[slug] for slug in shown]),
+            ("paper_cost", experiment.paper, [list(experiment.paper_caches)]),
+        ):
+            sets = [slugs for slugs in sets if slugs]
+            timed = [["full", "full", *slugs] for slugs in sets]
+            each = {
+                slug: self._draw(self.network, slug, settings.batch)
+                for slugs in timed
+                for slug in slugs
+            }
+            seconds = [
+                (settings.repeats + 1) * sum(each[slug][0] for slug in slugs) + len(slugs) * START
+                for slugs in timed
+            ]
+            held = max((sum(each[slug][1] for slug in slugs) for slugs in timed), default=0)
+            yield Jobs(name, 6, seconds, PYTHON * 4, held)
+        seconds = [
+            (rule.repeats + 1) * self._draw(network, "full", rule.batch)[0] + 2 * START
+            for _, network in self._architectures.values()
+        ]
+        yield Jobs("architecture_cost", 6, seconds, PYTHON * 3)
+        if experiment.family.published and experiment.paper_caches:
+            efficiency, runs = experiment.efficiency, make_settings(experiment.efficiency, 1)
+            most = efficiency.repeats * efficiency.limit_seconds
+            rows = [len(setting.rows) for setting in runs.values()]
+            yield Jobs("efficiency_setting", 6, [most * count for count in rows], PYTHON * 3)
+
+    def _list_tables(self) -> Iterator[Jobs]:
+        """What is left: small jobs, each of one rule."""
+        experiment = self.experiment
+        names = ["tables", "figures", "report"]
+        if any(cache.requires for cache in experiment.cache_by_slug.values()):
+            names.append("lines_table")
+        if experiment.paper_caches:
+            names += [
+                "paper_table",
+                "watch",
+                *(["efficiency"] if experiment.family.published else []),
+            ]
+        names += ["architectures"] if experiment.architectures else []
+        for name in names:
+            yield Jobs(name, 9, [SMALL])
+
+    @cached_property
+    def _images(self) -> int:
+        return self.facts.train + self.facts.test
+
+    @property
+    def _pixels(self) -> int:
+        """Bytes of an image."""
+        height, width = self.facts.side or (0, 0)
+        return self.channels * height * width
+
+    @cached_property
+    def _architectures(self) -> dict[str, tuple[ModelSettings, Model]]:
+        """Of other families: settings and network."""
+        named = self.experiment.architectures
+        return {name: (each, make_network(each, self.network.spec)) for name, each in named.items()}
+
+    @property
+    def _rows(self) -> list[tuple[str, str]]:
+        return [*self.experiment.rows, *((name, "full") for name in self._architectures)]
+
+    @property
+    def _drawn(self) -> list[tuple[str, str]]:
+        return [row for row in self._rows if self.experiment.is_drawn(row[1], row[0])]
+
+    def _get_network(self, model: str) -> Model:
+        found = self._architectures.get(model)
+        return found[1] if found else self.network
+
+    @cached_property
+    def _encode(self) -> Pass:
+        assert self.tokenizer is not None
+        images = torch.zeros(1, self.channels, *(self.facts.side or (1, 1)), device="meta")
+        return count_pass(self.tokenizer.find_codes, images)
+
+    @cached_property
+    def _decode(self) -> Pass:
+        assert self.tokenizer is not None
+        codes = torch.zeros(1, *self.network.spec.grid, dtype=torch.long, device="meta")
+        return count_pass(self.tokenizer.draw_images, codes)
+
+    @cached_property
+    def _look(self) -> Pass:
+        """At one image, by the network that images are compared by."""
+        features, of = self.experiment.quality.features, self.experiment.classifier
+        if features in COMPARED:
+            flops, _ = COMPARED[features]
+            return Pass(flops, flops / 100)
+        side = self.experiment.quality.side
+        size = (side, side) if side else self.facts.side or (1, 1)
+        shape = ClassifierShape(self.channels, of.widths, of.features, self.classes)
+        images = torch.zeros(1, self.channels, *size, dtype=torch.uint8, device="meta")
+        return count_pass(place_nowhere(Classifier, shape), images)
+
+    def _run(self, of: Pass) -> float:
+        """Seconds of a pass over an image, among many."""
+        return of.flops / self.device.flops + 2 * of.kept / self.device.bandwidth
+
+    def _step(self, batch: int, *passes: Pass) -> float:
+        """Seconds of a step of training."""
+        flops, kept = sum(each.flops for each in passes), sum(each.kept for each in passes)
+        return batch * (3 * flops / self.device.flops + PASSES * kept / self.device.bandwidth)
+
+    def _forward(self, images: int, network: Model | None = None) -> float:
+        """Seconds of predicting all tokens of so many images."""
+        return START + images * self._run(count_model(network or self.network))
+
+    def _train(self, settings: ModelSettings, network: Model) -> tuple[float, float]:
+        """Seconds of a training, and bytes: weights, gradients, two moments, what is kept."""
+        one, batch = count_model(network), settings.batch
+        logits = 3 * FLOAT * network.spec.n_tokens * network.spec.codes
+        held = 4 * FLOAT * _count(network) + batch * (one.kept + logits)
+        return START + settings.steps * self._step(batch, one), held
+
+    def _draw(self, network: Model, slug: str, rows: int) -> tuple[float, float]:
+        """Seconds and bytes of drawing a batch."""
+        cache: Cache = stand_in(self.experiment.get_cache(slug))
+        if network.Cost is not None:
+            storage = machine.DTYPES[self.experiment.storage]
+            cost = network.Cost(network.shape, rows, cache, self.precision, storage)
+            return cost.predict(self.device), cost.process_bytes
+        weights, n = _count(network) * self.precision.itemsize, network.spec.n_tokens
+        flops = rows * count_model(network).flops
+        held = weights + rows * network.spec.codes * FLOAT * 4
+        return n * weights / self.device.bandwidth + flops / self.device.flops, held
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass forward over one image: its operations, and the bytes that a gradient would keep."""
+
+    flops: float
+    kept: float
+
+
+def count_pass(network: Callable[[Tensor], Any], given: Tensor) -> Pass:
+    """Count a pass of a network of which all lies on no device."""
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as counter, hooks:
+        network(given)
+    return Pass(counter.get_total_flops(), kept)
+
+
+def count_model(network: Model) -> Pass:
+    """Count a pass of a model over the tokens of an image: two operations for each weight and
+    token, where its family does not say more; what goes in and out of each matrix is kept."""
+    n = network.spec.n_tokens
+    flops = (network.count_training_flops() or 6.0 * n * _count(network)) / 3
+    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    sizes = sum(matrix.shape[0] + matrix.shape[1] for matrix in matrices)
+    tables = network.spec.codes + network.spec.classes  # of which a row is read
+    return Pass(flops, KEPT * FLOAT * n * max(sizes - tables, 0))
+
+
+def make_network(settings: ModelSettings, spec: TokenSpec) -> Model:
+    """Make the network that settings describe, its weights on no device."""
+    return place_nowhere(get_family(settings.family), settings.make_shape(spec))
+
+
+def place_nowhere(kind: type[Network], shape: Any) -> Network:
+    """Make a network of a shape, its weights on no device."""
+    with torch.device("meta"):
+        return kind(shape)
+
+
+def _count(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

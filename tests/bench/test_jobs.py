@@ -1,0 +1,151 @@
+"""What an experiment will take, counted before it runs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from conftest import planned
+from fewlines.bench.jobs import Work, count_pass
+from fewlines.cli import main
+from fewlines.config import load_experiment
+from fewlines.devices import DEVICES
+from fewlines.stages.work import find_work
+from toy_chain import REPOSITORY, TOY, make_folder, plan
+
+IMAGENET = REPOSITORY / "experiments/imagenet.yaml"
+H100 = DEVICES["h100"]
+
+
+def make_work(path: Path = TOY, **changed: object) -> Work:
+    """Of an experiment of which nothing is there yet."""
+    experiment = load_experiment([path])
+    sections = {
+        name: getattr(experiment, name).model_copy(update=value)
+        if isinstance(value, dict)
+        else value
+        for name, value in changed.items()
+    }
+    return find_work(experiment.model_copy(update=sections), H100, torch.bfloat16)
+
+
+def hours(work: Work) -> dict[str, float]:
+    return {each.rule: sum(each.seconds) for each in work.list_jobs()}
+
+
+@pytest.mark.parametrize("path", [TOY, REPOSITORY / "config.yaml"])
+def test_as_many_jobs_of_each_rule_as_snakemake_plans(path, tmp_path, monkeypatch):
+    make_folder(tmp_path / "fresh")
+    monkeypatch.chdir(tmp_path / "fresh")
+    counted = {each.rule: len(each.seconds) for each in make_work(path).list_jobs()}
+    assert counted == planned(plan(Path.cwd(), "-n", config=path))
+
+
+def test_levels_are_those_of_the_files(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    order = [each.rule for each in make_work().list_jobs()]
+    chain = ["data", "tokenizer", "tokens", "model", "calibration", "adapt", "generate", "samples"]
+    assert [rule for rule in order if rule in chain] == chain
+    assert order.index("quality") < order.index("tables")
+
+
+def test_time_follows_what_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    once, model = hours(make_work()), load_experiment([TOY]).model
+    twice = hours(make_work(model={"steps": 2 * model.steps}))
+    assert twice["model"] > once["model"]
+    assert {rule for rule in once if twice[rule] != once[rule]} == {"model"}
+    long = hours(make_work(sampling={"samples": 600}))
+    changed = {rule for rule in once if long[rule] != once[rule]}
+    assert changed == {"generate", "quality", "reference_scores"}
+
+
+def test_bytes_are_those_of_the_files(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    written = {each.rule: each.written for each in make_work().list_jobs()}
+    run = folder / "results/toy"
+    for rule, files in (
+        ("tokens", [run / "tokens.safetensors"]),
+        ("model", [run / "base/model.safetensors"]),
+        ("data", [folder / "results/data/shapes.safetensors"]),
+        ("samples", list(run.glob("*/samples/*.safetensors"))),
+    ):
+        assert written[rule] == pytest.approx(sum(each.stat().st_size for each in files), rel=0.15)
+
+
+def test_operations_of_a_pass_by_hand():
+    """A product of 5 × 3 on four rows: 120; of what it is given, 12 numbers are kept."""
+    layer = torch.nn.Linear(3, 5, bias=False, device="meta")
+    counted = count_pass(layer, torch.zeros(4, 3, device="meta"))
+    assert (counted.flops, counted.kept) == (2 * 4 * 3 * 5, 4 * 4 * 3)
+
+
+def test_a_device_that_is_twice_as_fast_takes_half_as_long(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    work = make_work(IMAGENET, sampling={"samples": 5_000_000})
+    double = replace(H100, flops=2 * H100.flops, bandwidth=2 * H100.bandwidth, operator=1e-6)
+    slow, fast = hours(work), hours(replace(work, device=double))
+    assert slow["generate"] / fast["generate"] == pytest.approx(2, rel=0.1)
+    assert slow["data"] == fast["data"]  # of a processor
+
+
+def test_imagenet_is_planned_before_anything_is_there(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", f"--experiment={IMAGENET}", "--cluster=8 x h100"]) == 0
+    said = capsys.readouterr().out
+    assert "1281167 images of 16×16 tokens, llamagen with 111 M parameters, bfloat16" in said
+    assert "| generate" in said
+    assert "hours on 8" in said
+
+
+def test_a_profile_asks_for_more_at_each_attempt(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    given = [f"--experiment={IMAGENET}", "--cluster=8 x h100", "--profile=profiles/imagenet"]
+    assert main(["plan", *given]) == 0
+    content = yaml.safe_load(Path("profiles/imagenet/profile.yaml").read_text())
+    asked = content["set-resources"]
+    assert content["jobs"] == 8
+    assert asked["generate"]["gpu"] == 1
+    assert "gpu" not in asked["tables"]
+    assert all(each["runtime"].endswith("* attempt") for each in asked.values())
+    most = {rule: int(each["mem_mb"].split()[0]) for rule, each in asked.items()}
+    assert most["data"] > 1e-6 * 1281167 * 3 * 256**2 > most["generate"]
+
+
+def test_one_processor_is_measured(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", f"--experiment={TOY}"]) == 0
+    assert "on 1 x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cluster=many"], "--cluster: 'many' is not a number of devices, as '8 x h100'"),
+        (["--cluster=8 x z80"], "unknown device 'z80'"),
+        (["--shape=llamagen-b"], "give --experiment, or --shape and --cache, not both"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(options, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", f"--experiment={TOY}", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": {"images": None}}, "how many images 'folder' has is not known yet"),
+        ({"model": {"shape": None}}, "write model.shape to plan without it"),
+    ],
+)
+def test_what_cannot_be_known_is_said(changed, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load(IMAGENET.read_text())
+    for section, keys in changed.items():
+        content[section] |= keys
+    Path("experiment.yaml").write_text(yaml.safe_dump(content))
+    assert main(["plan", "--experiment=experiment.yaml", "--cluster=8 x h100"]) == 2
+    assert message in capsys.readouterr().err
