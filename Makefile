@@ -7,7 +7,7 @@ SPREAD = --numprocesses 3 --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE  # what is imported is compiled once, not all that is installed
 STUDY = --configfile experiments/$(NAME).yaml $(if $(SET),--config $(SET))
 
-.PHONY: reproduce quick study kills fuzz test coverage lint clean
+.PHONY: reproduce quick study fuzz test test-cluster lint clean
 
 reproduce: $(READY)  ## the default experiment: data, training, samples, measurements, tables, report
 	$(BIN)/python workflow/scripts/unlock.py
@@ -23,17 +23,15 @@ study: $(READY)  ## one of experiments/, as NAME=…, into results/reference and
 	$(BIN)/snakemake publish $(STUDY)
 	$(BIN)/fewlines fill-blocks $(patsubst %,--document %,README.md $(wildcard docs/*.md)) --reference results/reference
 
-kills: $(READY)  ## `make quick` undisturbed and killed at random: the same tables; a quarter of an hour
-	$(BIN)/python tests/killed_quick.py
-
 fuzz: $(READY)  ## thousands of configurations, damaged files and arguments; some ten minutes
 	$(BIN)/pytest tests/test_fuzz.py --numprocesses 2 --hypothesis-profile fuzz --hypothesis-show-statistics
 
 test: lint  ## the whole suite, three files at a time
 	$(BIN)/pytest $(SPREAD)
 
-coverage: $(READY)  ## how much of the code the suite runs, 90% at least; half as long again
-	$(BIN)/pytest $(SPREAD) --cov --cov-report term
+test-cluster: $(READY)  ## the quick experiment on a Slurm of three nodes, made here: Debian, as root; half an hour
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[cluster]'
+	$(BIN)/python tests/cluster/check_slurm.py
 
 lint: $(READY)  ## style, types, layers, workflow
 	$(BIN)/ruff check .

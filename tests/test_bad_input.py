@@ -324,7 +324,7 @@ def test_a_wrong_file_is_one_sentence_and_leaves_nothing(files, capsys, wrong, m
             "'--grid': Input should be greater than or equal to 1",
         ),
         ("plan --shape llamagen-b --cache full --precision half", "'half' is not one of"),
-        ("plan --cache full", "Missing option '--shape'"),
+        ("plan --cache full", "give --shape and --cache, or --experiment"),
         ("generate --shard -1", "'--shard': Input should be greater than or equal to 0"),
         ("train-modle", "No such command 'train-modle'"),
     ],

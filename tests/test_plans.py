@@ -22,6 +22,7 @@ CHANGES = {
     "seed": 1,
     "precision": "bfloat16",
     "storage": "float16",
+    "training.accumulate": 2,
     "tokenizer.steps": 61,
     "classifier.steps": 61,
     "model.steps": 31,

@@ -13,13 +13,19 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
+import pandas as pd
 import psutil
 
 REPOSITORY = Path(__file__).parent.parent
 TOY = Path(__file__).parent / "toy.yaml"
+QUICK = REPOSITORY / "experiments" / "quick.yaml"
 BIN = Path(sys.executable).parent
 SNAKEMAKE = [str(BIN / "snakemake"), "--max-threads", "1"]  # toys are no faster on more
 KILLS, OF_ALL = 20, (4, 13)  # which of them take Snakemake with everything below it
+
+# Columns of times and memory, kv_bytes apart.
+MEASURED = "seconds|_bytes|speedup|time_ratio|memory_ratio|memory_saving"
+TABLES = ("cache", "ranks", "paper", "reference-scores", "storage")
 
 
 def snakemake(folder: Path, *arguments: str, config: Path = TOY, limit: float = 400) -> str:
@@ -142,3 +148,18 @@ def stage_of(process: psutil.Process) -> str:
         if len(command) > 3 and command[1].endswith("stages.py") and command[2] == "run":
             return " ".join(command[4:])
     return ""
+
+
+def compare_tables(one: Path, other: Path) -> None:
+    """Raises where a table of two runs of the quick experiment differs, measured times apart."""
+    for table in TABLES:
+        ours, theirs = (lasting(folder, table) for folder in (one, other))
+        pd.testing.assert_frame_equal(ours, theirs, check_exact=True, obj=table)
+        print(f"{table}.csv: {len(ours)} rows, {len(ours.columns)} columns equal")
+
+
+def lasting(folder: Path, name: str) -> pd.DataFrame:
+    """Of a table what is not measured time or memory."""
+    table = pd.read_csv(folder / "results/quick/tables" / f"{name}.csv", dtype=str)
+    measured = table.filter(regex=MEASURED).columns.difference(["kv_bytes"])
+    return table.drop(columns=measured)

@@ -19,14 +19,15 @@ class _LogLines:
         sys.stderr.flush()
 
 
-def progress(what: str, total: int, unit: str, done: int = 0) -> tqdm:  # type: ignore[type-arg]
-    """A bar on a terminal; in a log, a line every ten seconds."""
+def progress(what: str, total: int, unit: str, done: int = 0, *, shown: bool = True) -> tqdm:  # type: ignore[type-arg]
+    """A bar on a terminal; in a log, a line every ten seconds; nothing where it is not `shown`."""
     interactive = sys.stderr.isatty()
     return tqdm(
         desc=what,
         total=total,
         initial=done,
         unit=f" {unit}",
+        disable=not shown,
         mininterval=0.2 if interactive else 10,
         dynamic_ncols=interactive,
         ascii=not interactive,

@@ -54,10 +54,10 @@ def test_a_resumed_training_ends_with_the_same_weights(make, tmp_path, monkeypat
     broken = make()
     loss, stop = broken.compute_loss, broken.steps // 2
 
-    def interrupted(step):
+    def interrupted(step, share):
         if step == stop:
             raise KeyboardInterrupt
-        return loss(step)
+        return loss(step, share)
 
     monkeypatch.setattr(broken, "compute_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -65,7 +65,9 @@ def test_a_resumed_training_ends_with_the_same_weights(make, tmp_path, monkeypat
     resumed = make()
     seen = []
     loss_again = resumed.compute_loss
-    monkeypatch.setattr(resumed, "compute_loss", lambda step: seen.append(step) or loss_again(step))
+    monkeypatch.setattr(
+        resumed, "compute_loss", lambda step, _: seen.append(step) or loss_again(step)
+    )
     train(resumed, "resumed", tmp_path / "broken", checkpoint_seconds=60)
     assert seen[0] == stop
     for name, tensor in whole.network.state_dict().items():
@@ -98,7 +100,7 @@ def test_images_that_changed_are_learned_anew(tmp_path):
 def test_a_loss_that_diverges_is_reported(tmp_path, monkeypatch):
     task = transformer_task()
     loss = task.compute_loss
-    monkeypatch.setattr(task, "compute_loss", lambda step: loss(step) * torch.nan)
+    monkeypatch.setattr(task, "compute_loss", lambda step, _: loss(step) * torch.nan)
     with pytest.raises(
         FewlinesError, match="the loss is nan at step 0; lower its rates and run again"
     ):

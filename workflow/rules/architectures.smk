@@ -16,7 +16,7 @@ rule architecture:
     params:
         settings=settings("train-architecture"),
     shell:
-        "fewlines train-architecture --threads {threads} "
+        "{LAUNCHED} train-architecture --threads {threads} "
         "--tokens {input.tokens:q} --name {wildcards.architecture:q} "
         "--output {output.weights:q} --metrics {output.metrics:q} 2>&1 | tee {log:q}"
 

@@ -84,16 +84,18 @@ shell.prefix(
 )
 
 
-# Jobs of this machine are forks of one process that has imported torch; those that run in an
-# environment of their own are not.
+# Jobs of this machine are forks of one process that has imported torch; those that run elsewhere, or
+# in an environment of their own, are not.
 onstart:
     write_text(OWNER, describe_owner())
     write_text(Path(SETTINGS), RESOLVED)
     write_text(
         Path(f"{RUN}/experiment.yaml"), RESOLVED
     )  # the last one, for its readers
-    if not workflow.deployment_settings.deployment_method and hasattr(
-        os, "pidfd_open"
+    if (
+        workflow.local_exec
+        and not workflow.deployment_settings.deployment_method
+        and hasattr(os, "pidfd_open")
     ):
         place = os.path.join(tempfile.mkdtemp(prefix="fewlines-"), "socket")
         command = [sys.executable, STAGES, "serve", place]
@@ -101,6 +103,14 @@ onstart:
         while not os.path.exists(place) and workflow.stages.poll() is None:
             time.sleep(0.01)
         os.environ.update(FEWLINES_STAGES=place)
+
+
+# A training on several GPUs is as many processes.
+LAUNCHED = (
+    f"torchrun --standalone --nproc-per-node {EXPERIMENT.training.gpus} --no-python fewlines"
+    if EXPERIMENT.training.gpus > 1
+    else "fewlines"
+)
 
 
 scattergather:

@@ -38,7 +38,7 @@ else:
         params:
             settings=settings("train-model"),
         shell:
-            "fewlines train-model --threads {threads} "
+            "{LAUNCHED} train-model --threads {threads} "
             "--tokens {input.tokens:q} --output {output.weights:q} --metrics {output.metrics:q} "
             "2>&1 | tee {log:q}"
 
@@ -106,7 +106,7 @@ rule adapt:
     params:
         settings=settings("adapt"),
     shell:
-        "fewlines adapt --threads {threads} --model {input.model:q} "
+        "{LAUNCHED} adapt --threads {threads} --model {input.model:q} "
         "--tokens {input.tokens:q} --calibration {input.calibration:q} --name {wildcards.adapted:q} "
         "--output {output.weights:q} --metrics {output.metrics:q} 2>&1 | tee {log:q}"
 

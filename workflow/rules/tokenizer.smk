@@ -13,7 +13,7 @@ rule tokenizer:
     params:
         settings=settings("train-tokenizer"),
     shell:
-        "fewlines train-tokenizer --threads {threads} "
+        "{LAUNCHED} train-tokenizer --threads {threads} "
         "--images {input.images:q} --output {output.weights:q} --metrics {output.metrics:q} "
         "2>&1 | tee {log:q}"
 

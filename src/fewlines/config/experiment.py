@@ -34,6 +34,7 @@ from fewlines.config.settings import (
     TaskSettings,
     TokenizerSettings,
     TrainingCostSettings,
+    TrainingSettings,
 )
 from fewlines.errors import FewlinesError
 from fewlines.models.base import Model, ModelSettings, get_family
@@ -115,6 +116,7 @@ class Experiment(Section):
     )
     storage: Storage = Field("float32", description="what keys and values are kept in")
     checkpoint_seconds: Rate = Field(60, description="time between checkpoints of a training")
+    training: TrainingSettings = TrainingSettings()
     data: DataSettings = DataSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     classifier: ClassifierSettings = ClassifierSettings()
@@ -171,6 +173,7 @@ class Experiment(Section):
                     f"adaptation.models.{name}.trained: '{model.trained}' is not one of "
                     f"{', '.join(self.family.parts)}"
                 )
+        self._check_batches()
         if self.quality.kid_subset_size > self.sampling.samples:
             raise ValueError("quality.kid_subset_size: must not exceed sampling.samples")
         if len(set(self.sampling.seeds)) < len(self.sampling.seeds):
@@ -182,6 +185,24 @@ class Experiment(Section):
         except FewlinesError as error:
             raise ValueError(str(error)) from None
         return self
+
+    def _check_batches(self) -> None:
+        """That processes can divide them, and what they can divide."""
+        parts = self.training.gpus * self.training.accumulate
+        batches = {"tokenizer": self.tokenizer.batch, "model": self.model.batch}
+        batches |= {"adaptation": self.adaptation.batch}
+        for name, batch in batches.items():
+            if batch % parts:
+                raise ValueError(
+                    f"{name}.batch: {batch} images have no {parts} equal parts, as training.gpus "
+                    f"and accumulate ask for; write {-(-batch // parts) * parts}"
+                )
+        ranks = [name for name, model in self.adaptation.models.items() if model.rank]
+        if self.training.shard and ranks:
+            raise ValueError(
+                f"training.shard: the update of low rank of {ranks[0]} cannot be divided; leave "
+                "out shard, or adaptation.models' rank"
+            )
 
     @cached_property
     def family(self) -> type[Model]:

@@ -113,6 +113,22 @@ class TokenizerSettings(Section):
         return int(2 ** (len(self.widths) - 1))
 
 
+class TrainingSettings(Section):
+    """How trainings are spread: the tokenizer's, the model's and those of adapted ones. The same
+    batch gives the same steps, up to rounding, however it is spread."""
+
+    gpus: Positive = Field(
+        1, description="processes of a training, each with a GPU, or with a part of a processor"
+    )
+    shard: bool = Field(
+        False, description="a model's weights and optimiser states are divided over them (FSDP2)"
+    )
+    accumulate: Positive = Field(1, description="parts in which a process computes its images")
+    recompute: bool = Field(
+        False, description="a model's layers are computed again for their gradients, to save memory"
+    )
+
+
 class ClassifierSettings(Section):
     """The network whose features images are compared by."""
 

@@ -42,11 +42,11 @@ TABLES = (*ROWS, "name", "cost", "storage", "efficiency")
 READS: dict[str, tuple[str, ...]] = dict.fromkeys(
     (name for names in OF_MODULES.values() for name in names), ()
 ) | {
-    "train-tokenizer": ("tokenizer", "seed"),
+    "train-tokenizer": ("tokenizer", "seed", "training"),
     "train-classifier": ("classifier", "seed"),
-    "train-model": ("model", "seed", "precision"),
-    "train-architecture": ("architecture", "seed", "precision"),
-    "adapt": ("adapted", "seed", "precision"),
+    "train-model": ("model", "seed", "precision", "training"),
+    "train-architecture": ("architecture", "seed", "precision", "training"),
+    "adapt": ("adapted", "seed", "precision", "training"),
     "calibrate": ("calibration",),
     "calibration-curve": (*ROWS, "calibration", "likelihood"),
     "export-schedule": ("calibration",),

@@ -18,6 +18,7 @@ from fewlines.stages.tokens import read_codes, read_tokens
 from fewlines.training.loop import checkpoints_of, make_generator, train
 from fewlines.training.low_rank import add_low_rank, merge_low_rank
 from fewlines.training.model import ModelObjective, build_model
+from fewlines.training.parallel import is_first, join, read_weights, spread
 
 SIDE = "tokens of a side of its images; what the file or its published shape says if not given"
 HEADS = "query heads of a layer, where the file is of no published shape"
@@ -25,6 +26,7 @@ CROP = "of every image, from 0; all of them in turn, image by image, if not give
 CONTINUED = 2  # added to the seed: training that goes on sees images in another order
 
 
+@join()
 def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -> None:
     """Train the autoregressive model.
 
@@ -37,6 +39,7 @@ def train_model(config: Experiment, tokens: Path, output: Path, metrics: Path) -
     _train_new(config.model, "model", config, tokens, output, metrics)
 
 
+@join()
 def train_architecture(
     config: Experiment, name: str, tokens: Path, output: Path, metrics: Path
 ) -> None:
@@ -69,7 +72,7 @@ def _train_new(
         if settings.start
         else build_model(family, shape, config.seed)
     )
-    network.to(machine.device())
+    network = _spread(network.to(machine.device()), config)
     dtype = machine.resolve_precision(config.precision)
     objective = ModelObjective(
         settings, network, tensors["train_labels"], tensors["train_codes"], config.seed, dtype
@@ -93,6 +96,7 @@ def _continue(start: Path, family: type[Model], shape: Any) -> Model:
     return network
 
 
+@join()
 def adapt(
     config: Experiment,
     model: Path,
@@ -128,6 +132,7 @@ def adapt(
     else:
         for parameter_name, parameter in network.named_parameters():
             parameter.requires_grad_(part in parameter_name)
+    network = _spread(network, config)
     tensors, _ = read_tokens(tokens, network.spec)
     objective = ModelObjective(
         config.get_training(adapted),
@@ -143,12 +148,21 @@ def adapt(
     _train(objective, name, config, output, metrics)
 
 
+def _spread(network: Model, config: Experiment) -> Model:
+    how = config.training
+    return spread(network, "teacher_forced", divided=how.shard, recompute=how.recompute)
+
+
 def _train(
     objective: ModelObjective, name: str, config: Experiment, output: Path, metrics: Path
 ) -> None:
     """The remaining steps; the weights go to `output`, how fast it went to `metrics`."""
     gemm_rate = machine.measure_gemm_rate(objective.dtype)
-    seconds = train(objective, name, checkpoints_of(output), config.checkpoint_seconds)
+    every, accumulate = config.checkpoint_seconds, config.training.accumulate
+    seconds = train(objective, name, checkpoints_of(output), every, accumulate)
+    weights = read_weights(objective.network)
+    if not is_first():
+        return
     flops, images = objective.network.count_training_flops(), objective.settings.batch
     rate = images * flops / seconds if seconds and flops else None
     parameters = list(objective.network.parameters())
@@ -163,8 +177,13 @@ def _train(
         "gemm_share": rate / gemm_rate if rate else None,
     }
     write_json(metrics, summary)
-    merge_low_rank(objective.network)
-    save_network(output, objective.network)
+    if config.training.shard:
+        trained = type(objective.network)(objective.network.shape)
+        trained.load_state_dict(weights)
+    else:
+        trained = objective.network
+        merge_low_rank(trained)
+    save_network(output, trained)
 
 
 def import_model(

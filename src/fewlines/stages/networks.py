@@ -17,6 +17,7 @@ from fewlines.models.tokenizer import Tokenizer
 from fewlines.progress import progress
 from fewlines.training.classifier import ClassifierObjective, measure_accuracy
 from fewlines.training.loop import checkpoints_of, train
+from fewlines.training.parallel import is_first, join
 from fewlines.training.tokenizer import TokenizerObjective, evaluate_tokenizer
 
 EVALUATION_BATCH = 250
@@ -41,6 +42,7 @@ def fetch_data(
     SOURCES[source](path, side).save(output)
 
 
+@join()
 def train_tokenizer(config: Experiment, images: Path, output: Path, metrics: Path) -> None:
     """Train the VQ tokenizer, or take one that is trained.
 
@@ -56,7 +58,10 @@ def train_tokenizer(config: Experiment, images: Path, output: Path, metrics: Pat
         network = load_tokenizer(config.tokenizer.weights)
     else:
         objective = TokenizerObjective(config.tokenizer, data.train.images, config.seed)
-        seconds = train(objective, "tokenizer", checkpoints_of(output), config.checkpoint_seconds)
+        every, accumulate = config.checkpoint_seconds, config.training.accumulate
+        seconds = train(objective, "tokenizer", checkpoints_of(output), every, accumulate)
+        if not is_first():
+            return
         network = objective.network
     found = evaluate_tokenizer(network, data.test.images)
     write_json(metrics, {**found, "seconds_per_step": seconds})

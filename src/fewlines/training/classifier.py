@@ -11,7 +11,8 @@ from torch import Tensor
 from fewlines.config.settings import ClassifierSettings
 from fewlines.files import digest
 from fewlines.models.classifier import Classifier, ClassifierShape
-from fewlines.training.loop import Objective, draw_rows
+from fewlines.training.loop import WHOLE, Objective, draw_rows
+from fewlines.training.parallel import Share
 
 
 class ClassifierObjective(Objective):
@@ -21,7 +22,7 @@ class ClassifierObjective(Objective):
         self, settings: ClassifierSettings, images: Tensor, labels: Tensor, seed: int
     ) -> None:
         self.settings, self.images, self.labels, self.seed = settings, images, labels, seed
-        self.steps, self.warmup = settings.steps, 20
+        self.steps, self.batch, self.warmup = settings.steps, settings.batch, 20
         shape = ClassifierShape(
             images.shape[1], settings.widths, settings.features, int(labels.max()) + 1
         )
@@ -41,9 +42,9 @@ class ClassifierObjective(Objective):
             digest([self.images, self.labels]),
         ]
 
-    def compute_loss(self, step: int) -> Tensor:
+    def compute_loss(self, step: int, share: Share = WHOLE) -> Tensor:
         """Compute the loss of one step."""
-        rows = draw_rows(len(self.labels), self.settings.batch, step, self.seed)
+        rows = share.of(draw_rows(len(self.labels), self.batch, step, self.seed))
         _, logits = self.network(self.images[rows])
         return F.cross_entropy(logits, self.labels[rows])
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from torch import Tensor, nn
 from fewlines.errors import FewlinesError
 from fewlines.files import digest, parse, read_json, read_tensors, write_json, write_tensors
 from fewlines.progress import progress
+from fewlines.training import parallel
+from fewlines.training.parallel import Backward, Share
+
+WHOLE = Share()  # of a batch
 
 
 class Objective(ABC):
@@ -26,12 +31,13 @@ class Objective(ABC):
     network: nn.Module
     optimizers: list[torch.optim.Optimizer]
     steps: int
+    batch: int
     warmup: int
     seed: int
 
     @abstractmethod
-    def compute_loss(self, step: int) -> Tensor:
-        """Compute the loss of one step, ready for backward."""
+    def compute_loss(self, step: int, share: Share = WHOLE) -> Tensor:
+        """Compute the mean loss of a share of a step's batch, ready for backward."""
 
     def after_step(self, step: int) -> None:  # noqa: B027
         """Do upkeep that is not a gradient, such as reviving dead codes."""
@@ -63,31 +69,39 @@ def scale_rate(step: int, steps: int, warmup: int) -> float:
     return min(1.0, (step + 1) / (warmup + 1)) * (1 - step / steps)
 
 
-def train(objective: Objective, name: str, checkpoints: Path, checkpoint_seconds: float) -> float:
-    """Take the remaining steps.
+def train(
+    objective: Objective,
+    name: str,
+    checkpoints: Path,
+    checkpoint_seconds: float,
+    accumulate: int = 1,
+) -> float:
+    """Take the remaining steps, in every process of the training.
 
     Checkpoints are folders `step-…`, weights and optimiser state apart, each complete or absent; a
-    killed run continues from the last one.
+    killed run continues from the last one, on as many processes or on others.
 
     Args:
         objective: what is trained.
         name: shown with the progress.
         checkpoints: their folder.
         checkpoint_seconds: time between two.
+        accumulate: parts that a process computes its share of a batch in.
 
     Returns:
         The mean seconds of a step, 0 if none was left.
 
     Raises:
         FewlinesError: the loss, or at a checkpoint a weight, is not finite. Nothing is saved then,
-            and a run at lower rates begins anew.
+            and a run at lower rates begins anew. Or the batch cannot be divided.
     """
+    backward = make_backward(objective, accumulate)
     identity = _identity(objective)
     peaks = [
         [group["lr"] for group in optimizer.param_groups] for optimizer in objective.optimizers
     ]
     done = _restore(objective, checkpoints, identity)
-    bar = progress(name, objective.steps, "steps", done)
+    bar = progress(name, objective.steps, "steps", done, shown=parallel.is_first())
     started = saved = time.perf_counter()
     objective.network.train()
     for step in range(done, objective.steps):
@@ -95,14 +109,14 @@ def train(objective: Objective, name: str, checkpoints: Path, checkpoint_seconds
         for optimizer, rates in zip(objective.optimizers, peaks, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share
-        loss = take_step(objective, step)
+        loss = take_step(objective, step, backward)
         objective.after_step(step)
         bar.update()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{_check_loss(loss, name, step):.3f}", refresh=False)
-        if time.perf_counter() - saved > checkpoint_seconds:
-            _check_finite(objective, name, loss, step)
-            _save(objective, checkpoints, step + 1, identity)
+        if parallel.any_of(time.perf_counter() - saved > checkpoint_seconds):
+            _check_loss(loss, name, step)
+            _save(objective, name, checkpoints, step + 1, identity)
             saved = time.perf_counter()
     bar.close()
     seconds = (
@@ -111,8 +125,8 @@ def train(objective: Objective, name: str, checkpoints: Path, checkpoint_seconds
         else 0.0
     )
     if done < objective.steps:
-        _check_finite(objective, name, loss, objective.steps - 1)
-        _save(objective, checkpoints, objective.steps, identity)
+        _check_loss(loss, name, objective.steps - 1)
+        _save(objective, name, checkpoints, objective.steps, identity)
     objective.network.eval()
     return seconds
 
@@ -126,9 +140,8 @@ def _check_loss(loss: Tensor, name: str, step: int) -> float:
     return value
 
 
-def _check_finite(objective: Objective, name: str, loss: Tensor, step: int) -> None:
-    _check_loss(loss, name, step)
-    for key, tensor in objective.network.state_dict().items():
+def _check_finite(weights: Mapping[str, Tensor], name: str, step: int) -> None:
+    for key, tensor in weights.items():
         if not tensor.isfinite().all():
             raise FewlinesError(
                 f"{name}: {key} is not finite after step {step}; lower its rates and run again"
@@ -140,12 +153,17 @@ def checkpoints_of(output: Path) -> Path:
     return output.with_suffix(".checkpoints")
 
 
-def take_step(objective: Objective, step: int) -> Tensor:
-    """Take one step at the rates that the optimisers have; returns the loss."""
+def make_backward(objective: Objective, accumulate: int = 1) -> Backward:
+    """Make what computes an objective's gradients; `accumulate` as of `train`."""
+    return Backward(objective.network, objective.compute_loss, objective.batch, accumulate)
+
+
+def take_step(objective: Objective, step: int, backward: Backward | None = None) -> Tensor:
+    """Take one step at the rates that the optimisers have; returns the loss of the whole batch."""
+    backward = backward or make_backward(objective)
     for optimizer in objective.optimizers:
         optimizer.zero_grad(set_to_none=True)
-    loss = objective.compute_loss(step)
-    loss.backward()
+    loss = backward(step)
     for optimizer in objective.optimizers:
         optimizer.step()
     return loss
@@ -155,17 +173,24 @@ def _identity(objective: Objective) -> list[Any]:
     """Of a run, before its first step."""
     parameters = objective.network.named_parameters()
     trained = [name for name, parameter in parameters if parameter.requires_grad]
-    return [*objective.fingerprint(), digest(objective.network.state_dict().values()), trained]
+    weights = parallel.read_weights(objective.network)
+    return [*objective.fingerprint(), digest(weights.values()), trained]
 
 
-def _save(objective: Objective, checkpoints: Path, step: int, identity: list[Any]) -> None:
+def _save(
+    objective: Objective, name: str, checkpoints: Path, step: int, identity: list[Any]
+) -> None:
+    weights = parallel.read_weights(objective.network)
+    states = parallel.read_states(objective.network, objective.optimizers)
+    _check_finite(weights, name, step - 1)
+    if not parallel.is_first():
+        return
     final = checkpoints / f"step-{step:07d}"
     partial = checkpoints / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write_tensors(partial / "weights.safetensors", objective.network.state_dict())
-    optimizers = [optimizer.state_dict() for optimizer in objective.optimizers]
-    torch.save(optimizers, partial / "optimizers.pt")
+    write_tensors(partial / "weights.safetensors", weights)
+    torch.save(states, partial / "optimizers.pt")
     write_json(partial / "task.json", identity)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
@@ -187,10 +212,10 @@ def _restore(objective: Objective, checkpoints: Path, identity: list[Any]) -> in
     except (FewlinesError, OSError) as error:
         print(f"{last} is damaged ({error}); training begins anew", file=sys.stderr)
         task = None
+    parallel.wait()  # until all have read it
     if task != identity:  # of other settings, data or weights, or damaged: this run replaces it
-        shutil.rmtree(checkpoints)
+        if parallel.is_first():
+            shutil.rmtree(checkpoints)
         return 0
-    objective.network.load_state_dict(weights)
-    for optimizer, state in zip(objective.optimizers, states, strict=True):
-        optimizer.load_state_dict(state)
+    parallel.load(objective.network, objective.optimizers, weights, states)
     return int(last.name.removeprefix("step-"))

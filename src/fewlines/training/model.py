@@ -12,8 +12,9 @@ from torch import Tensor
 from fewlines.cache.plan import EvictionPlan
 from fewlines.files import digest
 from fewlines.models.base import Model, ModelSettings
-from fewlines.training.loop import Objective, draw_rows, make_generator
+from fewlines.training.loop import WHOLE, Objective, draw_rows, make_generator
 from fewlines.training.muon import Muon
+from fewlines.training.parallel import Share
 
 
 def build_model(family: type[Model], shape: Any, seed: int) -> Model:
@@ -53,7 +54,7 @@ class ModelObjective(Objective):
         """
         self.settings, self.seed, self.dtype, self.memories = settings, seed, dtype, memories
         self.labels, self.codes = labels, codes.long()
-        self.steps, self.warmup = settings.steps, settings.warmup
+        self.steps, self.batch, self.warmup = settings.steps, settings.batch, settings.warmup
         self.network: Model = network
         self.teacher, self.distil = teacher, distil
         groups = [group for group in network.group_parameters() if group["params"]]
@@ -84,7 +85,7 @@ class ModelObjective(Objective):
             [_describe(memory) for memory in self.memories],
         ]
 
-    def compute_loss(self, step: int) -> Tensor:
+    def compute_loss(self, step: int, share: Share = WHOLE) -> Tensor:
         """Likelihood, and divergence from the teacher if there is one."""
         rows = draw_rows(len(self.codes), self.settings.batch, step, self.seed)
         codes, labels = self.codes[rows], self.labels[rows]
@@ -94,7 +95,7 @@ class ModelObjective(Objective):
         labels = labels.masked_fill(dropped, self.network.null_class)
         memory = self.memories[int(torch.randint(len(self.memories), (), generator=generator))]
         device = self.network.device
-        codes, labels = codes.to(device), labels.to(device)
+        codes, labels = share.of(codes).to(device), share.of(labels).to(device)
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.network.teacher_forced(labels, codes, memory)
         logits = logits.float().flatten(0, 1)

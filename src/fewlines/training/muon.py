@@ -1,4 +1,5 @@
-"""Muon (Jordan et al. 2024; arXiv 2502.16982) in float32.
+"""Muon (Jordan et al. 2024; arXiv 2502.16982) in float32. Of a matrix that is divided over
+processes, each gathers the whole update, as in 2502.16982, and keeps its part.
 
 torch.optim.Muon orthogonalises in bfloat16, which processors without bf16 instructions multiply
 hundreds of times slower than float32.
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton–Schulz, Jordan et al.
 
@@ -55,7 +57,24 @@ class Muon(torch.optim.Optimizer):
                     state["velocity"] = torch.zeros_like(parameter)
                 velocity = state["velocity"].lerp_(parameter.grad, 1 - momentum)
                 direction = parameter.grad.lerp(velocity, momentum)
-                rows = group["split"] or [len(parameter)]
-                for part, target in zip(direction.split(rows), parameter.split(rows), strict=True):
-                    scale = max(1.0, part.shape[0] / part.shape[1]) ** 0.5
-                    target.add_(orthogonalise(part.float()), alpha=-group["lr"] * scale)
+                update = _orthogonalise_parts(_make_whole(direction), group["split"])
+                parameter.add_(_divide_like(parameter, update), alpha=-group["lr"])
+
+
+def _orthogonalise_parts(direction: Tensor, rows: list[int] | None) -> Tensor:
+    """Each of the matrices of so many rows by itself, scaled."""
+    parts = direction.split(rows or [len(direction)])
+    scales = [max(1.0, part.shape[0] / part.shape[1]) ** 0.5 for part in parts]
+    pairs = zip(parts, scales, strict=True)
+    return torch.cat([orthogonalise(part.float()) * scale for part, scale in pairs])
+
+
+def _make_whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _divide_like(parameter: Tensor, whole: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return whole
+    divided: Tensor = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+    return divided

@@ -17,7 +17,8 @@ from fewlines.models.tokenizer import (
     TokenizerShape,
     to_signed,
 )
-from fewlines.training.loop import Objective, draw_rows, make_generator
+from fewlines.training.loop import WHOLE, Objective, draw_rows, make_generator
+from fewlines.training.parallel import Share, gather
 
 REVIVE_EVERY = 20  # steps
 REVIVE_BELOW = 0.03  # of the mean count of a code
@@ -29,7 +30,8 @@ class TokenizerObjective(Objective):
 
     def __init__(self, settings: TokenizerSettings, images: Tensor, seed: int) -> None:
         self.settings, self.images, self.seed = settings, images, seed
-        self.steps, self.warmup = settings.steps, 20
+        self.steps, self.batch, self.warmup = settings.steps, settings.batch, 20
+        self.quantized: list[Quantized] = []  # of the shares of a step
         shape = TokenizerShape(
             images.shape[1], settings.widths, settings.blocks, settings.codes, settings.code_dim
         )
@@ -48,28 +50,33 @@ class TokenizerObjective(Objective):
         """Settings, seed and data."""
         return [self.settings.model_dump(mode="json"), self.seed, digest([self.images])]
 
-    def compute_loss(self, step: int) -> Tensor:
+    def compute_loss(self, step: int, share: Share = WHOLE) -> Tensor:
         """Compute the loss of one step."""
-        images = self._batch(step)
+        images, replace = self._draw_images(step, share), self._replacements(step)
         reconstructed, quantized = self.network(
-            images, self.settings.commitment, self._replacements(step)
+            images, self.settings.commitment, None if replace is None else share.of(replace)
         )
-        self.quantized: Quantized = quantized
+        self.quantized.append(quantized)
         loss: Tensor = F.mse_loss(reconstructed, images) + quantized.loss
         return loss
 
     def after_step(self, step: int) -> None:
         """Revive codes that are hardly used."""
+        indices, encoded = (
+            gather(torch.cat([getattr(each, of) for each in self.quantized]))
+            for of in ("indices", "encoded")
+        )
+        self.quantized.clear()
         counts = self.network.quantizer.counts
-        counts += torch.bincount(self.quantized.indices.flatten(), minlength=len(counts))
+        counts += torch.bincount(indices.flatten(), minlength=len(counts))
         if (step + 1) % REVIVE_EVERY == 0:
             if step < REVIVE_UNTIL * self.steps:
-                self._revive(counts < REVIVE_BELOW * counts.mean(), self.quantized.encoded, step)
+                self._revive(counts < REVIVE_BELOW * counts.mean(), encoded, step)
             counts.zero_()
 
-    def _batch(self, step: int) -> Tensor:
-        rows = draw_rows(len(self.images), self.settings.batch, step, self.seed)
-        return to_signed(self.images[rows])
+    def _draw_images(self, step: int, share: Share = WHOLE) -> Tensor:
+        rows = draw_rows(len(self.images), self.batch, step, self.seed)
+        return to_signed(self.images[share.of(rows)])
 
     def _replacements(self, step: int) -> Tensor | None:
         """Random codes for a share of the positions, −1 elsewhere, `(B, h, w)`.
@@ -89,7 +96,7 @@ class TokenizerObjective(Objective):
 
     @torch.no_grad()
     def _encoded(self, step: int) -> Tensor:
-        quantized = self.network.quantizer(self.network.encoder(self._batch(step)), 1.0)
+        quantized = self.network.quantizer(self.network.encoder(self._draw_images(step)), 1.0)
         assert isinstance(quantized, Quantized)
         return quantized.encoded
 
