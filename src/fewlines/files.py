@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -17,6 +20,7 @@ from safetensors.torch import save_file
 from fewlines.errors import FewlinesError
 
 HEADER = "fewlines"
+KINDS = {"U8": np.uint8, "I64": np.int64}  # numbers, as safetensors names them
 LARGE = 2**30  # bytes of a folder that are not read to see whether they changed
 
 
@@ -81,6 +85,45 @@ def write_tensors(
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata=header)
         temporary.chmod(0o644)  # safetensors makes files that only their owner may read
+
+
+@contextmanager
+def filling_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], metadata: Any
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Give arrays on disk to be filled: a safetensors file that need not fit into memory, complete
+    under its name when the block ends well.
+
+    Args:
+        path: its name.
+        shapes: of its tensors.
+        dtypes: of its tensors, as safetensors writes them.
+        metadata: a JSON-like description.
+    """
+    _require_utf8(path)
+    header: dict[str, Any] = {"__metadata__": {HEADER: json.dumps(metadata)}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * np.dtype(KINDS[dtypes[name]]).itemsize
+        header[name] = {"dtype": dtypes[name], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # data begin where every number may
+    with replacing(path) as temporary:
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(8 + len(text) + end)
+        yield {
+            name: np.memmap(
+                temporary,
+                KINDS[dtypes[name]],
+                mode="r+",
+                offset=8 + len(text) + header[name]["data_offsets"][0],
+                shape=shape,
+            )
+            if math.prod(shape)
+            else np.empty(shape, KINDS[dtypes[name]])
+            for name, shape in shapes.items()
+        }
 
 
 def _require_utf8(path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 import yaml
 
 from conftest import planned
-from fewlines.bench.jobs import Work, count_pass
+from fewlines.bench.jobs import Work
+from fewlines.bench.passes import count_pass
 from fewlines.cli import main
 from fewlines.config import load_experiment
 from fewlines.devices import DEVICES

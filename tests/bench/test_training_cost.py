@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fewlines.bench.training_cost import measure_training
-from fewlines.config.settings import CacheSettings, TrainingCostSettings
+from fewlines.config.caches import CacheSettings
+from fewlines.config.settings import TrainingCostSettings
 from fewlines.models.llamagen import Transformer
 from fewlines.models.llamagen.settings import LlamaGenSettings
 

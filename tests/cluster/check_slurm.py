@@ -34,7 +34,7 @@ def main() -> None:
         try:
             make_folder(local)
             took = timed(lambda: snakemake(local, "--cores=2", config=QUICK, limit=LIMIT))
-            print(f"local run: {took:.0f} s")
+            print(f"local run: {took:.0f} s", flush=True)
             make_folder(cluster)
             took = timed(lambda: run_on_cluster(cluster, state))
             print(f"on three nodes, of which one was lost: {took:.0f} s")

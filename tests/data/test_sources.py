@@ -87,11 +87,11 @@ def test_a_folder_that_cannot_be_used_is_explained(pictures, monkeypatch):
     broken = pictures / "cats" / "broken.png"
     broken.write_bytes((pictures / "cats" / "0.png").read_bytes()[:40])
     with pytest.raises(FewlinesError, match=r"broken\.png cannot be read as an image"):
-        load(pictures, None)
+        load(pictures, None).save(pictures / "images")
     broken.unlink()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(FewlinesError, match="too large for an image"):
-        load(pictures, None)
+        load(pictures, None).save(pictures / "images")
     for source in ("shapes", "fashion-mnist", "cifar10"):
         with pytest.raises(FewlinesError, match=r"data\.side: .* leave the side out"):
             SOURCES[source](None, 32)

@@ -115,6 +115,7 @@ LAUNCHED = (
 
 scattergather:
     shard=EXPERIMENT.sampling.shards,
+    tokens=EXPERIMENT.tokenizer.shards,
 
 
 wildcard_constraints:

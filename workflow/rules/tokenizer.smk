@@ -37,17 +37,53 @@ rule classifier:
         "2>&1 | tee {log:q}"
 
 
-rule tokens:
-    input:
-        images=DATA,
-        tokenizer=rules.tokenizer.output.weights,
-    output:
-        f"{RUN}/tokens.safetensors",
-    log:
-        f"{RUN}/logs/tokens.log",
-    conda:
-        "../envs/fewlines.yaml"
-    threads: workflow.cores
-    shell:
-        "fewlines tokenize --threads {threads} --images {input.images:q} "
-        "--tokenizer {input.tokenizer:q} --output {output:q} 2>&1 | tee {log:q}"
+if EXPERIMENT.tokenizer.shards == 1:
+
+    rule tokens:
+        input:
+            images=DATA,
+            tokenizer=rules.tokenizer.output.weights,
+        output:
+            f"{RUN}/tokens.safetensors",
+        log:
+            f"{RUN}/logs/tokens.log",
+        conda:
+            "../envs/fewlines.yaml"
+        threads: workflow.cores
+        shell:
+            "fewlines tokenize --threads {threads} --images {input.images:q} "
+            "--tokenizer {input.tokenizer:q} --output {output:q} 2>&1 | tee {log:q}"
+
+else:
+
+    rule tokenize:
+        input:
+            images=DATA,
+            tokenizer=rules.tokenizer.output.weights,
+        output:
+            temp(f"{RUN}/tokens.{{scatteritem}}.safetensors"),
+        log:
+            f"{RUN}/logs/tokens.{{scatteritem}}.log",
+        conda:
+            "../envs/fewlines.yaml"
+        params:
+            shard=lambda wildcards: int(wildcards.scatteritem.split("-of-")[0]) - 1,
+            shards=EXPERIMENT.tokenizer.shards,
+        shell:
+            "fewlines tokenize --threads {threads} --images {input.images:q} "
+            "--tokenizer {input.tokenizer:q} --shard {params.shard} --shards {params.shards} "
+            "--output {output:q} 2>&1 | tee {log:q}"
+
+    rule tokens:
+        input:
+            gather.tokens(f"{RUN}/tokens.{{scatteritem}}.safetensors"),
+        output:
+            f"{RUN}/tokens.safetensors",
+        log:
+            f"{RUN}/logs/tokens.log",
+        conda:
+            "../envs/fewlines.yaml"
+        params:
+            shards=lambda wildcards, input: [f"--shard {quote(each)}" for each in input],
+        shell:
+            "fewlines gather {params.shards} --output {output:q} 2>&1 | tee {log:q}"

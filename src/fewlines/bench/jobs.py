@@ -6,37 +6,44 @@ is timed. That is good to a factor of two: enough to know whether it is an after
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from fewlines import machine
 from fewlines.bench.efficiency import make_settings
+from fewlines.bench.passes import (
+    FLOAT,
+    Pass,
+    count_model,
+    count_pass,
+    count_weights,
+    make_network,
+    place_nowhere,
+)
 from fewlines.cache.spec import Cache, stand_in
 from fewlines.calibration.losses import BANDS, list_capacities
 from fewlines.config import BASE, Experiment
 from fewlines.config.checks import DataFacts
 from fewlines.devices import Device
-from fewlines.models.base import AttentionModel, Model, ModelSettings, TokenSpec, get_family
+from fewlines.models.base import AttentionModel, Model, ModelSettings
 from fewlines.models.classifier import Classifier, ClassifierShape
 from fewlines.models.tokenizer import Tokenizer
 
-Network = TypeVar("Network", bound=torch.nn.Module)
-
-FLOAT = 4  # bytes
 PYTHON = 0.8e9  # bytes of a process that has imported torch
 START = 8.0  # seconds until it has
 PICTURES = 150  # of a file, opened and resized by one core in a second
 PASSES = 6  # over what a layer keeps for its gradients: written and read, forward and backward
-KEPT = 2.5  # floats kept for the gradients, for each that goes in and out of a matrix
 SMALL = 60.0  # seconds of a job that reads results and writes tables
 # Of the networks that images are compared by: operations of an image, numbers of a feature.
 COMPARED = {"efficientnet-lite0": (0.8e9, 1280), "inception": (11.4e9, 2048)}
+
+
+# Jobs of a level wait for those of the levels before.
+DATA, NETWORKS, CODES, TOKENS, MODELS, CALIBRATED, BANDS_KNOWN, ADAPTED = range(8)
+MEASURED, GATHERED, JUDGED, WRITTEN = range(8, 12)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Jobs:
 
     Attributes:
         rule: as Snakemake lists it.
-        level: jobs of a level wait for those of the levels below.
+        level: one of those above.
         seconds: of each job.
         host: bytes of memory of the largest.
         device: bytes on the device, where that has a memory of its own.
@@ -77,6 +84,7 @@ class Work:
         tokenizer: likewise; None where the data is tokens.
         device: that each job has to itself.
         precision: of the products.
+        cores: of the processor beside a device, or of the processor.
     """
 
     experiment: Experiment
@@ -87,6 +95,7 @@ class Work:
     tokenizer: Tokenizer | None
     device: Device
     precision: torch.dtype
+    cores: int
 
     def list_jobs(self) -> list[Jobs]:
         """List what `snakemake` without a target runs, in the order in which it can."""
@@ -102,36 +111,44 @@ class Work:
             return
         settings, images = self.experiment.tokenizer, self._images
         held = images * self._pixels
-        opened = images / PICTURES if self.experiment.data.source == "folder" else 0
-        yield Jobs("data", 0, [opened + START], PYTHON + held, 0, held)
-        encoded, weights = self._encode, _count(self.tokenizer)
+        opened = images / PICTURES / self.cores if self.experiment.data.path else 0
+        yield Jobs("data", DATA, [opened + START], PYTHON, 0, held)
+        encoded, weights = self._encode, count_weights(self.tokenizer)
         seconds, device = START, 0.0
         if settings.weights is None:
             seconds = settings.steps * self._step(settings.batch, encoded, self._decode)
             device = 4 * FLOAT * weights + settings.batch * (encoded.kept + self._decode.kept)
-        yield Jobs("tokenizer", 1, [seconds], PYTHON + held, device, FLOAT * weights)
+        yield Jobs("tokenizer", NETWORKS, [seconds], PYTHON, device, FLOAT * weights)
         if self.experiment.quality.features == "classifier":
             of = self.experiment.classifier
             looked = self._look
             seconds = of.steps * self._step(of.batch, looked)
-            yield Jobs("classifier", 1, [seconds], PYTHON + held, of.batch * looked.kept)
-        tokens = images * 4 * self.network.spec.n_tokens
-        seconds = START + images * self._run(encoded)
-        device = self.tokenizer.batch * encoded.kept
-        yield Jobs("tokens", 2, [seconds], PYTHON + held + tokens, device, tokens)
+            yield Jobs("classifier", NETWORKS, [seconds], PYTHON, of.batch * looked.kept)
+        tokens, shards = images * 4 * self.network.spec.n_tokens, settings.shards
+        each = START + images / shards * self._run(encoded)
+        host, device = PYTHON + tokens / shards, self.tokenizer.batch * encoded.kept
+        if shards == 1:
+            yield Jobs("tokens", CODES, [each], host, device, tokens)
+        else:
+            yield Jobs("tokenize", CODES, [each] * shards, host, device)
+            yield Jobs("tokens", TOKENS, [START + tokens / 1e9], PYTHON + tokens, 0, tokens)
 
     def _list_models(self) -> Iterator[Jobs]:
         """Of weights: the base model's, calibration, adapted ones, other families'."""
-        experiment, weights = self.experiment, FLOAT * _count(self.network)
+        experiment, weights = self.experiment, FLOAT * count_weights(self.network)
         tokens = PYTHON + self._images * 4 * self.network.spec.n_tokens
         settings = experiment.model
         if settings.checkpoint:
-            yield Jobs("model", 3, [START + 2 * weights / 1e9], PYTHON + 3 * weights, 0, weights)
+            yield Jobs(
+                "model", MODELS, [START + 2 * weights / 1e9], PYTHON + 3 * weights, 0, weights
+            )
         else:
             seconds, device = self._train(settings, self.network)
-            yield Jobs("model", 3, [seconds], tokens, device, weights)
+            yield Jobs("model", MODELS, [seconds], tokens, device, weights)
         yield Jobs(
-            "model_test", 6, [self._forward(experiment.likelihood.test_images or self.facts.test)]
+            "model_test",
+            MEASURED,
+            [self._forward(experiment.likelihood.test_images or self.facts.test)],
         )
         if isinstance(self.network, AttentionModel):
             yield from self._list_calibrations(self.network, tokens)
@@ -142,15 +159,15 @@ class Work:
             for each, (seconds, _) in zip(adapted, trained, strict=True)
         ]
         device = max((device for _, device in trained), default=0) + weights
-        yield Jobs("adapt", 5, with_teacher, tokens, device, weights * len(adapted))
+        yield Jobs("adapt", ADAPTED, with_teacher, tokens, device, weights * len(adapted))
         others = [self._train(each, network) for each, network in self._architectures.values()]
         yield Jobs(
             "architecture",
-            3,
+            MODELS,
             [seconds for seconds, _ in others],
             tokens,
             max((device for _, device in others), default=0),
-            FLOAT * sum(_count(network) for _, network in self._architectures.values()),
+            FLOAT * sum(count_weights(network) for _, network in self._architectures.values()),
         )
 
     def _list_calibrations(self, network: AttentionModel, tokens: float) -> Iterator[Jobs]:
@@ -165,10 +182,12 @@ class Work:
         positions = geometry.prefix + geometry.n_tokens - 1
         seen = settings.batch * geometry.heads * positions**2 * FLOAT * 2
         logits = 3 * settings.curve_images * geometry.n_tokens * network.spec.codes * FLOAT
-        device = FLOAT * _count(network) + max(seen, logits)
-        yield Jobs("calibration", 4, [self._forward(settings.images) + curve], tokens, device)
+        device = FLOAT * count_weights(network) + max(seen, logits)
+        yield Jobs(
+            "calibration", CALIBRATED, [self._forward(settings.images) + curve], tokens, device
+        )
         if "band losses" in needs:
-            yield Jobs("bands", 4, [curve * len(BANDS)], tokens, device)
+            yield Jobs("bands", BANDS_KNOWN, [curve * len(BANDS)], tokens, device)
 
     def _list_samples(self) -> Iterator[Jobs]:
         """Of images that are drawn: shards, put together, judged."""
@@ -185,36 +204,35 @@ class Work:
             seconds += [START + batches * each] * shards
             device = max(device, held)
         codes = images * spec.n_tokens * 4
-        yield Jobs("generate", 6, seconds, PYTHON + 2 * codes / shards, device)
+        yield Jobs("generate", MEASURED, seconds, PYTHON + 2 * codes / shards, device)
         yield Jobs(
-            "samples", 7, [START / 4] * len(drawn), PYTHON + 3 * codes, 0, codes * len(drawn)
+            "samples", GATHERED, [START / 4] * len(drawn), PYTHON + 3 * codes, 0, codes * len(drawn)
         )
         if self.tokenizer is None:
             return
-        pixels = images * self._pixels
         looked = self._run(self._look)
         compared = (images + self.facts.test) * looked
         _, numbers = COMPARED.get(quality.features, (0, experiment.classifier.features))
         compared += 6 * sampling.samples * images * numbers / self.device.flops  # all pairs
-        host = PYTHON + self._images * self._pixels + 2 * pixels
+        host = PYTHON + 3 * FLOAT * numbers * (sampling.samples + self.facts.test)
         device = max(self._decode.kept * self.tokenizer.batch, 64 * self._look.kept)
         judged = START + images * self._run(self._decode) + compared
-        yield Jobs("quality", 8, [judged] * len(drawn), host, device)
+        yield Jobs("quality", JUDGED, [judged] * len(drawn), host, device)
         rebuilt = images * (self._run(self._encode) + self._run(self._decode))
-        yield Jobs("reference_scores", 6, [START + rebuilt + 2 * compared], host, device)
+        yield Jobs("reference_scores", MEASURED, [START + rebuilt + 2 * compared], host, device)
 
     def _list_scores(self) -> Iterator[Jobs]:
         """Likelihood: the full cache's forward, and that under the cache."""
         experiment, settings = self.experiment, self.experiment.likelihood
         rows = {(experiment.get_scored(model), slug) for model, slug in self._rows}
         n, codes = self.network.spec.n_tokens, self.network.spec.codes
-        device = FLOAT * _count(self.network) + 4 * FLOAT * settings.batch * n * codes
+        device = FLOAT * count_weights(self.network) + 4 * FLOAT * settings.batch * n * codes
         seconds = [
             self._forward(2 * settings.images, self._get_network(model)) for model, _ in rows
         ]
-        yield Jobs("likelihood", 6, seconds, PYTHON, device)
+        yield Jobs("likelihood", MEASURED, seconds, PYTHON, device)
         if self.network.has_kv_cache:
-            yield Jobs("storage", 6, [self._forward(3 * settings.images)], PYTHON, device)
+            yield Jobs("storage", MEASURED, [self._forward(3 * settings.images)], PYTHON, device)
 
     def _list_costs(self) -> Iterator[Jobs]:
         """Decodes under a clock, beside both full caches."""
@@ -238,17 +256,17 @@ class Work:
                 for slugs in timed
             ]
             held = max((sum(each[slug][1] for slug in slugs) for slugs in timed), default=0)
-            yield Jobs(name, 6, seconds, PYTHON * 4, held)
+            yield Jobs(name, MEASURED, seconds, PYTHON * 4, held)
         seconds = [
             (rule.repeats + 1) * self._draw(network, "full", rule.batch)[0] + 2 * START
             for _, network in self._architectures.values()
         ]
-        yield Jobs("architecture_cost", 6, seconds, PYTHON * 3)
+        yield Jobs("architecture_cost", MEASURED, seconds, PYTHON * 3)
         if experiment.family.published and experiment.paper_caches:
             efficiency, runs = experiment.efficiency, make_settings(experiment.efficiency, 1)
             most = efficiency.repeats * efficiency.limit_seconds
             rows = [len(setting.rows) for setting in runs.values()]
-            yield Jobs("efficiency_setting", 6, [most * count for count in rows], PYTHON * 3)
+            yield Jobs("efficiency_setting", MEASURED, [most * count for count in rows], PYTHON * 3)
 
     def _list_tables(self) -> Iterator[Jobs]:
         """What is left: small jobs, each of one rule."""
@@ -264,7 +282,7 @@ class Work:
             ]
         names += ["architectures"] if experiment.architectures else []
         for name in names:
-            yield Jobs(name, 9, [SMALL])
+            yield Jobs(name, WRITTEN, [SMALL])
 
     @cached_property
     def _images(self) -> int:
@@ -336,7 +354,7 @@ class Work:
         """Seconds of a training, and bytes: weights, gradients, two moments, what is kept."""
         one, batch = count_model(network), settings.batch
         logits = 3 * FLOAT * network.spec.n_tokens * network.spec.codes
-        held = 4 * FLOAT * _count(network) + batch * (one.kept + logits)
+        held = 4 * FLOAT * count_weights(network) + batch * (one.kept + logits)
         return START + settings.steps * self._step(batch, one), held
 
     def _draw(self, network: Model, slug: str, rows: int) -> tuple[float, float]:
@@ -346,56 +364,7 @@ class Work:
             storage = machine.DTYPES[self.experiment.storage]
             cost = network.Cost(network.shape, rows, cache, self.precision, storage)
             return cost.predict(self.device), cost.process_bytes
-        weights, n = _count(network) * self.precision.itemsize, network.spec.n_tokens
+        weights, n = count_weights(network) * self.precision.itemsize, network.spec.n_tokens
         flops = rows * count_model(network).flops
         held = weights + rows * network.spec.codes * FLOAT * 4
         return n * weights / self.device.bandwidth + flops / self.device.flops, held
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A pass forward over one image: its operations, and the bytes that a gradient would keep."""
-
-    flops: float
-    kept: float
-
-
-def count_pass(network: Callable[[Tensor], Any], given: Tensor) -> Pass:
-    """Count a pass of a network of which all lies on no device."""
-    kept = 0
-
-    def keep(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += 0 if isinstance(tensor, torch.nn.Parameter) else tensor.nbytes
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with FlopCounterMode(display=False) as counter, hooks:
-        network(given)
-    return Pass(counter.get_total_flops(), kept)
-
-
-def count_model(network: Model) -> Pass:
-    """Count a pass of a model over the tokens of an image: two operations for each weight and
-    token, where its family does not say more; what goes in and out of each matrix is kept."""
-    n = network.spec.n_tokens
-    flops = (network.count_training_flops() or 6.0 * n * _count(network)) / 3
-    matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    sizes = sum(matrix.shape[0] + matrix.shape[1] for matrix in matrices)
-    tables = network.spec.codes + network.spec.classes  # of which a row is read
-    return Pass(flops, KEPT * FLOAT * n * max(sizes - tables, 0))
-
-
-def make_network(settings: ModelSettings, spec: TokenSpec) -> Model:
-    """Make the network that settings describe, its weights on no device."""
-    return place_nowhere(get_family(settings.family), settings.make_shape(spec))
-
-
-def place_nowhere(kind: type[Network], shape: Any) -> Network:
-    """Make a network of a shape, its weights on no device."""
-    with torch.device("meta"):
-        return kind(shape)
-
-
-def _count(network: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())

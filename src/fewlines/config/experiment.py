@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
 from fewlines.cache.spec import Cache, parse_cache
-from fewlines.config.products import multiply_line
+from fewlines.config.caches import DEFAULT_CACHES, CacheSettings, Measure, list_caches
 from fewlines.config.settings import (
     BASE,
     STEPS,
@@ -18,14 +18,12 @@ from fewlines.config.settings import (
     AdaptedModel,
     Architecture,
     ArchitectureName,
-    CacheSettings,
     CalibrationSettings,
     ClassifierSettings,
     CostSettings,
     DataSettings,
     EfficiencySettings,
     LikelihoodSettings,
-    Measure,
     PaperSettings,
     QualitySettings,
     SamplingSettings,
@@ -40,55 +38,11 @@ from fewlines.errors import FewlinesError
 from fewlines.models.base import Model, ModelSettings, get_family
 from fewlines.schema import Precision, Rate, Section, Seed, Storage
 
-DEFAULT_CACHES: list[dict[str, Any]] = [
-    {"policy": "full"},
-    {"policy": ["lines", "line_ar"], "budget": {"lines": 3}},
-    {"policy": "line_ar", "budget": {"lines": 3}, "merge": True, "options": {"anchor": "auto"}},
-    {"policy": "streaming", "budget": {"lines": 3}, "measure": "samples"},
-    {"policy": "scheduled", "budget": {"lines": [3, 2]}, "merge": True},
-    {
-        "policy": ["lines", "streaming", "line_ar"],
-        "budget": {"lines": 2},
-        "measure": "likelihood",
-    },
-    {
-        "policy": "scheduled",
-        "budget": {"lines": [3, 2, 1]},
-        "merge": True,
-        "allocation": "calibrated",
-        "measure": "likelihood",
-    },
-]
-
 
 def _check_name(name: str) -> str:
     if name in ("reference", "data"):
         raise ValueError(f"results/{name} is not a run's; write another name")
     return name
-
-
-def _list_caches(lines: object) -> object:
-    """Each cache once, `full` among them; a later line replaces an earlier one of the same
-    cache. Where one is wrong, one for each line: errors then count lines as the user does."""
-    if not isinstance(lines, list | tuple) or not lines:
-        return lines
-    several = [[(_get_slug(each), each) for each in multiply_line(line)] for line in lines]
-    if any(slug is None for line in several for slug, _ in line):
-        return [min(line, key=lambda named: named[0] is not None)[1] for line in several]
-    found: dict[str | None, object] = {}
-    for slug, each in (named for line in several for named in line):
-        if found.get(slug) == each:
-            raise ValueError(f"{slug} is listed more than once")
-        found[slug] = each
-    return list(({"full": {"policy": "full"}} | found).values())
-
-
-def _get_slug(line: object) -> str | None:
-    """None of a line that cannot be used: what is wrong with it is said when it is validated."""
-    try:
-        return CacheSettings.model_validate(line).build().slug
-    except ValueError:
-        return None
 
 
 class _Undeclared:
@@ -142,7 +96,7 @@ class Experiment(Section):
         default_factory=dict,
         description="of `make study`: files that are tracked, and which of the run they are",
     )
-    caches: Annotated[tuple[CacheSettings, ...], BeforeValidator(_list_caches)] = Field(
+    caches: Annotated[tuple[CacheSettings, ...], BeforeValidator(list_caches)] = Field(
         default=DEFAULT_CACHES,
         min_length=1,
         validate_default=True,

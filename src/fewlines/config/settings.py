@@ -12,16 +12,13 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    PlainSerializer,
     SerializeAsAny,
     ValidationError,
     model_validator,
 )
 
-from fewlines.cache.budget import Budget
-from fewlines.cache.policy import OraclePolicy
 from fewlines.cache.spec import Cache, make_policy, parse_cache
-from fewlines.config.products import multiply, multiply_budgets
+from fewlines.config.caches import CacheName, CacheSettings, Measure, SeveralBudgets, SeveralCaches
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
 from fewlines.models.base import ModelSettings, find_published, get_family
@@ -29,7 +26,6 @@ from fewlines.schema import Number, Positive, Precision, Rate, Section, Seed, Sh
 
 BASE = "base"  # the model that all others go on from
 STEPS = "base+steps"  # the base model after as many more steps with a full cache
-Measure = Literal["likelihood", "samples", "all"]
 
 
 def _check_source(name: str) -> str:
@@ -44,22 +40,6 @@ def _check_shape(name: str) -> str:
     except FewlinesError as error:
         raise ValueError(str(error)) from None
     return name
-
-
-def _check_cache(name: str) -> str:
-    """Of names that need not be listed; those with options are checked against the list."""
-    if "-" in name.split("+")[0] and not name.split("-")[1][:1].isdigit():
-        return name
-    try:
-        cache = parse_cache(name)
-    except FewlinesError as error:
-        raise ValueError(str(error)) from None
-    if isinstance(cache.policy, OraclePolicy):
-        raise ValueError(f"{cache.policy.name} looks at the finished image: nothing is drawn by it")
-    return name
-
-
-CacheName = Annotated[str, AfterValidator(_check_cache)]
 
 
 class DataSettings(Section):
@@ -106,6 +86,7 @@ class TokenizerSettings(Section):
     steps: Positive = Field(800, description="of training")
     batch: Positive = Field(128, description="images of a step")
     learning_rate: Rate = Field(2e-3, description="peak, AdamW")
+    shards: Positive = Field(1, description="jobs that turn all images into codes")
 
     @property
     def stride(self) -> int:
@@ -315,64 +296,6 @@ class CostSettings(Section):
 
     batch: Positive = Field(32, description="images decoded together")
     repeats: Positive = Field(3, description="timed decodes of each configuration, interleaved")
-
-
-def _read_budget(written: object) -> Budget | None:
-    if written is None or isinstance(written, Budget):
-        return written
-    try:
-        return Budget.parse(written)
-    except FewlinesError as error:
-        raise ValueError(str(error)) from None
-
-
-def _write_budget(budget: Budget | None) -> dict[str, str] | None:
-    return None if budget is None else {budget.unit: str(budget.amount)}
-
-
-Budgeted = Annotated[Any, BeforeValidator(_read_budget), PlainSerializer(_write_budget)]
-
-
-class CacheSettings(Section):
-    """One line of `caches`: `{policy: lines, budget: {lines: 3}}`. Lists multiply: `{policy:
-    [lines, streaming], budget: {lines: [3, 2]}}` are four caches."""
-
-    policy: str = Field(description="a file of src/fewlines/cache/policies, by its name")
-    budget: Budgeted = Field(
-        None, description="`{lines: 3}`, `{fraction: 1/6}` or `{tokens: 21}`; null for `full` alone"
-    )
-    merge: bool = Field(False, description="victims are merged into a merge slot, not dropped")
-    allocation: str = Field(
-        "uniform",
-        description="of the total over layers and heads, a file of src/fewlines/cache/allocations",
-    )
-    options: dict[str, Any] = Field(default_factory=dict, description="fields of the policy")
-    measure: Measure = Field(
-        "all",
-        description="likelihood: no images are drawn and no time is taken, for a quick rank; "
-        "samples: images are drawn, no time is taken",
-    )
-
-    @model_validator(mode="after")
-    def _buildable(self) -> CacheSettings:
-        try:
-            policy = self.build().policy
-        except FewlinesError as error:
-            raise ValueError(str(error)) from None
-        if isinstance(policy, OraclePolicy) and self.measure != "likelihood":
-            raise ValueError(f"{policy.name} draws nothing; write measure: likelihood")
-        return self
-
-    def build(self) -> Cache:
-        """Build the cache."""
-        policy = make_policy(self.policy, self.options)
-        return Cache(policy, self.budget, self.merge, self.allocation)
-
-
-SeveralCaches = Annotated[tuple[CacheSettings, ...], BeforeValidator(multiply)]
-
-
-SeveralBudgets = Annotated[tuple[Budgeted, ...], BeforeValidator(multiply_budgets)]
 
 
 class SearchSettings(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fewlines.data import cifar10, clipart, emoji, fashion_mnist, folder, shapes
+from fewlines.data import cifar10, clipart, emoji, fashion_mnist, folder, shapes, webdataset
 from fewlines.data.images import ImageData, Size, Split
 
 SOURCES: dict[str, Callable[[Path | None, int | None], ImageData]] = {
@@ -14,6 +14,7 @@ SOURCES: dict[str, Callable[[Path | None, int | None], ImageData]] = {
     "clipart": clipart.load,
     **emoji.SOURCES,
     "folder": folder.load,
+    "webdataset": webdataset.load,
     "shapes": shapes.load,
 }
 

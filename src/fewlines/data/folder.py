@@ -12,16 +12,20 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import IO, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fewlines.data.images import ImageData, Split
+from fewlines.data.images import ImageData, Stream
 from fewlines.errors import FewlinesError
-from fewlines.progress import progress
+
+Item = TypeVar("Item")
 
 # What Pillow opens and knows how to read without another program.
 SUFFIXES = {
@@ -31,6 +35,7 @@ SUFFIXES = {
 }
 TEST_SHARE = 10  # one in so many
 SIDE = 64
+AT_ONCE = 256  # pictures that wait for a thread
 
 
 def load(path: Path | None = None, side: int | None = None) -> ImageData:
@@ -61,18 +66,25 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
                 "test need one each: add images or take the folder away"
             )
         test += choose_test([file.relative_to(path) for file in files], TEST_SHARE)
-    bar = progress(f"read {path.name}", len(labelled), "images")
-    images = torch.empty(len(labelled), 3, side, side, dtype=torch.uint8)
-    for number, (file, _) in enumerate(labelled):
-        images[number] = _read(file, side)
-        bar.update()
-    bar.close()
-    held, labels = torch.tensor(test), torch.tensor([label for _, label in labelled])
-    return ImageData(
-        Split(images[~held], labels[~held]).mixed(),
-        Split(images[held], labels[held]).mixed(),
-        list(by_class),
-    )
+    held = zip(labelled, test, strict=True)
+    parts: dict[bool, list[tuple[Path, int]]] = {False: [], True: []}
+    for each, of_test in held:
+        parts[of_test].append(each)
+    train, held_out = (_stream(parts[of_test], side) for of_test in (False, True))
+    return ImageData(train, held_out, list(by_class))
+
+
+def _stream(labelled: Sequence[tuple[Path, int]], side: int) -> Stream:
+    labels = torch.tensor([label for _, label in labelled])
+    files, read = [file for file, _ in labelled], partial(read_picture, side=side)
+    return Stream(labels, side, partial(read_all, files, read))
+
+
+def read_all(items: Sequence[Item], read: Callable[[Item], torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Read pictures in their order, by all threads, some at a time."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for first in range(0, len(items), AT_ONCE):
+            yield from pool.map(read, items[first : first + AT_ONCE])
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -118,24 +130,29 @@ def share_of(name: Path, one_in: int) -> bool:
     return hashlib.sha256(os.fsencode(name.as_posix())).digest()[0] % one_in == 0
 
 
-def open_on_white(file: Path) -> Image.Image:
+def open_on_white(file: Path | IO[bytes], name: str | None = None) -> Image.Image:
     """The picture in a file, turned as its camera was held, without transparency.
+
+    Args:
+        file: its path, or its bytes.
+        name: of it, where there is no path.
 
     Raises:
         FewlinesError: it cannot be read, or is too large to be one.
     """
+    said = name or file
     try:
         with Image.open(file) as opened:
-            image = ImageOps.exif_transpose(_in_eight_bits(opened, file)).convert("RGBA")
+            image = ImageOps.exif_transpose(_in_eight_bits(opened, said)).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     except Image.DecompressionBombError:
-        raise FewlinesError(f"{file} is too large for an image of a data set; remove it") from None
+        raise FewlinesError(f"{said} is too large for an image of a data set; remove it") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise FewlinesError(f"{file} cannot be read as an image ({error}); remove it") from None
+        raise FewlinesError(f"{said} cannot be read as an image ({error}); remove it") from None
 
 
-def _in_eight_bits(image: Image.Image, file: Path) -> Image.Image:
+def _in_eight_bits(image: Image.Image, file: object) -> Image.Image:
     """Sixteen bits scaled by their range, where Pillow would clip them."""
     if image.mode in ("I", "F") and image.format != "PNG":
         bits = "floats" if image.mode == "F" else "32-bit integers"
@@ -147,7 +164,7 @@ def _in_eight_bits(image: Image.Image, file: Path) -> Image.Image:
     return image
 
 
-def _read(file: Path, side: int) -> torch.Tensor:
-    """`(3, side, side)` uint8."""
-    fitted = ImageOps.fit(open_on_white(file), (side, side), Image.Resampling.LANCZOS)
+def read_picture(file: Path | IO[bytes], side: int, name: str | None = None) -> torch.Tensor:
+    """Read a picture `(3, side, side)` uint8; its arguments as of `open_on_white`."""
+    fitted = ImageOps.fit(open_on_white(file, name), (side, side), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fewlines.errors import FewlinesError
-from fewlines.files import read_tensors, write_tensors
+from fewlines.files import filling_tensors, read_tensors, write_tensors
+from fewlines.progress import progress
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,57 @@ class Split:
     def mixed(self) -> Split:
         """In another order, always the same: of folders read class by class, as the first images
         of a set stand for all of it wherever not all are needed."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        order = mix(len(self))
         return Split(self.images[order], self.labels[order])
+
+
+def mix(count: int) -> Tensor:
+    """Mix the numbers of so many images, always in the same way."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A split whose images are read one after another, put in another order as `Split.mixed` does,
+    and never all held where they are saved.
+
+    Attributes:
+        read_labels: class numbers `(n,)` int64, in the order in which they are read.
+        side: pixels of a side; all have three channels.
+        read: reads all images `(3, side, side)` uint8.
+    """
+
+    read_labels: Tensor
+    side: int
+    read: Callable[[], Iterator[Tensor]]
+
+    def __len__(self) -> int:
+        return len(self.read_labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all images, `(n, 3, side, side)`."""
+        return (len(self), 3, self.side, self.side)
+
+    @property
+    def labels(self) -> Tensor:
+        """Class numbers `(n,)`, of images as they are saved."""
+        return self.read_labels[mix(len(self))]
+
+    @cached_property
+    def images(self) -> Tensor:
+        """All images, held."""
+        images = torch.empty(self.shape, dtype=torch.uint8)
+        self.fill(images.numpy())
+        return images
+
+    def fill(self, images: npt.NDArray[np.uint8]) -> None:
+        """Read the images into an array of their shape."""
+        bar = progress("read images", len(self), "images")
+        for place, image in zip(mix(len(self)).argsort().tolist(), self.read(), strict=True):
+            images[place] = image.numpy()
+            bar.update()
+        bar.close()
 
 
 def refuse_side(source: str, side: int | None) -> None:
@@ -56,18 +109,30 @@ class Size:
 class ImageData:
     """Training and test images of one source, and the names of its classes."""
 
-    train: Split
-    test: Split
+    train: Split | Stream
+    test: Split | Stream
     classes: Sequence[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        tensors = {
-            f"{name}_{part}": getattr(split, part)
-            for name, split in (("train", self.train), ("test", self.test))
-            for part in ("images", "labels")
-        }
-        write_tensors(path, tensors, {"classes": list(self.classes)})
+        header = {"classes": list(self.classes)}
+        splits = {"train": self.train, "test": self.test}
+        streams = {name: split for name, split in splits.items() if isinstance(split, Stream)}
+        if streams.keys() != splits.keys():
+            tensors = {
+                f"{name}_{part}": getattr(split, part)
+                for name, split in splits.items()
+                for part in ("images", "labels")
+            }
+            write_tensors(path, tensors, header)
+            return
+        shapes = {f"{name}_images": split.shape for name, split in streams.items()}
+        shapes |= {f"{name}_labels": (len(split),) for name, split in streams.items()}
+        dtypes = {name: "I64" if name.endswith("labels") else "U8" for name in shapes}
+        with filling_tensors(path, shapes, dtypes, header) as arrays:
+            for name, split in streams.items():
+                split.fill(arrays[f"{name}_images"])
+                arrays[f"{name}_labels"][:] = split.labels.numpy()
 
     @classmethod
     def load(cls, path: Path) -> ImageData:

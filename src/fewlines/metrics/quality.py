@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from fewlines.errors import FewlinesError
 from fewlines.files import parse
 from fewlines.metrics.features import Features
 
-CHUNK = 250  # images that are resized at once
+BATCH = 500  # images whose features are computed at once
 METRICS = {
     "fid": "frechet_inception_distance",
     "kid": "kernel_inception_distance_mean",
@@ -30,17 +30,30 @@ METRICS = {
 }
 
 
-class BareImages(Dataset[Tensor]):
-    """Images alone, as torch-fidelity wants them."""
+class Images(Protocol):
+    """Images `(n, C, H, W)` uint8, of which some are asked for at a time; a tensor is such."""
 
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: list[int]) -> Tensor: ...
+
+
+class BareImages(Dataset[Tensor]):
+    """Images alone, as torch-fidelity wants them: of a batch that is asked for, and no others."""
+
+    def __init__(self, images: Images, side: int | None = None) -> None:
+        """Bring images to a side, where one is given."""
+        self.images, self.side = images, side
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[Tensor]:
+        """Images of a batch, as torch's loaders ask for it."""
+        images = self.images[rows]
+        return list(images if self.side is None else resize(images, self.side))
 
 
 def register_extractor(of: Features) -> str:
@@ -82,11 +95,8 @@ def resize(images: Tensor, side: int) -> Tensor:
     """Bring images `(n, C, H, W)` uint8 to a side, bicubically and without aliases."""
     if images.shape[-2:] == (side, side):
         return images
-    parts = [
-        F.interpolate(part.float(), (side, side), mode="bicubic", antialias=True)
-        for part in images.split(CHUNK)
-    ]
-    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+    resized = F.interpolate(images.float(), (side, side), mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def read_statistics(path: Path, features: int) -> dict[str, Any]:
@@ -113,10 +123,16 @@ def read_statistics(path: Path, features: int) -> dict[str, Any]:
     return {"mu": mu.astype(np.float32), "sigma": sigma}  # as means of float32 features are
 
 
+def count_numbers(features: Features, images: Images) -> int:
+    """Count the numbers of a feature."""
+    return int(features.network(images[[0]])[0].shape[1])
+
+
 def measure_quality(
-    sets: Sequence[Tensor], reference: Tensor, features: Features, settings: QualitySettings
+    sets: Sequence[Images], reference: Images, features: Features, settings: QualitySettings
 ) -> list[dict[str, float]]:
-    """Distances of each set of images from the reference, all `(n, C, H, W)` uint8.
+    """Distances of each set of images from the reference, all `(n, C, H, W)` uint8. Of all images
+    only features are held.
 
     Returns:
         One dict per set with `fid`, `kid`, `is`, `precision`, `recall`.
@@ -125,22 +141,18 @@ def measure_quality(
         FewlinesError: the file of `quality.reference` is not of these features.
     """
     extractor = register_extractor(features)
-    if settings.side:
-        reference = resize(reference, settings.side)
     known = None
     if settings.reference:
-        known = read_statistics(settings.reference, features.network(reference[:1])[0].shape[1])
+        known = read_statistics(settings.reference, count_numbers(features, reference))
     results = []
     # The features of the reference are computed once, in a cache that lives as long as this call.
     with tempfile.TemporaryDirectory() as cache:
         if known:  # as torch-fidelity keeps what it found of images itself
             torch.save(known, Path(cache) / f"reference-{extractor}-stat-fid-features.pt")
         for images in sets:
-            if settings.side:
-                images = resize(images, settings.side)
             found = torch_fidelity.calculate_metrics(
-                input1=BareImages(images),
-                input2=BareImages(reference),
+                input1=BareImages(images, settings.side),
+                input2=BareImages(reference, settings.side),
                 input2_cache_name="reference",
                 cache_root=cache,
                 feature_extractor=extractor,
@@ -151,9 +163,9 @@ def measure_quality(
                 kid_subsets=settings.kid_subsets,
                 kid_subset_size=settings.kid_subset_size,
                 prc_neighborhood=settings.neighbours,
-                batch_size=500,
+                batch_size=BATCH,
                 cuda=torch.cuda.is_available(),
-                save_cpu_ram=True,  # no worker processes for images that are in memory already
+                save_cpu_ram=True,  # no worker processes
                 verbose=False,
             )
             results.append({short: float(found[long]) for short, long in METRICS.items()})

@@ -117,6 +117,11 @@ class Tokenizer(nn.Module, ABC):
     batch: ClassVar[int] = 250
     shape: Any
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie."""
+        return next(self.parameters()).device
+
     @abstractmethod
     def find_codes(self, images: Tensor) -> Tensor:
         """Encode images `(B, C, H, W)` in [−1, 1] → indices `(B, h, w)`."""
@@ -145,7 +150,8 @@ class Tokenizer(nn.Module, ABC):
                 f"tokenizer: images of shape {given}; write (n, {channels}, H, W), H and W "
                 f"multiples of {stride}"
             )
-        return torch.cat([self.find_codes(to_signed(x)) for x in images.split(batch or self.batch)])
+        parts = (part.to(self.device) for part in images.split(batch or self.batch))
+        return torch.cat([self.find_codes(to_signed(part)).to(images.device) for part in parts])
 
     @torch.no_grad()
     def decode(self, indices: Tensor, batch: int | None = None) -> Tensor:
@@ -160,8 +166,9 @@ class Tokenizer(nn.Module, ABC):
                 f"tokenizer: codes of shape {tuple(indices.shape)}; write (n, h, w), such as "
                 "codes.unflatten(1, grid)"
             )
-        parts = indices.long().split(batch or self.batch)
-        return torch.cat([to_bytes(self.draw_images(part)) for part in parts])
+        parts = (part.to(self.device).long() for part in indices.split(batch or self.batch))
+        drawn = [to_bytes(self.draw_images(part)).to(indices.device) for part in parts]
+        return torch.cat(drawn)
 
 
 class ConvTokenizer(Tokenizer):

@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
+from fewlines import machine
 from fewlines.config import Experiment
 from fewlines.data import SOURCES, ImageData
 from fewlines.errors import FewlinesError
@@ -88,27 +89,41 @@ def train_classifier(config: Experiment, images: Path, output: Path, metrics: Pa
     save_network(output, objective.network)
 
 
-def tokenize(images: Path, tokenizer: Path, output: Path) -> None:
-    """Encode all images, training and test.
+def tokenize(
+    images: Path,
+    tokenizer: Path,
+    output: Path,
+    shard: Annotated[int, typer.Option(min=0, help="which part of the images, from 0")] = 0,
+    shards: Annotated[int, typer.Option(min=1, help="how many parts there are")] = 1,
+) -> None:
+    """Encode all images, training and test, or one part of them, which `gather` puts together.
 
     Args:
         images: that `fetch-data` wrote.
         tokenizer: its weights.
         output: safetensors file to write.
+        shard: which part of the images.
+        shards: how many parts there are.
     """
+    if shard >= shards:
+        raise FewlinesError(f"--shard {shard}: there are {shards}, from 0")
     data = ImageData.load(images)
-    network = load_network(tokenizer, Tokenizer)
+    network = load_network(tokenizer, Tokenizer).to(machine.device())
     tensors, grid = {}, (0, 0)
     for name, split in (("train", data.train), ("test", data.test)):
-        bar = progress(f"tokenize {name}", len(split), "images")
-        parts = []
-        for part in split.images.split(EVALUATION_BATCH):
-            parts.append(network.encode(part).to(torch.int32))
+        # In whole batches: a part's codes are those of all at once.
+        batches = -(-len(split) // EVALUATION_BATCH)
+        first, last = (batches * edge // shards * EVALUATION_BATCH for edge in (shard, shard + 1))
+        rows = range(len(split))[first:last]
+        bar = progress(f"tokenize {name}", len(rows), "images")
+        height, width = (side // network.shape.stride for side in split.images.shape[-2:])
+        codes = torch.empty(len(rows), height * width, dtype=torch.int32)
+        for start in range(0, len(rows), EVALUATION_BATCH):
+            part = split.images[first + start : min(first + start + EVALUATION_BATCH, last)]
+            codes[start : start + len(part)] = network.encode(part).flatten(1)
             bar.update(len(part))
         bar.close()
-        codes = torch.cat(parts)
-        grid = (codes.shape[1], codes.shape[2])
-        tensors[f"{name}_codes"] = codes.flatten(1)
-        tensors[f"{name}_labels"] = split.labels
+        grid = (height, width)
+        tensors[f"{name}_codes"], tensors[f"{name}_labels"] = codes, split.labels[first:last]
     header = {"grid": grid, "codes": network.shape.codes, "classes": len(data.classes)}
     write_tensors(output, tensors, header)

@@ -112,7 +112,8 @@ def plan_experiment(
     count, name = _read_cluster(cluster)
     where, dtype = _find_device(name), _resolve(name, experiment.precision)
     device = where.at(dtype) if where else _measure_processor(dtype)
-    work = find_work(experiment, device, dtype)
+    cores = {} if where else {"cores": machine.cores()}
+    work = find_work(experiment, device, dtype, **cores)
     jobs = work.list_jobs()
     print(f"{experiment.name} on {count} x {device.name}: {_describe_work(work)}")
     print(_tabulate(jobs).to_markdown(index=False, floatfmt=("", "", ".1f", *[".2f"] * 4)))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from fewlines import machine
 from fewlines.config import BASE, Experiment
 from fewlines.data import ImageData
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors, write_json
 from fewlines.metrics.features import load_features
+from fewlines.metrics.quality import Images, count_numbers
 from fewlines.metrics.quality import measure_quality as measure
 from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
@@ -39,12 +42,10 @@ def measure_quality(
         classifier: its weights, where `quality.features` says so.
         row: a task as tables name it, `base:completion`.
     """
-    network = load_network(tokenizer, Tokenizer)
+    network = load_network(tokenizer, Tokenizer).to(machine.device())
     tensors, header = read_tensors(samples)
-    sets = [
-        network.decode(tensors[f"seed_{seed}"].unflatten(1, header["grid"]))
-        for seed in config.sampling.seeds
-    ]
+    codes = [tensors[f"seed_{seed}"].unflatten(1, header["grid"]) for seed in config.sampling.seeds]
+    sets = [Made(network.decode, each) for each in codes]
     task, data = config.get_task(row), ImageData.load(images)
     against = task.against if task else "test"
     count = len(data.test.images)
@@ -72,7 +73,7 @@ def measure_reference(
         rebuilt: JSON to write, of their reconstructions.
         classifier: its weights, where `quality.features` says so.
     """
-    network = load_network(tokenizer, Tokenizer)
+    network = load_network(tokenizer, Tokenizer).to(machine.device())
     data = ImageData.load(images)
     train_images, reference = data.train.images, data.test.images
     count, seeds = config.sampling.samples, len(config.sampling.seeds)
@@ -80,14 +81,31 @@ def measure_reference(
         raise FewlinesError(f"sampling: reference scores need {count * seeds} training images")
     sets = train_images[: count * seeds].split(count)
     _write(config, sets, reference, classifier, real)
-    reconstructions = [network.decode(network.encode(part)) for part in sets]
-    _write(config, reconstructions, reference, classifier, rebuilt)
+    rebuild = [Made(lambda x: network.decode(network.encode(x)), part) for part in sets]
+    _write(config, rebuild, reference, classifier, rebuilt)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Images `(n, C, H, W)` that are made as they are asked for, by a function of rows of tensors
+    `(n, …)`."""
+
+    make: Callable[[Tensor], Tensor]
+    of: Tensor
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.of)
+
+    def __getitem__(self, rows: list[int]) -> Tensor:
+        """Make images of some rows."""
+        return self.make(self.of[rows])
 
 
 def _write(
     config: Experiment,
-    sets: Sequence[Tensor],
-    reference: Tensor,
+    sets: Sequence[Images],
+    reference: Images,
     classifier: Path | None,
     output: Path,
     facts: Mapping[str, Any] | None = None,
@@ -98,7 +116,7 @@ def _write(
         "extractor": features.name,
         "samples": len(sets[0]),
         "reference_images": len(reference),
-        "dimensions": features.network(reference[:1])[0].shape[1],
+        "dimensions": count_numbers(features, reference),
         "statistics": str(config.quality.reference or ""),
     }
     write_json(output, {**measured, **(facts or {}), "sets": results})

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fewlines.bench.jobs import Work, make_network, place_nowhere
+from fewlines.bench.jobs import Work
+from fewlines.bench.passes import make_network, place_nowhere
 from fewlines.config import Experiment
 from fewlines.config.checks import DataFacts
 from fewlines.data import SIZES, Size, folder
@@ -21,7 +22,9 @@ from fewlines.models.tokenizer import ConvTokenizer, Tokenizer, TokenizerShape
 from fewlines.stages.tokens import read_spec
 
 
-def find_work(experiment: Experiment, device: Device, precision: torch.dtype) -> Work:
+def find_work(
+    experiment: Experiment, device: Device, precision: torch.dtype, cores: int = 8
+) -> Work:
     """Find what has to be known of an experiment's data and models, from the files that are there
     and, where none is yet, from what is known of its source and of published shapes.
 
@@ -29,6 +32,7 @@ def find_work(experiment: Experiment, device: Device, precision: torch.dtype) ->
         experiment: that is planned.
         device: that each job has to itself.
         precision: of its products.
+        cores: of the processor beside a device, or of the processor.
 
     Raises:
         FewlinesError: it cannot be known; with what to write or run first.
@@ -40,7 +44,7 @@ def find_work(experiment: Experiment, device: Device, precision: torch.dtype) ->
         counts = (shapes["train_codes"][0], shapes["test_codes"][0])
         network = _find_network(experiment, spec)
         facts = DataFacts(*counts, None, spec.grid)
-        return Work(experiment, facts, 0, spec.classes, network, None, device, precision)
+        return Work(experiment, facts, 0, spec.classes, network, None, device, precision, cores)
     images = _find_images(experiment)
     height, width = images.side
     tokenizer = _find_tokenizer(experiment, images)
@@ -49,7 +53,8 @@ def find_work(experiment: Experiment, device: Device, precision: torch.dtype) ->
     network = _find_network(experiment, TokenSpec(grid, tokenizer.shape.codes, images.classes))
     facts = DataFacts(images.train, images.test, images.side, grid)
     return Work(
-        experiment, facts, images.channels, images.classes, network, tokenizer, device, precision
+        *(experiment, facts, images.channels, images.classes, network, tokenizer),
+        *(device, precision, cores),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewlines import machine
 from fewlines.config.settings import ClassifierSettings
 from fewlines.files import digest
 from fewlines.models.classifier import Classifier, ClassifierShape
@@ -29,7 +30,7 @@ class ClassifierObjective(Objective):
         with torch.random.fork_rng(devices=[]):  # layers initialise themselves globally
             torch.manual_seed(seed)
             self.network: Classifier = Classifier(shape)
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last).to(machine.device())
         self.optimizers = [
             torch.optim.AdamW(self.network.parameters(), settings.learning_rate, weight_decay=0.01)
         ]
@@ -45,12 +46,14 @@ class ClassifierObjective(Objective):
     def compute_loss(self, step: int, share: Share = WHOLE) -> Tensor:
         """Compute the loss of one step."""
         rows = share.of(draw_rows(len(self.labels), self.batch, step, self.seed))
-        _, logits = self.network(self.images[rows])
-        return F.cross_entropy(logits, self.labels[rows])
+        images, labels = (each[rows].to(machine.device()) for each in (self.images, self.labels))
+        _, logits = self.network(images)
+        return F.cross_entropy(logits, labels)
 
 
 @torch.no_grad()
 def measure_accuracy(classifier: Classifier, images: Tensor, labels: Tensor, batch: int) -> float:
     """Measure the share of images `(n, C, H, W)` whose class `(n,)` is found."""
-    guesses = [classifier(part)[1].argmax(-1) for part in images.split(batch)]
+    device = next(classifier.parameters()).device
+    guesses = [classifier(part.to(device))[1].argmax(-1).cpu() for part in images.split(batch)]
     return (torch.cat(guesses) == labels).float().mean().item()

@@ -7,11 +7,12 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -53,9 +54,14 @@ def draw_rows(count: int, batch: int, step: int, seed: int) -> Tensor:
     """Draw the rows `(batch,)` of a step: epoch after epoch, each in a random order of its own."""
     first, last = step * batch, (step + 1) * batch
     epochs = range(first // count, (last - 1) // count + 1)
-    orders = [np.random.default_rng([seed, epoch]).permutation(count) for epoch in epochs]
+    orders = [_order(count, seed, epoch) for epoch in epochs]
     offset = epochs[0] * count
     return torch.from_numpy(np.concatenate(orders)[first - offset : last - offset])
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def make_generator(seed: int, step: int) -> torch.Generator:

@@ -53,7 +53,7 @@ class ModelObjective(Objective):
             distil: weight of that: `(1 − distil) · NLL + distil · KL(teacher ‖ network)`.
         """
         self.settings, self.seed, self.dtype, self.memories = settings, seed, dtype, memories
-        self.labels, self.codes = labels, codes.long()
+        self.labels, self.codes = labels, codes
         self.steps, self.batch, self.warmup = settings.steps, settings.batch, settings.warmup
         self.network: Model = network
         self.teacher, self.distil = teacher, distil
@@ -88,7 +88,7 @@ class ModelObjective(Objective):
     def compute_loss(self, step: int, share: Share = WHOLE) -> Tensor:
         """Likelihood, and divergence from the teacher if there is one."""
         rows = draw_rows(len(self.codes), self.settings.batch, step, self.seed)
-        codes, labels = self.codes[rows], self.labels[rows]
+        codes, labels = self.codes[rows].long(), self.labels[rows]
         generator = make_generator(self.seed + 1, step)
         dropout = self.settings.class_dropout if self.network.has_null_class else 0.0
         dropped = torch.rand(len(labels), generator=generator) < dropout

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewlines import machine
 from fewlines.config.settings import TokenizerSettings
 from fewlines.files import digest
 from fewlines.models.tokenizer import (
@@ -38,13 +39,14 @@ class TokenizerObjective(Objective):
         with torch.random.fork_rng(devices=[]):  # convolutions initialise themselves globally
             torch.manual_seed(seed)
             self.network: ConvTokenizer = ConvTokenizer(shape)
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last).to(machine.device())
         self.optimizers = [
             torch.optim.AdamW(
                 self.network.parameters(), settings.learning_rate, (0.9, 0.95), weight_decay=1e-4
             )
         ]
-        self._revive(torch.ones(settings.codes, dtype=torch.bool), self._encoded(step=0), step=0)
+        every = torch.ones(settings.codes, dtype=torch.bool, device=self.network.device)
+        self._revive(every, self._encoded(step=0), step=0)
 
     def fingerprint(self) -> list[Any]:
         """Settings, seed and data."""
@@ -76,7 +78,7 @@ class TokenizerObjective(Objective):
 
     def _draw_images(self, step: int, share: Share = WHOLE) -> Tensor:
         rows = draw_rows(len(self.images), self.batch, step, self.seed)
-        return to_signed(self.images[share.of(rows)])
+        return to_signed(self.images[share.of(rows)].to(self.network.device))
 
     def _replacements(self, step: int) -> Tensor | None:
         """Random codes for a share of the positions, −1 elsewhere, `(B, h, w)`.
@@ -92,7 +94,8 @@ class TokenizerObjective(Objective):
         shape = (self.settings.batch, *side)
         generator = make_generator(self.seed + 2, step)
         codes = torch.randint(self.settings.codes, shape, generator=generator)
-        return codes.masked_fill(torch.rand(shape, generator=generator) >= share, -1)
+        codes = codes.masked_fill(torch.rand(shape, generator=generator) >= share, -1)
+        return codes.to(self.network.device)
 
     @torch.no_grad()
     def _encoded(self, step: int) -> Tensor:
@@ -106,7 +109,7 @@ class TokenizerObjective(Objective):
         rows = torch.randint(
             len(encoded), (int(dead.sum()),), generator=make_generator(self.seed + 1, step)
         )
-        self.network.quantizer.embedding.weight[dead] = encoded[rows]
+        self.network.quantizer.embedding.weight[dead] = encoded[rows.to(encoded.device)]
 
 
 @torch.no_grad()
@@ -114,8 +117,8 @@ def evaluate_tokenizer(tokenizer: Tokenizer, images: Tensor) -> dict[str, float]
     """Mean squared error on [−1, 1] and the share of the codes that are used."""
     error, used = 0.0, torch.zeros(tokenizer.shape.codes, dtype=torch.bool)
     for part in images.split(tokenizer.batch):
-        target = to_signed(part)
+        target = to_signed(part.to(tokenizer.device))
         indices = tokenizer.find_codes(target)
         error += F.mse_loss(tokenizer.draw_images(indices), target, reduction="sum").item()
-        used[indices.flatten()] = True
+        used[indices.flatten().cpu()] = True
     return {"mse": error / images.numel(), "codes_used": used.float().mean().item()}
