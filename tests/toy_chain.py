@@ -154,7 +154,13 @@ def compare_tables(one: Path, other: Path) -> None:
     """Raises where a table of two runs of the quick experiment differs, measured times apart."""
     for table in TABLES:
         ours, theirs = (lasting(folder, table) for folder in (one, other))
-        pd.testing.assert_frame_equal(ours, theirs, check_exact=True, obj=table)
+        if table == "storage":
+            # Differences of 1e-5 nats in float32: of one command, too, the last bit is not always
+            # the same.
+            ours, theirs = (each.apply(pd.to_numeric, errors="coerce") for each in (ours, theirs))
+            pd.testing.assert_frame_equal(ours, theirs, rtol=0, atol=1e-6, obj=table)
+        else:
+            pd.testing.assert_frame_equal(ours, theirs, check_exact=True, obj=table)
         print(f"{table}.csv: {len(ours)} rows, {len(ours.columns)} columns equal")
 
 

@@ -36,8 +36,18 @@ def hours(work: Work) -> dict[str, float]:
     return {each.rule: sum(each.seconds) for each in work.list_jobs()}
 
 
-@pytest.mark.parametrize("path", [TOY, REPOSITORY / "config.yaml"])
-def test_as_many_jobs_of_each_rule_as_snakemake_plans(path, tmp_path, monkeypatch):
+@pytest.fixture
+def sharded(tmp_path) -> Path:
+    """The toy experiment with more jobs."""
+    content = yaml.safe_load(TOY.read_text())
+    content["tokenizer"]["shards"] = content["sampling"]["shards"] = 3
+    (tmp_path / "sharded.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "sharded.yaml"
+
+
+@pytest.mark.parametrize("path", [TOY, REPOSITORY / "config.yaml", None])
+def test_as_many_jobs_of_each_rule_as_snakemake_plans(path, sharded, tmp_path, monkeypatch):
+    path = path or sharded
     make_folder(tmp_path / "fresh")
     monkeypatch.chdir(tmp_path / "fresh")
     counted = {each.rule: len(each.seconds) for each in make_work(path).list_jobs()}

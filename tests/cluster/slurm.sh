@@ -77,7 +77,10 @@ lose() {
 stop() {
     scancel --user root || true
     for each in n1 n2 n3 slurmctld munged; do
-        [ -f "$folder/$each.pid" ] && kill "$(cat "$folder/$each.pid")" 2>/dev/null || true
+        [ -f "$folder/$each.pid" ] || continue
+        pid=$(cat "$folder/$each.pid")
+        kill "$pid" 2>/dev/null || continue
+        while kill -0 "$pid" 2>/dev/null; do sleep 0.2; done
     done
     rm -f "$conf"
 }

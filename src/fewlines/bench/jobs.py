@@ -1,7 +1,7 @@
 """What every job of an experiment will take on a device: time, memory and disk, before any runs.
 
 Operations and bytes are counted from the settings and divided by what the device reaches; nothing
-is timed. That is good to a factor of two: enough to know whether it is an afternoon or a month.
+is timed. On processors that is good to a factor of two: enough to tell an afternoon from a month.
 """
 
 from __future__ import annotations

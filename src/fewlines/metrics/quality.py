@@ -21,6 +21,7 @@ from fewlines.files import parse
 from fewlines.metrics.features import Features
 
 BATCH = 500  # images whose features are computed at once
+PAIRS = 25_000_000  # of images whose distances are held at once
 METRICS = {
     "fid": "frechet_inception_distance",
     "kid": "kernel_inception_distance_mean",
@@ -163,6 +164,7 @@ def measure_quality(
                 kid_subsets=settings.kid_subsets,
                 kid_subset_size=settings.kid_subset_size,
                 prc_neighborhood=settings.neighbours,
+                prc_batch_size=min(10_000, max(1, PAIRS // max(len(images), len(reference)))),
                 batch_size=BATCH,
                 cuda=torch.cuda.is_available(),
                 save_cpu_ram=True,  # no worker processes

@@ -133,7 +133,10 @@ def plan_experiment(
                 f"{each.rule} does not fit: it needs {needed / 1e9:.3g} GB and a device has "
                 f"{device.memory / 1e9:.3g}; lower its batch"
             )
-    print("Counted from the settings, not timed: good to a factor of two.")
+    print(
+        "Counted from the settings, not timed: on processors that were tried good to a factor of "
+        "two; of GPUs by their data sheets."
+    )
     if profile:
         asked = {each.rule: _ask_for(each) for each in jobs}
         content = yaml.safe_dump({"jobs": count, "set-resources": asked}, sort_keys=False)
