@@ -3,6 +3,7 @@ value or the right sentence. A1, A2 and B13 are in test_plans, A6 is in test_api
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -258,8 +259,14 @@ def test_a8_a_diverged_training_fails_and_its_advice_works(tmp_path):
     assert all(tensor.isfinite().all() for tensor in task.network.state_dict().values())
 
 
+def save(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("damage", ["optimizers.pt", "weights.safetensors", "task.json"])
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", save([{}])])  # as it was once
 def test_a8_a_damaged_checkpoint_begins_anew_and_says_so(tmp_path, capsys, damage, content):
     first = make_task(1e-3)
     train(first, "tokenizer", tmp_path, checkpoint_seconds=60)

@@ -215,6 +215,8 @@ def _restore(objective: Objective, checkpoints: Path, identity: list[Any]) -> in
         weights, _ = read_tensors(last / "weights.safetensors")
         load = partial(torch.load, map_location="cpu", weights_only=True)
         states = parse(last / "optimizers.pt", load, "a whole file")
+        if not isinstance(states, dict):
+            raise FewlinesError("its optimisers' states have no names")
     except (FewlinesError, OSError) as error:
         print(f"{last} is damaged ({error}); training begins anew", file=sys.stderr)
         task = None
