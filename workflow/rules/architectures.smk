@@ -15,8 +15,9 @@ rule architecture:
     threads: workflow.cores
     params:
         settings=settings("train-architecture"),
+        launched=LAUNCHED,
     shell:
-        "{LAUNCHED} train-architecture --threads {threads} "
+        "{params.launched} train-architecture --threads {threads} "
         "--tokens {input.tokens:q} --name {wildcards.architecture:q} "
         "--output {output.weights:q} --metrics {output.metrics:q} 2>&1 | tee {log:q}"
 

@@ -37,8 +37,9 @@ else:
         threads: workflow.cores
         params:
             settings=settings("train-model"),
+            launched=LAUNCHED,
         shell:
-            "{LAUNCHED} train-model --threads {threads} "
+            "{params.launched} train-model --threads {threads} "
             "--tokens {input.tokens:q} --output {output.weights:q} --metrics {output.metrics:q} "
             "2>&1 | tee {log:q}"
 
@@ -105,8 +106,9 @@ rule adapt:
     threads: workflow.cores
     params:
         settings=settings("adapt"),
+        launched=LAUNCHED,
     shell:
-        "{LAUNCHED} adapt --threads {threads} --model {input.model:q} "
+        "{params.launched} adapt --threads {threads} --model {input.model:q} "
         "--tokens {input.tokens:q} --calibration {input.calibration:q} --name {wildcards.adapted:q} "
         "--output {output.weights:q} --metrics {output.metrics:q} 2>&1 | tee {log:q}"
 

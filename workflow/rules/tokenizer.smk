@@ -12,8 +12,9 @@ rule tokenizer:
     threads: workflow.cores
     params:
         settings=settings("train-tokenizer"),
+        launched=LAUNCHED,
     shell:
-        "{LAUNCHED} train-tokenizer --threads {threads} "
+        "{params.launched} train-tokenizer --threads {threads} "
         "--images {input.images:q} --output {output.weights:q} --metrics {output.metrics:q} "
         "2>&1 | tee {log:q}"
 
