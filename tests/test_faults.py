@@ -90,7 +90,7 @@ def test_a4_numbers_without_a_range_are_refused(tmp_path, mode, what):
     for name in ("one.tif", "other.tif"):
         Image.new(mode, (8, 8), 3).save(tmp_path / name)
     with pytest.raises(FewlinesError, match=rf"holds {what}, whose range it does not state"):
-        SOURCES["folder"](tmp_path, 8)
+        _ = SOURCES["folder"](tmp_path, 8).train.images
 
 
 # A5: folders.
