@@ -40,7 +40,7 @@ def hours(work: Work) -> dict[str, float]:
 def sharded(tmp_path) -> Path:
     """The toy experiment with more jobs."""
     content = yaml.safe_load(TOY.read_text())
-    content["tokenizer"]["shards"] = content["sampling"]["shards"] = 3
+    content["data"]["shards"] = content["sampling"]["shards"] = 3
     (tmp_path / "sharded.yaml").write_text(yaml.safe_dump(content))
     return tmp_path / "sharded.yaml"
 

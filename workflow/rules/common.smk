@@ -115,7 +115,7 @@ LAUNCHED = (
 
 scattergather:
     shard=EXPERIMENT.sampling.shards,
-    tokens=EXPERIMENT.tokenizer.shards,
+    tokens=EXPERIMENT.data.shards,
 
 
 wildcard_constraints:

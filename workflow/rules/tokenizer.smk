@@ -38,7 +38,7 @@ rule classifier:
         "2>&1 | tee {log:q}"
 
 
-if EXPERIMENT.tokenizer.shards == 1:
+if EXPERIMENT.data.shards == 1:
 
     rule tokens:
         input:
@@ -69,7 +69,7 @@ else:
             "../envs/fewlines.yaml"
         params:
             shard=lambda wildcards: int(wildcards.scatteritem.split("-of-")[0]) - 1,
-            shards=EXPERIMENT.tokenizer.shards,
+            shards=EXPERIMENT.data.shards,
         shell:
             "fewlines tokenize --threads {threads} --images {input.images:q} "
             "--tokenizer {input.tokenizer:q} --shard {params.shard} --shards {params.shards} "

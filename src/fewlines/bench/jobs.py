@@ -66,9 +66,14 @@ class Jobs:
     device: float = 0.0
     written: float = 0.0
 
+    @property
+    def total(self) -> float:
+        """Seconds of all of them."""
+        return sum(self.seconds)
+
     def last(self, devices: int) -> float:
         """Bound the seconds from the first to the last of them on so many devices."""
-        return max(sum(self.seconds) / devices, max(self.seconds))
+        return max(self.total / devices, max(self.seconds))
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Work:
             looked = self._look
             seconds = of.steps * self._step(of.batch, looked)
             yield Jobs("classifier", NETWORKS, [seconds], PYTHON, of.batch * looked.kept)
-        tokens, shards = images * 4 * self.network.spec.n_tokens, settings.shards
+        tokens, shards = images * 4 * self.network.spec.n_tokens, self.experiment.data.shards
         each = START + images / shards * self._run(encoded)
         host, device = PYTHON + tokens / shards, self.tokenizer.batch * encoded.kept
         if shards == 1:

@@ -111,14 +111,20 @@ def _replayed(operation: Callable[[], Any]) -> Callable[[], Any]:
     return capture(operation)[0].replay
 
 
-def probe_machine(decode: Any) -> dict[str, Any]:
-    """Measure all of it, for the cost model of a decode."""
+def probe_layers(layers: Layers, rows: int, width: int) -> dict[str, Any]:
+    """Measure what batches of so many rows get: of linear layers `(out, in)`, of reading, and of
+    small operators of a width."""
     return {
         "bandwidth": measure_bandwidth(),
-        "linear_rates": measure_linears(decode.linears, decode.rows),
-        "linear_flops": decode.linear_flops,
-        "operator_seconds": measure_operator(decode.rows, decode.shape.dim),
+        "linear_rates": measure_linears(layers, rows),
+        "operator_seconds": measure_operator(rows, width),
     }
+
+
+def probe_machine(decode: Any) -> dict[str, Any]:
+    """Measure all of it, for the cost model of a decode."""
+    probe = probe_layers(decode.linears, decode.rows, decode.shape.dim)
+    return {**probe, "linear_flops": decode.linear_flops}
 
 
 def keep_best(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class DataSettings(Section):
     images: Positive | None = Field(
         None, description="how many there must be, training and test together; null: any number"
     )
+    shards: Positive = Field(1, description="jobs that encode all images")
     tokens: Path | None = Field(
         None, description="of `fewlines import-tokens`, in place of images and a tokenizer"
     )
@@ -86,7 +87,6 @@ class TokenizerSettings(Section):
     steps: Positive = Field(800, description="of training")
     batch: Positive = Field(128, description="images of a step")
     learning_rate: Rate = Field(2e-3, description="peak, AdamW")
-    shards: Positive = Field(1, description="jobs that turn all images into codes")
 
     @property
     def stride(self) -> int:

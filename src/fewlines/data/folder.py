@@ -66,12 +66,14 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
                 "test need one each: add images or take the folder away"
             )
         test += choose_test([file.relative_to(path) for file in files], TEST_SHARE)
-    held = zip(labelled, test, strict=True)
-    parts: dict[bool, list[tuple[Path, int]]] = {False: [], True: []}
-    for each, of_test in held:
-        parts[of_test].append(each)
-    train, held_out = (_stream(parts[of_test], side) for of_test in (False, True))
+    train, held_out = (_stream(part, side) for part in put_aside(labelled, test))
     return ImageData(train, held_out, list(by_class))
+
+
+def put_aside(items: Sequence[Item], test: Sequence[bool]) -> tuple[list[Item], list[Item]]:
+    """Put aside what is of the test set; returns the rest, and that."""
+    pairs = list(zip(items, test, strict=True))
+    return [each for each, held in pairs if not held], [each for each, held in pairs if held]
 
 
 def _stream(labelled: Sequence[tuple[Path, int]], side: int) -> Stream:

@@ -17,7 +17,15 @@ from pathlib import Path
 
 import torch
 
-from fewlines.data.folder import SIDE, SUFFIXES, TEST_SHARE, choose_test, read_all, read_picture
+from fewlines.data.folder import (
+    SIDE,
+    SUFFIXES,
+    TEST_SHARE,
+    choose_test,
+    put_aside,
+    read_all,
+    read_picture,
+)
 from fewlines.data.images import ImageData, Stream
 from fewlines.errors import FewlinesError
 from fewlines.progress import progress
@@ -56,8 +64,7 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
     train, test = members[False], members[True]
     if train and not test:
         held = choose_test([Path(each.archive.stem, each.name) for each in train], TEST_SHARE)
-        test = [each for each, of_test in zip(train, held, strict=True) if of_test]
-        train = [each for each, of_test in zip(train, held, strict=True) if not of_test]
+        train, test = put_aside(train, held)
     if not (train and test):
         raise FewlinesError(
             f"data.path: the archives of {path} hold too few pictures to learn from"

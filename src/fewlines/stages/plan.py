@@ -17,6 +17,7 @@ from fewlines import machine
 from fewlines.bench import roofline
 from fewlines.bench.efficiency import describe_host, find_largest_batch
 from fewlines.bench.jobs import Jobs, Work
+from fewlines.bench.passes import count_weights
 from fewlines.cache.budget import Budget
 from fewlines.cache.spec import make_cache, parse_cache, stand_in
 from fewlines.config import load_experiment
@@ -120,7 +121,7 @@ def plan_experiment(
     levels = {each.level: 0.0 for each in jobs}
     for each in jobs:
         levels[each.level] += each.last(count)
-    number, total = (sum(f(each) for each in jobs) for f in (lambda x: len(x.seconds), _add))
+    number, total = sum(len(each.seconds) for each in jobs), sum(each.total for each in jobs)
     print(
         f"{number} jobs, {total / 3600:.3g} hours of a device, "
         f"{sum(levels.values()) / 3600:.3g} hours on {count}; "
@@ -150,10 +151,6 @@ def _ask_for(jobs: Jobs) -> dict[str, Any]:
     return asked | ({"gpu": 1} if jobs.device else {})
 
 
-def _add(jobs: Jobs) -> float:
-    return sum(jobs.seconds)
-
-
 def _read_cluster(cluster: str | None) -> tuple[int, str]:
     """Read how many devices there are, and which."""
     found = re.fullmatch(r"\s*([1-9]\d*)\s*[x×]\s*(\S+)\s*", cluster or "1 x this")
@@ -164,7 +161,7 @@ def _read_cluster(cluster: str | None) -> tuple[int, str]:
 
 def _describe_work(work: Work) -> str:
     height, width = work.network.spec.grid
-    parameters = sum(parameter.numel() for parameter in work.network.parameters())
+    parameters = count_weights(work.network)
     images = work.facts.train + work.facts.test
     return (
         f"{images} images of {height}×{width} tokens, {work.network.name} with "
@@ -178,7 +175,7 @@ def _tabulate(jobs: list[Jobs]) -> pd.DataFrame:
             "rule": each.rule,
             "jobs": len(each.seconds),
             "minutes a job, at most": max(each.seconds) / 60,
-            "hours": sum(each.seconds) / 3600,
+            "hours": each.total / 3600,
             "memory GB": each.host / 1e9,
             "on the device GB": each.device / 1e9,
             "written GB": each.written / 1e9,
@@ -191,9 +188,7 @@ def _tabulate(jobs: list[Jobs]) -> pd.DataFrame:
 def _measure_processor(dtype: torch.dtype) -> Device:
     """This machine, for products of common size."""
     print("measuring this machine …", file=sys.stderr)
-    rates = roofline.measure_linears(SQUARES, 256)
-    probe = {"bandwidth": roofline.measure_bandwidth(), "linear_rates": rates}
-    probe["operator_seconds"] = roofline.measure_operator(256, 1024)
+    probe = roofline.probe_layers(SQUARES, 256, 1024)
     return describe_host(probe, machine.dtype_name(dtype), 256)
 
 

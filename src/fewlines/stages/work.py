@@ -71,7 +71,7 @@ def _find_images(experiment: Experiment) -> Size:
         return SIZES[data.source]
     side = data.side or folder.SIDE
     count, classes = data.images, 0
-    if data.path and data.path.is_dir():
+    if data.source == "folder" and data.path and data.path.is_dir():
         count = len(folder.image_files(data.path))
         classes = sum(1 for each in data.path.iterdir() if each.is_dir())
     if experiment.model.checkpoint and not classes:

@@ -28,6 +28,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from fewlines import machine
 from fewlines.errors import FewlinesError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -162,14 +163,14 @@ class Backward:
 
     def __call__(self, step: int) -> Tensor:
         """Leave the mean gradient of the whole batch in the parameters; returns its loss."""
-        total = torch.zeros(())
+        losses = []
         for number, share in enumerate(self.shares):
             last = number == len(self.shares) - 1
             with self._wait(last):
                 loss = self.loss(step, share) / len(self.shares)
                 loss.backward()
-            total = total + loss.detach().cpu()
-        return average(total)
+            losses.append(loss.detach())
+        return average(torch.stack(losses).sum())  # still on its device: nothing waits for it
 
     def _wait(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are averaged once, after the last share."""
@@ -184,7 +185,7 @@ def average(value: Tensor) -> Tensor:
     """Average a number over the processes."""
     if count_processes() == 1:
         return value
-    value = value.to(_device())
+    value = value.to(machine.device())
     dist.all_reduce(value)
     return value.cpu() / count_processes()
 
@@ -193,8 +194,9 @@ def gather(rows: Tensor) -> Tensor:
     """Gather rows `(n, …)` of all processes, as many of each, in their order."""
     if count_processes() == 1:
         return rows
-    parts = [torch.empty_like(rows, device=_device()) for _ in range(count_processes())]
-    dist.all_gather(parts, rows.to(_device()).contiguous())
+    here = rows.to(machine.device()).contiguous()
+    parts = [torch.empty_like(here) for _ in range(count_processes())]
+    dist.all_gather(parts, here)
     return torch.cat(parts).to(rows.device)
 
 
@@ -228,7 +230,3 @@ def wait() -> None:
     """Wait until all processes are here."""
     if count_processes() > 1:
         dist.barrier()
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
