@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewlines.errors import FewlinesError
-from fewlines.files import filling_tensors, read_tensors, write_tensors
+from fewlines.files import filling_tensors, read_tensors
 from fewlines.progress import progress
 
 
@@ -30,6 +30,15 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all images, `(n, C, H, W)`."""
+        return tuple(self.images.shape)
+
+    def fill(self, images: npt.NDArray[np.uint8]) -> None:
+        """Put the images into an array of their shape."""
+        images[:] = self.images.numpy()
 
     def mixed(self) -> Split:
         """In another order, always the same: of folders read class by class, as the first images
@@ -115,22 +124,12 @@ class ImageData:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
-        header = {"classes": list(self.classes)}
         splits = {"train": self.train, "test": self.test}
-        streams = {name: split for name, split in splits.items() if isinstance(split, Stream)}
-        if streams.keys() != splits.keys():
-            tensors = {
-                f"{name}_{part}": getattr(split, part)
-                for name, split in splits.items()
-                for part in ("images", "labels")
-            }
-            write_tensors(path, tensors, header)
-            return
-        shapes = {f"{name}_images": split.shape for name, split in streams.items()}
-        shapes |= {f"{name}_labels": (len(split),) for name, split in streams.items()}
+        shapes = {f"{name}_images": split.shape for name, split in splits.items()}
+        shapes |= {f"{name}_labels": (len(split),) for name, split in splits.items()}
         dtypes = {name: "I64" if name.endswith("labels") else "U8" for name in shapes}
-        with filling_tensors(path, shapes, dtypes, header) as arrays:
-            for name, split in streams.items():
+        with filling_tensors(path, shapes, dtypes, {"classes": list(self.classes)}) as arrays:
+            for name, split in splits.items():
                 split.fill(arrays[f"{name}_images"])
                 arrays[f"{name}_labels"][:] = split.labels.numpy()
 
