@@ -79,6 +79,7 @@ def test_every_table_figure_and_report_is_there(run):
     assert "streaming" in page
     assert "http" not in page
     assert read_json(run / "provenance.json")["precision"] == "float32"
+    assert read_json(run / "provenance.json")["images"] == "drawn on the spot"
 
 
 def test_a_second_run_does_nothing(own_folder):
@@ -149,7 +150,7 @@ def test_a_report_needs_no_two_policies_of_one_budget(run, tmp_path):
     shutil.copytree(run, few, ignore=shutil.ignore_patterns("*.checkpoints"))
     tables(config, few)
     figures(config, few)
-    report(config, few, tmp_path / "report.html", tmp_path / "provenance.json")
+    report(config, few, run / "tokens.safetensors", tmp_path / "report.html", tmp_path / "x.json")
     assert pd.read_csv(few / "tables/ranks.csv")["behind"].isna().all()
     assert "scheduled+merge" in (tmp_path / "report.html").read_text()
 

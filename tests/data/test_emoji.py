@@ -51,6 +51,7 @@ def sets(tmp_path) -> Path:
 def test_things_are_on_one_side_whatever_their_style(sets):
     data = SOURCES["emoji"](sets, 8)
     assert data.classes == ["Flags", "Objects"]
+    assert data.origins == [SETS["noto"], SETS["fxemoji"]]
     assert len(data.train) + len(data.test) == 2 * (len(THINGS) + 1)
     held = sum(is_held_out(name) for name in [*THINGS, "wide"])
     assert len(data.test) == 2 * held > 0

@@ -215,6 +215,7 @@ rule report:
         CLASSIFIER and rules.classifier.output.metrics,
         rules.model.output.metrics,
         rules.model_test.output,
+        tokens=TOKENS,
     output:
         page=f"{RUN}/report.html",
         provenance=f"{RUN}/provenance.json",
@@ -226,7 +227,7 @@ rule report:
         settings=settings("report"),
         run=run_folder,
     shell:
-        "fewlines report --run {params.run:q} "
+        "fewlines report --run {params.run:q} --tokens {input.tokens:q} "
         "--output {output.page:q} --provenance {output.provenance:q} 2>&1 | tee {log:q}"
 
 

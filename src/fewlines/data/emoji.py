@@ -143,7 +143,8 @@ def _fetch(folder: Path) -> None:
 
 
 def _read(folder: Path, side: int, by: By) -> ImageData:
-    icons = [icon for archive in _find_archives(folder) for icon in _read_set(*archive)]
+    archives = _find_archives(folder)
+    icons = [icon for archive in archives for icon in _read_set(*archive)]
     icons = _leave_out_tones(icons)
     things = group_by_thing(icons)
     categories = _find_categories(icons, things)
@@ -160,7 +161,7 @@ def _read(folder: Path, side: int, by: By) -> ImageData:
     bar.close()
     every = torch.stack(images)
     train, held = (Split(every[chosen], labels[chosen]).mixed() for chosen in (~test, test))
-    return ImageData(train, held, classes)
+    return ImageData(train, held, classes, [SETS[style] for style, _ in archives])
 
 
 def _find_archives(folder: Path) -> list[tuple[str, Path]]:

@@ -84,6 +84,7 @@ def _read(folder: Path) -> ImageData:
         Split(train_images.unsqueeze(1), train_labels.long()),
         Split(test_images.unsqueeze(1), test_labels.long()),
         CLASSES,
+        ["Fashion-MNIST, Zalando, MIT"],
     )
 
 

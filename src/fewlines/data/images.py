@@ -116,11 +116,18 @@ class Size:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Training and test images of one source, and the names of its classes."""
+    """Training and test images of one source.
+
+    Attributes:
+        train, test: images.
+        classes: their names.
+        origins: what was read, with author and licence, where a source knows.
+    """
 
     train: Split | Stream
     test: Split | Stream
     classes: Sequence[str] = field(default_factory=list)
+    origins: Sequence[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write a safetensors file."""
@@ -128,7 +135,8 @@ class ImageData:
         shapes = {f"{name}_images": split.shape for name, split in splits.items()}
         shapes |= {f"{name}_labels": (len(split),) for name, split in splits.items()}
         dtypes = {name: "I64" if name.endswith("labels") else "U8" for name in shapes}
-        with filling_tensors(path, shapes, dtypes, {"classes": list(self.classes)}) as arrays:
+        header = {"classes": list(self.classes), "origins": list(self.origins)}
+        with filling_tensors(path, shapes, dtypes, header) as arrays:
             for name, split in splits.items():
                 split.fill(arrays[f"{name}_images"])
                 arrays[f"{name}_labels"][:] = split.labels.numpy()
@@ -146,6 +154,6 @@ class ImageData:
                 Split(tensors[f"{name}_images"], tensors[f"{name}_labels"])
                 for name in ("train", "test")
             )
-            return cls(train, test, header["classes"])
+            return cls(train, test, header["classes"], header.get("origins", []))
         except KeyError as missing:
             raise FewlinesError(f"{path} holds no {missing}: not a file of images") from None

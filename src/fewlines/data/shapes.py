@@ -19,7 +19,7 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
     refuse_side("shapes", side)
     if path is not None:
         raise FewlinesError("data.path: 'shapes' are drawn, not read; leave the path out")
-    return ImageData(_draw(2000, seed=0), _draw(400, seed=1), CLASSES)
+    return ImageData(_draw(2000, seed=0), _draw(400, seed=1), CLASSES, ["drawn on the spot"])
 
 
 def _draw(count: int, seed: int) -> Split:

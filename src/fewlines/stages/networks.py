@@ -125,5 +125,5 @@ def tokenize(
         bar.close()
         grid = (height, width)
         tensors[f"{name}_codes"], tensors[f"{name}_labels"] = codes, split.labels[first:last]
-    header = {"grid": grid, "codes": network.shape.codes, "classes": len(data.classes)}
-    write_tensors(output, tensors, header)
+    spec = {"grid": grid, "codes": network.shape.codes, "classes": len(data.classes)}
+    write_tensors(output, tensors, {**spec, "origins": list(data.origins)})

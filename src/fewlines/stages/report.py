@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewlines.config import Experiment
-from fewlines.files import write_json
+from fewlines.files import read_shapes, write_json
 from fewlines.models.base import AttentionModel
 from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
@@ -138,17 +138,19 @@ def figures(config: Experiment, run: Path) -> None:
         draw_memory(results, output / "memory.png")
 
 
-def report(config: Experiment, run: Path, output: Path, provenance: Path) -> None:
+def report(config: Experiment, run: Path, tokens: Path, output: Path, provenance: Path) -> None:
     """Write the report, one HTML file, and where its numbers come from.
 
     Args:
         config: the experiment.
         run: its folder in results.
+        tokens: of its images; they say whose these are, where their source knows.
         output: HTML to write.
         provenance: JSON to write.
     """
     results = Results(config, run)
-    facts = describe_run(config, Path.cwd())
+    origins = read_shapes(tokens)[1].get("origins", [])
+    facts = {**describe_run(config, Path.cwd()), "images": "; ".join(origins)}
     write_json(provenance, facts)
     table = make_cache_table(results)
     paper = make_paper_table(results) if config.paper_caches else table.iloc[:0]
