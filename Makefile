@@ -29,8 +29,9 @@ fuzz: $(READY)  ## thousands of configurations, damaged files and arguments; som
 test: lint  ## the whole suite, three files at a time
 	$(BIN)/pytest $(SPREAD)
 
-test-cluster: $(READY)  ## the quick experiment on a Slurm of three nodes, made here: Debian, as root; half an hour
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[cluster]'
+test-cluster: $(READY)  ## from S3, and on a Slurm of three nodes, made here: Debian, as root; some forty minutes
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[cluster,cloud]' 'moto[server]'
+	$(BIN)/python tests/cluster/check_storage.py
 	$(BIN)/python tests/cluster/check_slurm.py
 
 lint: $(READY)  ## style, types, layers, workflow

@@ -150,10 +150,10 @@ def stage_of(process: psutil.Process) -> str:
     return ""
 
 
-def compare_tables(one: Path, other: Path) -> None:
-    """Raises where a table of two runs of the quick experiment differs, measured times apart."""
+def compare_tables(one: Path, other: Path, run: str = "quick") -> None:
+    """Raises where a table of two runs of an experiment differs, measured times apart."""
     for table in TABLES:
-        ours, theirs = (lasting(folder, table) for folder in (one, other))
+        ours, theirs = (lasting(folder / "results" / run, table) for folder in (one, other))
         if table == "storage":
             # Differences of 1e-5 nats in float32: of one command, too, the last bit is not always
             # the same.
@@ -164,8 +164,8 @@ def compare_tables(one: Path, other: Path) -> None:
         print(f"{table}.csv: {len(ours)} rows, {len(ours.columns)} columns equal")
 
 
-def lasting(folder: Path, name: str) -> pd.DataFrame:
-    """Of a table what is not measured time or memory."""
-    table = pd.read_csv(folder / "results/quick/tables" / f"{name}.csv", dtype=str)
+def lasting(run: Path, name: str) -> pd.DataFrame:
+    """Of a table of a run what is not measured time or memory."""
+    table = pd.read_csv(run / "tables" / f"{name}.csv", dtype=str)
     measured = table.filter(regex=MEASURED).columns.difference(["kv_bytes"])
     return table.drop(columns=measured)

@@ -108,7 +108,8 @@ def test_a_stream_is_saved_as_if_it_had_been_held(archives, tmp_path):
         for name, split in (("train", data.train), ("test", data.test))
         for part in ("images", "labels")
     }
-    write_tensors(tmp_path / "held", held, {"classes": list(data.classes)})
+    header = {"classes": list(data.classes), "origins": []}
+    write_tensors(tmp_path / "held", held, header)
     (streamed, header), (wanted, same) = (read_tensors(tmp_path / x) for x in ("streamed", "held"))
     assert header == same
     assert streamed.keys() == wanted.keys()

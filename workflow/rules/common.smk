@@ -26,8 +26,9 @@ try:
 except FewlinesError as error:
     sys.exit(f"fewlines: {error}")
 
+SHARED_FILES = not workflow.storage_settings.default_storage_provider
 for key, path in EXPERIMENT.given_files.items():
-    if not path.exists():
+    if SHARED_FILES and not path.exists():
         sys.exit(
             f"fewlines: {key}: {path} does not exist; this experiment begins with it"
         )
@@ -82,6 +83,11 @@ shell.prefix(
     f'then {FORKED} "$FEWLINES_STAGES" "$@"; '
     'else command fewlines "$@"; fi; }}; '
 )
+
+
+# Where a job sees none of the main process's files, it writes this one itself.
+if workflow.remote_exec and not os.path.exists(SETTINGS):
+    write_text(Path(SETTINGS), RESOLVED)
 
 
 # Jobs of this machine are forks of one process that has imported torch; those that run elsewhere, or
@@ -182,8 +188,9 @@ def classifier_option(wildcards, input):
     return f"--classifier {quote(str(input.classifier))}" if input.classifier else ""
 
 
-def run_folder(wildcards):
-    return RUN
+def run_folder(wildcards, output):
+    """Where all of the run lies: not under its own name where a storage plugin keeps it."""
+    return output[0].rpartition(RUN)[0] + RUN
 
 
 def weights(wildcards):

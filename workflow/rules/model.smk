@@ -118,7 +118,7 @@ rule adapt:
 rule calibration_curve:
     input:
         model=rules.model.output.weights,
-        adapted=expand(rules.adapt.output.weights, adapted=ADAPTED),
+        adapted=[f"{RUN}/{adapted}/model.safetensors" for adapted in ADAPTED],
         tokens=TOKENS,
         transferred=EXPERIMENT.calibration.transferred or [],
     output:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fewlines.data import cifar10, clipart, emoji, fashion_mnist, folder, shapes, webdataset
+from fewlines.data import (
+    cifar10,
+    clipart,
+    emoji,
+    fashion_mnist,
+    folder,
+    parquet,
+    shapes,
+    webdataset,
+)
 from fewlines.data.images import ImageData, Size, Split
 
 SOURCES: dict[str, Callable[[Path | None, int | None], ImageData]] = {
@@ -15,6 +24,7 @@ SOURCES: dict[str, Callable[[Path | None, int | None], ImageData]] = {
     **emoji.SOURCES,
     "folder": folder.load,
     "webdataset": webdataset.load,
+    "parquet": parquet.load,
     "shapes": shapes.load,
 }
 
