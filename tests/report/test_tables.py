@@ -92,6 +92,7 @@ COLUMNS = [
     "storage",
     "likelihood_images",
     "task",
+    "grid",
     "nll_delta_but_last",
     "fid_ratio",
     "extractor",
@@ -199,6 +200,7 @@ def test_the_cache_table(results):
     assert (lines["policy"], lines["budget"]) == ("lines", "lines: 1")
     # A prefix of one, and a line of five of the twenty tokens.
     assert (full["capacity"], lines["capacity"], lines["n_tokens"]) == (21, 6, 20)
+    assert lines["grid"] == "4x5"
     assert (lines["samples"], lines["seeds"], lines["likelihood_images"]) == (50, 2, 3)
     assert lines["nll"] == pytest.approx(2.5)
     ends = interval([0.3, 0.2, 0.4])

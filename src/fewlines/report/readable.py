@@ -41,7 +41,7 @@ def make_readable(table: pd.DataFrame) -> pd.DataFrame:
             continue
         alike = table[name].nunique() == 1
         needless = "policy" in table and name in ("model", "storage")
-        needless |= "engine" not in table and name == "outcome"
+        needless |= "engine" not in table and name in ("grid", "outcome")
         if not (alike and needless):
             column(name, name, "{:.0f}" if name == "batch" else "{}", None)
     column("capacity", "capacity", "{:.0f}")

@@ -156,6 +156,7 @@ def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
     full cache of the model that was trained for the same steps without a limit."""
     found, task = results.read_likelihood(slug, model), results.experiment.get_task_name(model)
     versus: dict[str, Any] = {"likelihood_images": found["images"], "task": task}
+    versus["grid"] = "{}x{}".format(*results.load_network(model).spec.grid)
     versus["nll_delta_but_last"] = float(np.mean(found["nll_delta_by_line"][:-1]))
     if task or model == BASE:
         return versus
