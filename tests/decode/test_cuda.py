@@ -55,8 +55,19 @@ def test_programs_that_share_a_head_draw_the_same(model64, gpu64, cache, monkeyp
     assert torch.equal(decode(gpu64, LABELS.cuda(), noise.cuda(), cache).cpu(), expected)
 
 
-def test_steps_of_a_bounded_cache_are_replayed(gpu64):
-    decoder = Decoder(gpu64, 2, fewlines.cache("streaming", lines=1))
+def test_a_stock_cache_draws_the_same_as_a_graph(model64, gpu64):
+    noise = draw_noise(3, range(len(LABELS)), N)
+    expected = decode(model64, LABELS, noise, FULL)
+    for engine in ("stock", "stock-graph"):
+        drawn = decode(gpu64, LABELS.cuda(), noise.cuda(), FULL, engine=engine)
+        assert torch.equal(drawn.cpu(), expected)
+
+
+@pytest.mark.parametrize(
+    ("cache", "engine"), [(fewlines.cache("streaming", lines=1), "lean"), (FULL, "stock-graph")]
+)
+def test_steps_are_replayed(gpu64, cache, engine):
+    decoder = Decoder(gpu64, 2, cache, engine=engine)
     noise = draw_noise(0, range(2), N).cuda()
     with torch.inference_mode():
         codes = decoder.start(LABELS[:2].cuda(), noise[:, 0])

@@ -31,7 +31,7 @@ from fewlines.attention.slots import (
 )
 from fewlines.cache.plan import EvictionPlan
 
-Engine = Literal["lean", "stock"]
+Engine = Literal["lean", "stock", "stock-graph"]
 BLOCK = 64  # entries by which torch's attention grows: a CUDA graph for each size is too many
 
 
@@ -194,14 +194,15 @@ def torch_step(group: HeadGroup) -> Step:
 
 
 def stock_step(group: HeadGroup) -> Step:
-    """As public code does: masked attention over the whole buffer, written or not."""
+    """As public code does: masked attention over the whole buffer, written or not. Where a token
+    goes is a number of the device, so that one CUDA graph serves all steps."""
     slots, entries = group.slots, torch.arange(group.k.shape[2], device=group.k.device)
 
     def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
-        group.k[:, :, slots.longest - 1] = k.to(group.k.dtype)
-        group.v[:, :, slots.longest - 1] = v.to(group.v.dtype)
+        for held, new in ((group.k, k), (group.v, v)):
+            held.index_copy_(2, slots.slot[0, :1], new[:, :, None].to(held.dtype))
         q = q.unflatten(1, (group.k.shape[1], -1)).to(group.k.dtype)  # (B, H, r, D)
-        mask = (entries < slots.longest).expand(q.shape[2], -1)
+        mask = (entries < slots.now[LENGTH, 0]).expand(q.shape[2], -1)
         y = F.scaled_dot_product_attention(q, group.k, group.v, attn_mask=mask)
         out.copy_(y.flatten(1, 2))
 
@@ -226,8 +227,8 @@ class BoundedCache:
     Args:
         plan: slots and victims, already checked against the capacity.
         dtype: what keys and values are stored in; on a GPU also what attention computes in.
-        engine: `lean` reads what is written; `stock` reads the whole buffer under a mask and is
-            for the full cache.
+        engine: `lean` reads what is written; `stock` and `stock-graph`, which a GPU replays, read
+            the whole buffer under a mask and are for the full cache.
     """
 
     def __init__(
@@ -247,7 +248,7 @@ class BoundedCache:
         self.first = torch.zeros(batch, dtype=torch.long, device=device)
         if device.type == "cpu":  # the model's own compiled kernels run beside a stock cache too
             follow_torch_threads()
-        make = stock_step if engine == "stock" else fastest_step(device, dtype)
+        make = fastest_step(device, dtype) if engine == "lean" else stock_step
         self.sized = make is torch_step
         self.layers: list[list[HeadGroup]] = []
         for layer in range(geometry.layers):

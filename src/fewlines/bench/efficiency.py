@@ -29,7 +29,7 @@ from fewlines.devices import Device
 from fewlines.models.base import Model, find_published
 from fewlines.progress import progress
 
-Engine = Literal["lean", "stock", "hf-dynamic", "hf-static", "hf-fewlines"]
+Engine = Literal["lean", "stock", "stock-graph", "hf-dynamic", "hf-static", "hf-fewlines"]
 CARDS = (24, 80)  # GB: what of a batch fits them, by computation
 RESERVE = 1.0e9  # bytes that a measurement leaves free
 PROBE_SECONDS = 600  # more than any machine needs
@@ -48,7 +48,7 @@ class Row:
     @property
     def reads_all(self) -> bool:
         """The whole buffer at every step, written or not."""
-        return self.engine in ("stock", "hf-static")
+        return self.engine in ("stock", "stock-graph", "hf-static")
 
 
 @dataclass(frozen=True)

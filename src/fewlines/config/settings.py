@@ -346,7 +346,7 @@ class EfficiencyRun(Section):
         "float32", description="of matrix products; auto: bfloat16 where there are instructions"
     )
     storage: Storage = Field("float32", description="of keys and values, stock caches excepted")
-    engines: tuple[Literal["lean", "stock", "hf-dynamic", "hf-static"], ...] = Field(
+    engines: tuple[Literal["lean", "stock", "stock-graph", "hf-dynamic", "hf-static"], ...] = Field(
         ("lean", "stock"), description="that run the full cache"
     )
     caches: SeveralCaches = Field((), description="that run beside it")

@@ -45,7 +45,8 @@ class Decoder:
             rows: images of the batch.
             cache: what stays resident.
             sampler: from logits to codes.
-            engine: how a full cache is read, one of the model's `engines`.
+            engine: how a full cache is read, one of the model's `engines`, or `stock-graph`:
+                `stock`, but replayed on a GPU.
             storage: what keys and values are kept in; the model's own precision where None.
         """
         self.model, self.sampler = model, sampler or Sampler()
@@ -59,8 +60,8 @@ class Decoder:
             if engine == "naive"
             else model.begin(rows_of_model, cache, storage=storage, engine=engine)
         )
-        self.rows, self.graphed = rows, model.device.type == "cuda" and engine == "lean"
-        self.graphed &= model.has_kv_cache
+        self.rows, self.graphed = rows, engine in ("lean", "stock-graph")
+        self.graphed &= model.device.type == "cuda" and model.has_kv_cache
         self._bind(self.sampler.guides(1))
 
     def _bind(self, guides: bool) -> None:
