@@ -128,6 +128,24 @@ BYTES = {  # of an image of 4×5 tokens in float64
 }
 
 
+READ = {  # by a token of it, the mean
+    "pixelcnn": 8 * (3 * 6 * (1 + 2 + 1) + 6),
+    "pixelcnn 5": 8 * (2 * 6 * (2 + 2 + 2) + 6),
+    "pixelrnn": 8 * (2 * (3 * 8 + 8 + 16) + 4 * 16),
+    "pixelrnn 5": 8 * (2 * (5 * 8 + 8 + 2 * 16) + 7 * 16),
+    "pixelrnn diagonal": 8 * (2 * (3 * 8 + 8 + 3 * 8 + 16) + 4 * 16),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_no_token_reads_more_than_is_kept(name):
+    model = make(name)
+    read = model.count_read_bytes(FULL, 3, torch.float64)
+    assert 0 < read <= 3 * BYTES[name]
+    if name in READ:
+        assert read == 3 * READ[name]
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_what_is_kept_has_the_bytes_that_it_says(name):
     model = make(name)

@@ -174,6 +174,14 @@ class PixelCNN(Model):
         """Begin a batch, with lines of activations."""
         return LineCache(self, rows)
 
+    def count_read_bytes(self, cache: Any, rows: int, storage: torch.dtype) -> float:
+        """Count the bytes that a token reads, the mean over an image: of each layer what is left of
+        its column and what the vertical stack says of it, and, once a line, the rows above."""
+        shape = self.shape
+        of_layer = (shape.rows - 1) + 2 + (shape.columns - 1)
+        numbers = shape.channels * (shape.layers * of_layer + 1)
+        return float(rows * numbers * self.dtype.itemsize)
+
     def count_training_flops(self) -> float:
         """Count six operations per weight and token of the convolutions."""
         weights = sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 4)

@@ -259,6 +259,15 @@ class PixelRNN(Model):
         """Begin a batch, with a line of states."""
         return LineState(self, rows)
 
+    def count_read_bytes(self, cache: Any, rows: int, storage: torch.dtype) -> float:
+        """Count the bytes that a token reads: of each layer the states, cells and inputs that its
+        own are made of, in both directions; and the embedded codes of the first convolution."""
+        shape, side = self.shape, self.shape.kernel // 2
+        row, diagonal = shape.kernel + 1 + 2 * side, 2 * (1 + 1 + 1) + 1 + 2
+        of_layer = shape.hidden * (row if shape.variant == "row" else diagonal)
+        numbers = shape.layers * of_layer + 2 * shape.hidden * (shape.kernel + side)
+        return float(rows * numbers * self.dtype.itemsize)
+
     def count_training_flops(self) -> float:
         """Count six operations per weight and token of the products."""
         weights = sum(
