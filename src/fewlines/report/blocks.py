@@ -78,6 +78,7 @@ def _read(table: str, where: str | None, reference: Path) -> pd.DataFrame:
     if "model" in rows and "nll_delta_low" in rows:
         rows = add_delta(rows)
         adapted = np.where(is_base(rows), "", ", " + rows["model"].str.partition(":")[0])
+        adapted += np.where(rows["model"].str.endswith(":distilled"), ", distilled", "")
         rows["name"] = rows["policy"] + ", " + rows["budget"] + adapted
     try:
         found: pd.DataFrame = rows.query(where, engine="python") if where else rows
