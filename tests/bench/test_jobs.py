@@ -73,6 +73,34 @@ def test_time_follows_what_is_asked_for(monkeypatch, tmp_path):
     assert changed == {"generate", "quality", "reference_scores"}
 
 
+def test_a_training_on_several_gpus_asks_for_them(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    one, four = (
+        {each.rule: each for each in make_work(training={"gpus": gpus}).list_jobs()}
+        for gpus in (1, 4)
+    )
+    for rule in ("tokenizer", "model", "adapt", "architecture"):
+        assert (one[rule].gpus, four[rule].gpus) == (1, 4)
+        assert max(four[rule].seconds) < max(one[rule].seconds)
+        assert four[rule].device < one[rule].device or rule == "tokenizer"
+    assert four["generate"] == one["generate"]
+
+
+def test_guided_decodes_have_two_rows_of_an_image(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    once, twice = hours(make_work()), hours(make_work(sampling={"guidance": 2.0}))
+    changed = {rule for rule in once if twice[rule] != once[rule]}
+    assert changed == {"generate", "cost", "paper_cost", "architecture_cost"}
+
+
+def test_a_tokenizer_that_is_given_is_still_judged(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    few = make_work(IMAGENET)
+    tokenizer = {each.rule: each for each in few.list_jobs()}["tokenizer"]
+    assert tokenizer.device > 0
+    assert max(tokenizer.seconds) > 60
+
+
 def test_bytes_are_those_of_the_files(folder, monkeypatch):
     monkeypatch.chdir(folder)
     written = {each.rule: each.written for each in make_work().list_jobs()}

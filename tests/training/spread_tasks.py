@@ -3,6 +3,7 @@ each go to a folder. `test_parallel.py` compares."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from fewlines.models.llamagen.shape import TransformerShape
 from fewlines.training import loop
 from fewlines.training.loop import Objective, make_generator, train
 from fewlines.training.model import ModelObjective
-from fewlines.training.parallel import is_first, join, read_weights, spread
+from fewlines.training.parallel import is_first, join, read_weights, spread, wait
 from fewlines.training.tokenizer import TokenizerObjective
 
 STEPS, HALF = 12, 5
@@ -87,7 +88,7 @@ def run(
 
 @join()
 def main(folder: Path) -> None:
-    """All of them, and halves of two, whose checkpoints stay."""
+    """All of them, and halves of two, whose checkpoints stay and are gone on from."""
     found = {}
     for name, (make, accumulate) in (TASKS | DIVIDED).items():
         task = make()
@@ -98,6 +99,10 @@ def main(folder: Path) -> None:
     for name in ("model", "divided"):
         make, accumulate = (TASKS | DIVIDED)[name]
         run(make(), accumulate, folder / "halves" / name, HALF)
+        if is_first():
+            shutil.copytree(folder / "halves" / name, folder / "resumed" / name)
+        wait()
+        found[f"{name}, resumed"] = run(make(), accumulate, folder / "resumed" / name)
     if is_first():
         write_json(folder / "losses.json", found)
 

@@ -53,6 +53,12 @@ def test_one_process_goes_on_from_two(two, tmp_path, name):
     assert rest == pytest.approx(whole[HALF:], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["model", "divided"])
+def test_two_processes_go_on_from_two(two, name):
+    losses = read_json(two / "losses.json")
+    assert losses[f"{name}, resumed"] == pytest.approx(losses[name][HALF:], rel=1e-4)
+
+
 def test_shares_are_the_batch():
     rows = torch.arange(12)
     assert torch.equal(torch.cat([Share(part, 3).of(rows) for part in range(3)]), rows)

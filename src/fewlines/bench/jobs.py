@@ -57,6 +57,7 @@ class Jobs:
         host: bytes of memory of the largest.
         device: bytes on the device, where that has a memory of its own.
         written: bytes that stay on disk, of all.
+        gpus: of each job, where it uses any; its bytes on the device are of one.
     """
 
     rule: str
@@ -65,11 +66,12 @@ class Jobs:
     host: float = PYTHON
     device: float = 0.0
     written: float = 0.0
+    gpus: int = 1
 
     @property
     def total(self) -> float:
-        """Seconds of all of them."""
-        return sum(self.seconds)
+        """Seconds of a device, of all of them."""
+        return sum(self.seconds) * self.gpus
 
     def last(self, devices: int) -> float:
         """Bound the seconds from the first to the last of them on so many devices."""
@@ -119,11 +121,15 @@ class Work:
         opened = images / PICTURES / self.cores if self.experiment.data.path else 0
         yield Jobs("data", DATA, [opened + START], PYTHON, 0, held)
         encoded, weights = self._encode, count_weights(self.tokenizer)
-        seconds, device = START, 0.0
+        seconds = START + self.facts.test * (self._run(encoded) + self._run(self._decode))
+        device = self.tokenizer.batch * self._decode.kept
         if settings.weights is None:
-            seconds = settings.steps * self._step(settings.batch, encoded, self._decode)
+            taken = settings.steps * self._step(settings.batch, encoded, self._decode)
+            seconds += taken / self._gpus
             device = 4 * FLOAT * weights + settings.batch * (encoded.kept + self._decode.kept)
-        yield Jobs("tokenizer", NETWORKS, [seconds], PYTHON, device, FLOAT * weights)
+        yield Jobs(
+            "tokenizer", NETWORKS, [seconds], PYTHON, device, FLOAT * weights, gpus=self._gpus
+        )
         if self.experiment.quality.features == "classifier":
             of = self.experiment.classifier
             looked = self._look
@@ -149,7 +155,7 @@ class Work:
             )
         else:
             seconds, device = self._train(settings, self.network)
-            yield Jobs("model", MODELS, [seconds], tokens, device, weights)
+            yield Jobs("model", MODELS, [seconds], tokens, device, weights, gpus=self._gpus)
         yield Jobs(
             "model_test",
             MEASURED,
@@ -164,7 +170,8 @@ class Work:
             for each, (seconds, _) in zip(adapted, trained, strict=True)
         ]
         device = max((device for _, device in trained), default=0) + weights
-        yield Jobs("adapt", ADAPTED, with_teacher, tokens, device, weights * len(adapted))
+        written = weights * len(adapted)
+        yield Jobs("adapt", ADAPTED, with_teacher, tokens, device, written, gpus=self._gpus)
         others = [self._train(each, network) for each, network in self._architectures.values()]
         yield Jobs(
             "architecture",
@@ -173,6 +180,7 @@ class Work:
             tokens,
             max((device for _, device in others), default=0),
             FLOAT * sum(count_weights(network) for _, network in self._architectures.values()),
+            gpus=self._gpus,
         )
 
     def _list_calibrations(self, network: AttentionModel, tokens: float) -> Iterator[Jobs]:
@@ -244,7 +252,7 @@ class Work:
         experiment = self.experiment
         shown = [slug for model, slug in experiment.rows if model == BASE]
         shown = [slug for slug in shown if experiment.is_shown(slug)]
-        rule = experiment.cost
+        rule, rows_of_image = experiment.cost, 1 + (experiment.sampling.guidance != 1)
         for name, settings, sets in (
             ("cost", rule, [[slug] for slug in shown]),
             ("paper_cost", experiment.paper, [list(experiment.paper_caches)]),
@@ -252,7 +260,7 @@ class Work:
             sets = [slugs for slugs in sets if slugs]
             timed = [["full", "full", *slugs] for slugs in sets]
             each = {
-                slug: self._draw(self.network, slug, settings.batch)
+                slug: self._draw(self.network, slug, settings.batch * rows_of_image)
                 for slugs in timed
                 for slug in slugs
             }
@@ -263,11 +271,12 @@ class Work:
             held = max((sum(each[slug][1] for slug in slugs) for slugs in timed), default=0)
             yield Jobs(name, MEASURED, seconds, PYTHON * 4, held)
         seconds = [
-            (rule.repeats + 1) * self._draw(network, "full", rule.batch)[0] + 2 * START
+            (rule.repeats + 1) * self._draw(network, "full", rule.batch * rows_of_image)[0]
+            + 2 * START
             for _, network in self._architectures.values()
         ]
         yield Jobs("architecture_cost", MEASURED, seconds, PYTHON * 3)
-        if experiment.family.published and experiment.paper_caches:
+        if experiment.family.published:
             efficiency, runs = experiment.efficiency, make_settings(experiment.efficiency, 1)
             most = efficiency.repeats * efficiency.limit_seconds
             rows = [len(setting.rows) for setting in runs.values()]
@@ -280,14 +289,17 @@ class Work:
         if any(cache.requires for cache in experiment.cache_by_slug.values()):
             names.append("lines_table")
         if experiment.paper_caches:
-            names += [
-                "paper_table",
-                "watch",
-                *(["efficiency"] if experiment.family.published else []),
-            ]
+            names += ["paper_table", "watch"]
+        if make_settings(experiment.efficiency, 1) and experiment.family.published:
+            names.append("efficiency")
         names += ["architectures"] if experiment.architectures else []
         for name in names:
             yield Jobs(name, WRITTEN, [SMALL])
+
+    @property
+    def _gpus(self) -> int:
+        """Of a training."""
+        return self.experiment.training.gpus
 
     @cached_property
     def _images(self) -> int:
@@ -359,8 +371,8 @@ class Work:
         """Seconds of a training, and bytes: weights, gradients, two moments, what is kept."""
         one, batch = count_model(network), settings.batch
         logits = 3 * FLOAT * network.spec.n_tokens * network.spec.codes
-        held = 4 * FLOAT * count_weights(network) + batch * (one.kept + logits)
-        return START + settings.steps * self._step(batch, one), held
+        held = 4 * FLOAT * count_weights(network) + batch / self._gpus * (one.kept + logits)
+        return START + settings.steps * self._step(batch, one) / self._gpus, held
 
     def _draw(self, network: Model, slug: str, rows: int) -> tuple[float, float]:
         """Seconds and bytes of drawing a batch."""

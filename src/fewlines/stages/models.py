@@ -18,7 +18,7 @@ from fewlines.stages.tokens import read_codes, read_tokens
 from fewlines.training.loop import checkpoints_of, make_generator, train
 from fewlines.training.low_rank import add_low_rank, merge_low_rank
 from fewlines.training.model import ModelObjective, build_model
-from fewlines.training.parallel import is_first, join, read_weights, spread
+from fewlines.training.parallel import count_processes, is_first, join, read_weights, spread
 
 SIDE = "tokens of a side of its images; what the file or its published shape says if not given"
 HEADS = "query heads of a layer, where the file is of no published shape"
@@ -157,7 +157,7 @@ def _train(
     objective: ModelObjective, name: str, config: Experiment, output: Path, metrics: Path
 ) -> None:
     """The remaining steps; the weights go to `output`, how fast it went to `metrics`."""
-    gemm_rate = machine.measure_gemm_rate(objective.dtype)
+    gemm_rate = machine.measure_gemm_rate(objective.dtype) * count_processes()
     every, accumulate = config.checkpoint_seconds, config.training.accumulate
     seconds = train(objective, name, checkpoints_of(output), every, accumulate)
     weights = read_weights(objective.network)

@@ -56,14 +56,14 @@ def train_tokenizer(config: Experiment, images: Path, output: Path, metrics: Pat
     data = ImageData.load(images)
     seconds = 0.0
     if config.tokenizer.weights:
-        network = load_tokenizer(config.tokenizer.weights)
+        network = load_tokenizer(config.tokenizer.weights).to(machine.device())
     else:
         objective = TokenizerObjective(config.tokenizer, data.train.images, config.seed)
         every, accumulate = config.checkpoint_seconds, config.training.accumulate
         seconds = train(objective, "tokenizer", checkpoints_of(output), every, accumulate)
-        if not is_first():
-            return
         network = objective.network
+    if not is_first():
+        return
     found = evaluate_tokenizer(network, data.test.images)
     write_json(metrics, {**found, "seconds_per_step": seconds})
     save_network(output, network)

@@ -148,7 +148,7 @@ def _ask_for(jobs: Jobs) -> dict[str, Any]:
     """Resources of a job: twice the time, half as much memory again, and more at each retry."""
     minutes, megabytes = 10 + max(jobs.seconds) / 30, 1.5 * jobs.host / 1e6
     asked = {"runtime": f"{minutes:.0f} * attempt", "mem_mb": f"{megabytes:.0f} * attempt"}
-    return asked | ({"gpu": 1} if jobs.device else {})
+    return asked | ({"gpu": jobs.gpus} if jobs.device else {})
 
 
 def _read_cluster(cluster: str | None) -> tuple[int, str]:

@@ -176,7 +176,7 @@ def take_step(objective: Objective, step: int, backward: Backward | None = None)
 
 
 def _identity(objective: Objective) -> list[Any]:
-    """Of a run, before its first step."""
+    """Of a run, before its first step; whole in the first process alone."""
     parameters = objective.network.named_parameters()
     trained = [name for name, parameter in parameters if parameter.requires_grad]
     weights = parallel.read_weights(objective.network)
@@ -221,7 +221,9 @@ def _restore(objective: Objective, checkpoints: Path, identity: list[Any]) -> in
         print(f"{last} is damaged ({error}); training begins anew", file=sys.stderr)
         task = None
     parallel.wait()  # until all have read it
-    if task != identity:  # of other settings, data or weights, or damaged: this run replaces it
+    # The first process alone has all weights to know a run by.
+    goes_on = parallel.agree(task == identity) and not parallel.any_of(task is None)
+    if not goes_on:  # of other settings, data or weights, or damaged: this run replaces it
         if parallel.is_first():
             shutil.rmtree(checkpoints)
         return 0

@@ -33,6 +33,7 @@ from fewlines.errors import FewlinesError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 Network = TypeVar("Network", bound=nn.Module)
+Agreed = TypeVar("Agreed")
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,15 @@ def load(
 def any_of(here: bool) -> bool:
     """Whether it holds in any of the processes, whose clocks differ."""
     return bool(average(torch.tensor(float(here))) > 0)
+
+
+def agree(here: Agreed) -> Agreed:
+    """Go by what the first process says, in all."""
+    if count_processes() == 1:
+        return here
+    said = [here]
+    dist.broadcast_object_list(said, device=machine.device())
+    return said[0]
 
 
 def wait() -> None:
