@@ -266,9 +266,9 @@ def test_other_caches_are_left_alone(llama):
 
 def test_the_readmes_lines_draw(janus):
     page = (REPOSITORY / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(cache = FewLinesCache.*?)```", page, re.DOTALL)
+    (code,) = re.findall(r"```python\n(from fewlines.integrations.*?)```", page, re.DOTALL)
     ids, mask = prompts(5)
-    names = {"model": janus, "FewLinesCache": FewLinesCache}
+    names = {"model": janus}
     names["inputs"] = {"inputs": ids, "attention_mask": mask, "guidance_scale": 2.0}
     exec(code.replace("lines=4", "lines=2"), names)
     assert names["cache"].get_seq_length() == 5 + SIDE * SIDE - 1
