@@ -23,13 +23,19 @@ include: "workflow/rules/report.smk"
 include: "workflow/rules/architectures.smk"
 
 
+# What needs images, or a tokenizer: not there where tokens stand in their place.
+IMAGES_TOO = [
+    *rules.tables.output,
+    *rules.report.output,
+    *(rules.efficiency.output if EFFICIENCY else []),
+    *(rules.paper_table.output if EXPERIMENT.paper_caches else []),
+    *(rules.watch.output if EXPERIMENT.paper_caches else []),
+    *(rules.architectures.output if EXPERIMENT.architectures else []),
+]
+
+
 rule all:
     default_target: True
     input:
-        rules.tables.output,
-        rules.report.output,
-        rules.efficiency.output if EFFICIENCY else [],
-        rules.paper_table.output if EXPERIMENT.paper_caches else [],
-        rules.watch.output if EXPERIMENT.paper_caches else [],
         rules.lines_table.output if CALIBRATED else [],
-        rules.architectures.output if EXPERIMENT.architectures else [],
+        rules.likelihood_table.output if EXPERIMENT.data.tokens else IMAGES_TOO,

@@ -7,6 +7,7 @@ from fewlines.bench.efficiency import make_settings
 from fewlines.cache.spec import parse_cache
 from fewlines.config import dump_experiment, load_experiment, validate_experiment
 from fewlines.errors import FewlinesError
+from fewlines.models.base import TokenSpec
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -117,3 +118,38 @@ def test_every_experiment_is_valid_and_every_model_has_its_baseline(path):
         baseline = experiment.find_baseline(name)
         assert baseline is not None
         assert (baseline, "full") in experiment.rows
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"sampling": {"guidance": 2.0}},
+        {"tasks": {"unconditional": {"labelled": False, "caches": ["full"]}}},
+        {"tasks": {"guided": {"guidance": 2.0, "caches": ["full"]}}},
+    ],
+)
+def test_what_never_learned_to_draw_without_a_class_is_not_asked_to(asked):
+    never = {"model": {"class_dropout": 0}}
+    with pytest.raises(FewlinesError, match=r"write model\.class_dropout"):
+        validate_experiment({**asked, **never})
+    assert validate_experiment(asked)
+    spec = TokenSpec((2, 2), 3, 2)
+    for model, learned in (({}, True), (never["model"], False)):
+        shape = validate_experiment({"model": model}).model.make_shape(spec)
+        assert shape.has_null_class == learned
+
+
+@pytest.mark.parametrize(
+    ("cache", "known"),
+    [
+        ({"policy": "scheduled", "merge": True}, True),
+        ({"policy": "streaming", "allocation": "headkv"}, True),
+        ({"policy": "corrected", "merge": True}, False),
+        ({"policy": "snapkv", "allocation": "ada"}, False),
+        ({"policy": "streaming"}, False),
+    ],
+)
+def test_a_schedule_is_drawn_where_there_is_one(cache, known):
+    content = {"caches": [{**cache, "budget": {"lines": 3}}], "paper": {"caches": []}}
+    content["adaptation"] = {"models": None}
+    assert validate_experiment(content).has_schedule == known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -108,10 +109,15 @@ def filling_tensors(
         header[name] = {"dtype": dtypes[name], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # data begin where every number may
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # by a run that was killed
+        left.unlink(missing_ok=True)
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             file.truncate(8 + len(text) + end)
+            if hasattr(os, "posix_fallocate"):  # a full disk is said now, not by a signal later
+                file.flush()
+                os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
         yield {
             name: np.memmap(
                 temporary,
@@ -200,10 +206,27 @@ def parse(path: Path, parser: Callable[[Path], Any], what: str) -> Any:
         raise FewlinesError(f"{path} is not {what}") from error
 
 
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Find all files that are not hidden, at any depth; links are followed, and a folder that a
+    link leads back to is seen once."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                yield Path(place) / name
+
+
 def digest_folder(folder: Path) -> str:
-    """Digest what a folder holds, to tell whether it is what it was: the names and bytes of its
-    files, or where they are more than a gigabyte their names, sizes and times."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    """Digest what a folder holds, to tell whether it is what it was: the names and bytes of the
+    files that `walk_files` finds, or where they are more than a gigabyte their names, sizes and
+    times."""
+    files = sorted(file for file in walk_files(folder) if file.is_file())
     large = sum(file.stat().st_size for file in files) > LARGE
     found = hashlib.blake2b(digest_size=16)
     for file in files:

@@ -12,6 +12,7 @@ import fewlines
 from conftest import CACHES
 from fewlines.attention.buffer import BoundedCache
 from fewlines.bench.efficiency import find_largest_batch, make_settings, measure_setting
+from fewlines.bench.harness import OUT_OF_MEMORY
 from fewlines.bench.roofline import keep_best
 from fewlines.config.settings import EfficiencySettings
 from fewlines.devices import DEVICES
@@ -56,6 +57,34 @@ LINEAR = {"policy": "line_ar", "budget": {"lines": 2}}
 def settings(**run):
     run = {"grids": [6], "batches": [2], "caches": [FEW], **run}
     return make_settings(EfficiencySettings(repeats=1, limit_seconds=100, runs=[run]), threads=1)
+
+
+def test_settings_of_one_shape_are_told_apart_and_named_as_they_are_written():
+    runs = [{"grids": [6], "batches": [2], "caches": [cache]} for cache in (FEW, LINEAR, FEW)]
+    made = make_settings(EfficiencySettings(runs=[*runs, {**runs[0], "precision": "auto"}]), 1)
+    name = "llamagen-b-6x6-batch2-float32-float32"
+    auto = "llamagen-b-6x6-batch2-auto-float32"
+    assert list(made) == [name, f"{name}-2", f"{name}-3", auto]
+    assert [each.rows[-1].cache.policy.name for each in made.values()][:2] == [
+        "streaming",
+        "line_ar",
+    ]
+
+
+@pytest.mark.parametrize("fails", ["before", "after"])
+def test_a_probe_that_fails_leaves_what_was_measured(monkeypatch, fails):
+    (setting,) = settings().values()
+    probe = {"bandwidth": 1.0, "linear_rates": {}, "linear_flops": 1, "operator_seconds": 1.0}
+    answers = [probe, OUT_OF_MEMORY] if fails == "after" else [OUT_OF_MEMORY]
+
+    def ask(setting, limit, question, *arguments):
+        return answers.pop(0) if question == "probe" else {"seconds": 1.0, "steps": {}}
+
+    monkeypatch.setattr("fewlines.bench.efficiency._ask", ask)
+    found = measure_setting(setting, repeats=1)
+    outcome = "ok" if fails == "after" else OUT_OF_MEMORY
+    assert {row["outcome"] for row in found["rows"]} == {outcome}
+    assert found["probes"] == ({2: probe} if fails == "after" else {})
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,21 @@ def test_as_many_jobs_of_each_rule_as_snakemake_plans(path, sharded, tmp_path, m
     assert counted == planned(plan(Path.cwd(), "-n", config=path))
 
 
+def test_of_tokens_likelihood_alone_is_planned(folder, tmp_path, monkeypatch):
+    content = yaml.safe_load(TOY.read_text())
+    content["data"] = {"tokens": str(folder / "results/toy/tokens.safetensors")}
+    (tmp_path / "tokens.yaml").write_text(yaml.safe_dump(content))
+    make_folder(tmp_path / "fresh")
+    monkeypatch.chdir(tmp_path / "fresh")
+    jobs = planned(plan(Path.cwd(), "-n", config=tmp_path / "tokens.yaml"))
+    counted = make_work(tmp_path / "tokens.yaml").list_jobs()
+    assert {each.rule: len(each.seconds) for each in counted} == jobs
+    assert jobs["likelihood"] > 1
+    assert not jobs.keys() & {"data", "tokenizer", "generate", "quality"}
+    said = plan(Path.cwd(), "-n", "quality_table", config=tmp_path / "tokens.yaml", status=1)
+    assert "data.tokens stands in place of images" in said
+
+
 def test_levels_are_those_of_the_files(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     order = [each.rule for each in make_work().list_jobs()]

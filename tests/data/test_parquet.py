@@ -81,13 +81,18 @@ def test_files_that_cannot_be_used_are_explained(tmp_path):
     for columns, message in (
         ({"image": None}, "it needs one of pictures"),
         ({"other": [b""] * 4}, "it needs one of pictures"),
-        ({"label": None, "a": [0] * 4, "b": [1] * 4}, "named label where several"),
+        ({"label": list("abcd")}, "whole numbers named label"),
         ({"label": [0, 1, -1, 2]}, "classes are numbers from 0"),
         ({"label": [0, None, 1, 2]}, "classes are numbers from 0"),
     ):
         write(file, range(4), **columns)
         with pytest.raises(FewlinesError, match=message):
             load(tmp_path)
+    write(tmp_path / "test-0.parquet", range(4), label=None)
+    write(file, range(4))
+    with pytest.raises(FewlinesError, match=r"a\.parquet has classes and .*0\.parquet has none"):
+        load(tmp_path)
+    (tmp_path / "test-0.parquet").unlink()
     write(file, range(1))
     with pytest.raises(FewlinesError, match="hold too few pictures"):
         load(tmp_path)

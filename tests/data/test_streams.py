@@ -92,6 +92,9 @@ def test_archives_that_cannot_be_used_are_explained(archives, tmp_path):
         pack(archives / "train-2.tar", members)
         with pytest.raises(FewlinesError, match=message):
             load(archives)
+    pack(archives / "train-2.tar", {"a.png": picture(1)})
+    with pytest.raises(FewlinesError, match=r"-1\.tar has classes and .*-2\.tar has none"):
+        load(archives)
     pack(archives / "train-2.tar", {"a.png": b"no picture", "a.cls": b"0"})
     with pytest.raises(FewlinesError, match=r"train-2\.tar: a\.png cannot be read as an image"):
         _ = load(archives, 8).train.images

@@ -84,6 +84,12 @@ def test_a_completion_counts_what_is_completed_alone(model):
     under = model.teacher_forced(labels, codes, model.limit(cache)).log_softmax(-1)
     of_codes = under.gather(-1, codes[..., None]).squeeze(-1)
     torch.testing.assert_close(found.nll.float(), -of_codes[:, 7:].mean(-1), atol=1e-5, rtol=1e-5)
+    said = found.summarise()
+    whole = measure_likelihood(model, labels, codes, cache, batch=3)
+    assert said["kl"] == pytest.approx(whole.kl[:, 7:].mean().item(), rel=1e-5)
+    by_line = whole.average_by_line(whole.kl).tolist()  # of five tokens each: the second is torn
+    assert said["kl_by_line"] == [None, None, *map(pytest.approx, by_line[2:])]
+    assert said["nll_delta_by_line"][:2] == [None, None]
 
 
 @pytest.mark.parametrize("merge", [False, True])

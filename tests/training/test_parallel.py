@@ -14,6 +14,8 @@ from spread_tasks import DIVIDED, HALF, STEPS, TASKS, make_model, make_tokenizer
 from fewlines.config import validate_experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import read_json, read_tensors
+from fewlines.models.base import TokenSpec, get_family
+from fewlines.models.pixelcnn import PixelCNNSettings
 from fewlines.training.parallel import Share, divide, read_weights, spread
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")
@@ -72,6 +74,7 @@ def test_a_batch_that_cannot_be_divided_is_said():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({"training": {"shard": True}}, r"training\.shard: there is one process"),
         ({"training": {"gpus": 3}}, r"tokenizer\.batch: 128 images have no 3 equal parts"),
         (
             {"training": {"gpus": 8, "accumulate": 4}},
@@ -79,7 +82,7 @@ def test_a_batch_that_cannot_be_divided_is_said():
         ),
         (
             {
-                "training": {"shard": True},
+                "training": {"shard": True, "gpus": 2},
                 "adaptation": {"models": {"adapted:a": {"caches": ["lines-3lines"], "rank": 4}}},
             },
             r"training\.shard: the update of low rank of adapted:a cannot be divided",
@@ -94,6 +97,12 @@ def test_settings_that_cannot_be_spread(content, message):
 def test_a_network_without_layers_is_said():
     with pytest.raises(FewlinesError, match="a ConvTokenizer has no list of layers"):
         spread(make_tokenizer().network, "forward", divided=True, recompute=False)
+
+
+def test_layers_that_are_not_computed_in_turn_are_said():
+    network = get_family("pixelcnn")(PixelCNNSettings(layers=1).make_shape(TokenSpec((2, 2), 3, 2)))
+    with pytest.raises(FewlinesError, match="layers of a PixelCNN are not computed one after"):
+        spread(network, "teacher_forced", divided=False, recompute=True)
 
 
 def test_layers_that_are_computed_again_keep_less():

@@ -184,6 +184,16 @@ CLASSIFIER = (
 )
 
 
+def find_images(wildcards):
+    """All images; none where tokens stand in their place."""
+    if EXPERIMENT.data.tokens:
+        raise FewlinesError(
+            "data.tokens stands in place of images and of the tokenizer that made it, so nothing "
+            "can be decoded or judged here; ask for likelihood_table, lines_table or nothing"
+        )
+    return DATA
+
+
 def classifier_option(wildcards, input):
     return f"--classifier {quote(str(input.classifier))}" if input.classifier else ""
 

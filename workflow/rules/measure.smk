@@ -1,7 +1,7 @@
 rule quality:
     input:
         samples=rules.samples.output,
-        images=DATA,
+        images=find_images,
         reference=EXPERIMENT.quality.reference or [],
         tokenizer=rules.tokenizer.output.weights,
         classifier=CLASSIFIER,
@@ -22,7 +22,7 @@ rule quality:
 
 rule reference_scores:
     input:
-        images=DATA,
+        images=find_images,
         reference=EXPERIMENT.quality.reference or [],
         tokenizer=rules.tokenizer.output.weights,
         classifier=CLASSIFIER,

@@ -24,7 +24,7 @@ if HAS_KV:
     TABLES += ["storage", "ranks"]
     FIGURES["lines"] = "Where a small cache hurts"
     FIGURES["curves"] = "What each cache size costs"
-    if CALIBRATED:
+    if EXPERIMENT.has_schedule:
         FIGURES["heads"] = "Where heads look, and what a schedule keeps"
 if EXPERIMENT.paper_caches:
     FIGURES["memory"] = "Memory while decoding"

@@ -1,6 +1,6 @@
 rule tokenizer:
     input:
-        images=DATA,
+        images=find_images,
         weights=EXPERIMENT.tokenizer.weights or [],
     output:
         weights=f"{RUN}/tokenizer.safetensors",
@@ -21,7 +21,7 @@ rule tokenizer:
 
 rule classifier:
     input:
-        images=DATA,
+        images=find_images,
     output:
         weights=f"{RUN}/classifier.safetensors",
         metrics=f"{RUN}/classifier.json",
@@ -42,7 +42,7 @@ if EXPERIMENT.data.shards == 1:
 
     rule tokens:
         input:
-            images=DATA,
+            images=find_images,
             tokenizer=rules.tokenizer.output.weights,
         output:
             f"{RUN}/tokens.safetensors",
@@ -59,7 +59,7 @@ else:
 
     rule tokenize:
         input:
-            images=DATA,
+            images=find_images,
             tokenizer=rules.tokenizer.output.weights,
         output:
             temp(f"{RUN}/tokens.{{scatteritem}}.safetensors"),

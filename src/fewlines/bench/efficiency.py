@@ -26,6 +26,7 @@ from fewlines.cache.spec import Cache, make_cache
 from fewlines.config.settings import EfficiencyRun, EfficiencySettings
 from fewlines.decode.loop import Decoder
 from fewlines.devices import Device
+from fewlines.geometry import Geometry
 from fewlines.models.base import Model, find_published
 from fewlines.progress import progress
 
@@ -96,25 +97,31 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
         (above the weights), `seconds` (of an image, each repeat), `steps` (seconds of a step at
         each position, each repeat), `full_run_seconds`.
     """
-    batches = sorted({row.batch for row in setting.rows if _fits(setting, row)})
+    rows = [_blank(setting, row) for row in setting.rows]
+    for row, result in zip(setting.rows, rows, strict=True):
+        result["outcome"] = OK if _fits(setting, row) else OUT_OF_MEMORY
+    batches = sorted({result["batch"] for result in rows if result["outcome"] == OK})
     total = 2 * len(batches) + len(setting.rows) * repeats
     bar = progress(setting.shape_name, total, "measurements")
     probes: dict[int, Any] = {}
     for batch in batches:
-        probes[batch] = _ask(setting, PROBE_SECONDS, "probe", batch)
+        answer = _ask(setting, PROBE_SECONDS, "probe", batch)
+        if isinstance(answer, str):  # without a probe there is nothing to compare its rows with
+            for result in (each for each in rows if each["batch"] == batch):
+                result["outcome"] = answer
+        else:
+            probes[batch] = answer
         bar.update()
-    rows = [_blank(setting, row) for row in setting.rows]
     for repeat in range(repeats):
         for row, result in zip(setting.rows, rows, strict=True):
-            if not _fits(setting, row):
-                result["outcome"] = OUT_OF_MEMORY
             if result["outcome"] == OK:
                 whole = setting.full_run and repeat == 0
                 _add(result, _ask(setting, setting.limit_seconds, "measure", row, whole))
             bar.update()
-    for batch in batches:  # what the machine can do is the best that it did, before or after
+    for batch, before in probes.items():  # what the machine can do is the best that it did
         again = _ask(setting, PROBE_SECONDS, "probe", batch)
-        probes[batch] = roofline.keep_best(probes[batch], again)
+        if not isinstance(again, str):
+            probes[batch] = roofline.keep_best(before, again)
         bar.update()
     bar.close()
     return {
@@ -238,7 +245,7 @@ class DecodeSteps:
         self.buffers.fill(torch.Generator().manual_seed(1))
         self.codes = torch.zeros(row.batch, dtype=torch.long, device=machine.device())
         self.noise = torch.rand(row.batch, dtype=torch.float64, device=machine.device())
-        self.scores = row.cache.plan(self.geometry).scoring is not None
+        self.scores = _scores(row.cache, self.geometry)
 
     def seconds(self, position: int) -> float:
         """Time a step, from image token `position` on: the mean over a line of a policy that works
@@ -297,9 +304,17 @@ def _peer(setting: Setting) -> Callable[[Row], Any]:
 
     weights: Any = _draw_weights(setting)
     llama, geometry = make_llama(weights), setting.shape.geometry
-    return lambda row: LlamaSteps(
-        llama, row.batch, geometry, row.engine, STEPS, row.cache, row.storage
-    )
+
+    def steps(row: Row) -> Any:
+        count = geometry.width if _scores(row.cache, geometry) else STEPS
+        return LlamaSteps(llama, row.batch, geometry, row.engine, count, row.cache, row.storage)
+
+    return steps
+
+
+def _scores(cache: Cache, geometry: Geometry) -> bool:
+    """Whether a step of a line costs more than the others, so that a line has to be timed."""
+    return cache.plan(geometry).scoring is not None
 
 
 def find_largest_batch(decode: Any, cap: float) -> int:
@@ -325,7 +340,7 @@ def describe_host(probe: dict[str, Any], precision: str, batch: int) -> Device:
 
 def make_settings(efficiency: EfficiencySettings, threads: int) -> dict[str, Setting]:
     """Make every setting of an experiment, by the name its file has."""
-    made = {}
+    made: dict[str, Setting] = {}
     for run in efficiency.runs:
         precision = machine.resolve_precision(run.precision)
         for grid, (batch, cap) in itertools.product(
@@ -346,8 +361,10 @@ def make_settings(efficiency: EfficiencySettings, threads: int) -> dict[str, Set
                 None if cap is None else cap * 1e9,
             )
             size = f"batch{batch}" if batch else f"{cap:g}gb"
-            kept = f"{machine.dtype_name(precision)}-{run.storage}"
-            name = f"{run.shape}-{grid}x{grid}-{size}-{kept}"
+            # As it is written: `auto` is another precision on the machine that plans the run.
+            name = f"{run.shape}-{grid}x{grid}-{size}-{run.precision}-{run.storage}"
+            alike = sum(other.startswith(name) for other in made)
+            name += f"-{alike + 1}" if alike else ""
             made[name] = replace(setting, rows=_rows(run, setting, batch))
     return made
 

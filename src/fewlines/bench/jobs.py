@@ -106,16 +106,21 @@ class Work:
 
     def list_jobs(self) -> list[Jobs]:
         """List what `snakemake` without a target runs, in the order in which it can."""
-        jobs = [*self._list_data(), *self._list_models(), *self._list_samples()]
-        jobs += [*self._list_scores(), *self._list_costs(), *self._list_tables()]
+        if self.tokenizer is None:  # tokens in place of images: likelihood alone
+            jobs = [*self._list_models(), *self._list_scores()]
+            jobs = [each for each in jobs if each.rule not in ("model_test", "storage")]
+            jobs.append(Jobs("likelihood_table", WRITTEN, [SMALL]))
+            jobs += [each for each in self._list_tables() if each.rule == "lines_table"]
+        else:
+            jobs = [*self._list_data(), *self._list_models(), *self._list_samples()]
+            jobs += [*self._list_scores(), *self._list_costs(), *self._list_tables()]
         if not self.device.has_memory:
             jobs = [replace(each, host=each.host + each.device, device=0) for each in jobs]
         return sorted((each for each in jobs if each.seconds), key=lambda each: each.level)
 
     def _list_data(self) -> Iterator[Jobs]:
         """Of images: those, the tokenizer, the classifier, the tokens."""
-        if self.tokenizer is None or self.facts.side is None:
-            return
+        assert self.tokenizer is not None
         settings, images = self.experiment.tokenizer, self._images
         held = images * self._pixels
         opened = images / PICTURES / self.cores if self.experiment.data.path else 0
@@ -221,8 +226,7 @@ class Work:
         yield Jobs(
             "samples", GATHERED, [START / 4] * len(drawn), PYTHON + 3 * codes, 0, codes * len(drawn)
         )
-        if self.tokenizer is None:
-            return
+        assert self.tokenizer is not None
         looked = self._run(self._look)
         compared = (images + self.facts.test) * looked
         _, numbers = COMPARED.get(quality.features, (0, experiment.classifier.features))

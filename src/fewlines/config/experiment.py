@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, create_model, model_validator
 
+from fewlines.cache.policy import CalibratedPolicy, StaticPolicy
 from fewlines.cache.spec import Cache, parse_cache
 from fewlines.config.caches import DEFAULT_CACHES, CacheSettings, Measure, list_caches
 from fewlines.config.settings import (
@@ -128,6 +129,7 @@ class Experiment(Section):
                     f"{', '.join(self.family.parts)}"
                 )
         self._check_batches()
+        self._check_null_class()
         if self.quality.kid_subset_size > self.sampling.samples:
             raise ValueError("quality.kid_subset_size: must not exceed sampling.samples")
         if len(set(self.sampling.seeds)) < len(self.sampling.seeds):
@@ -140,6 +142,21 @@ class Experiment(Section):
             raise ValueError(str(error)) from None
         return self
 
+    def _check_null_class(self) -> None:
+        """That a model which is to draw without a class learns it."""
+        own = not (self.model.checkpoint or self.model.start)
+        asked = {"sampling": self.sampling.guidance != 1}
+        asked |= {
+            f"tasks.{name}": not task.labelled or (task.guidance or 1) != 1
+            for name, task in self.tasks.items()
+        }
+        for name in (name for name, null in asked.items() if null and own):
+            if self.model.class_dropout == 0:
+                raise ValueError(
+                    f"{name}: guidance, and images of no class, need a model that learned to draw "
+                    "without one; write model.class_dropout, such as 0.1"
+                )
+
     def _check_batches(self) -> None:
         """That processes can divide them, and what they can divide."""
         parts = self.training.gpus * self.training.accumulate
@@ -151,6 +168,11 @@ class Experiment(Section):
                     f"{name}.batch: {batch} images have no {parts} equal parts, as training.gpus "
                     f"and accumulate ask for; write {-(-batch // parts) * parts}"
                 )
+        if self.training.shard and self.training.gpus == 1:
+            raise ValueError(
+                "training.shard: there is one process to divide over; write training.gpus, or "
+                "leave out shard"
+            )
         ranks = [name for name, model in self.adaptation.models.items() if model.rank]
         if self.training.shard and ranks:
             raise ValueError(
@@ -316,6 +338,14 @@ class Experiment(Section):
         changed = self.adaptation.model_dump(exclude={"models"})
         changed |= {"steps": adapted.steps or self.adaptation.steps}
         return self.model.model_copy(update=changed)
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether calibration says the victims of some cache before anything is drawn."""
+        return any(
+            cache.requires and isinstance(cache.policy, StaticPolicy | CalibratedPolicy)
+            for cache in self.cache_by_slug.values()
+        )
 
     @property
     def adapted_models(self) -> list[str]:

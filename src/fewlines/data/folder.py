@@ -24,6 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fewlines.data.images import ImageData, Stream
 from fewlines.errors import FewlinesError
+from fewlines.files import walk_files
 
 Item = TypeVar("Item")
 
@@ -91,26 +92,11 @@ def read_all(items: Sequence[Item], read: Callable[[Item], torch.Tensor]) -> Ite
 
 def image_files(folder: Path) -> list[Path]:
     """Image files of a folder, at any depth, by name; links are followed, what is hidden is not."""
-    return sorted(file for file in _walk(folder) if file.suffix.lower() in SUFFIXES)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """All files that are not hidden; a folder that a link leads back to is seen once."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if not name.startswith("."):
-                yield Path(place) / name
+    return sorted(file for file in walk_files(folder) if file.suffix.lower() in SUFFIXES)
 
 
 def _say_what_is_left_out(path: Path, beside: int) -> None:
-    others = sum(file.suffix.lower() not in SUFFIXES for file in _walk(path))
+    others = sum(file.suffix.lower() not in SUFFIXES for file in walk_files(path))
     if beside:
         print(f"{path}: {beside} pictures beside the classes' folders left out", file=sys.stderr)
     if others:

@@ -1,5 +1,5 @@
 """A folder of Parquet files, as Hugging Face keeps its data sets: a column of pictures, each the
-bytes of a picture's file, and one of class numbers, or no classes at all.
+bytes of a picture's file, and one of class numbers named `label`, or no classes at all.
 
 Files whose names begin with `test` or `val` are the test set; where there are none, a tenth of the
 pictures, chosen by their places. Classes are read first, pictures when they are needed, some rows
@@ -13,7 +13,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from fewlines.data.images import ImageData, Stream
 from fewlines.data.webdataset import HELD_OUT
 from fewlines.errors import FewlinesError
 
+LABEL = "label"
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -34,7 +36,9 @@ class Rows:
     Attributes:
         file: that they are in.
         picture: the column of pictures.
-        labels: class number of each row of the file, `(n,)`.
+        labels: class number of each row of the file, `(n,)`; of class 0 all, where `labelled` is
+            not so.
+        labelled: whether the file says them.
         names: of the classes, where the file says them.
         chosen: which rows these are, of each row.
     """
@@ -42,6 +46,7 @@ class Rows:
     file: Path
     picture: str
     labels: Sequence[int]
+    labelled: bool
     names: tuple[str, ...]
     chosen: Sequence[bool]
 
@@ -59,6 +64,9 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
     if not files:
         raise FewlinesError(f"data.path: {path} is no folder of .parquet files")
     every = [_read_rows(file) for file in files]
+    known = {rows.labelled: rows.file for rows in every}
+    if len(known) > 1:
+        raise FewlinesError(f"data.path: {known[True]} has classes and {known[False]} has none")
     named = [rows.file.name.startswith(HELD_OUT) for rows in every]
     test = [rows for rows, held in zip(every, named, strict=True) if held]
     train = [rows for rows, held in zip(every, named, strict=True) if not held]
@@ -74,22 +82,22 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
 def _read_rows(path: Path) -> Rows:
     with _open(path) as file:
         schema = file.schema_arrow
-        pictures = [field.name for field in schema if _holds_bytes(field.type)]
-        integers = [field.name for field in schema if str(field.type).lstrip("u").startswith("int")]
-        column = "label" if "label" in integers else "".join(integers[:1])
-        if len(pictures) != 1 or (len(integers) > 1 and column != "label"):
+        kinds = {field.name: field.type for field in schema}
+        pictures = [name for name, kind in kinds.items() if _holds_bytes(kind)]
+        labelled = LABEL in kinds
+        if len(pictures) != 1 or (labelled and not str(kinds[LABEL]).lstrip("u").startswith("int")):
             raise FewlinesError(
                 f"{path} has the columns {', '.join(schema.names)}; it needs one of pictures, as "
-                "bytes, and one of class numbers, named label where several are of integers"
+                f"bytes, and one of whole numbers named {LABEL}, or none where there are no classes"
             )
         labels = [0] * file.metadata.num_rows
-        if column:
-            labels = file.read([column])[column].to_pylist()
+        if labelled:
+            labels = file.read([LABEL])[LABEL].to_pylist()
         if None in labels or min(labels, default=0) < 0:
             raise FewlinesError(f"{path}: classes are numbers from 0, in every row")
         said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = said.get("info", {}).get("features", {}).get(column, {}).get("names", [])
-    return Rows(path, pictures[0], labels, tuple(names), [True] * len(labels))
+        names = said.get("info", {}).get("features", {}).get(LABEL, {}).get("names", [])
+    return Rows(path, pictures[0], labels, labelled, tuple(names), [True] * len(labels))
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -121,7 +129,7 @@ def _put_aside(train: Sequence[Rows]) -> tuple[list[Rows], list[Rows]]:
         of_file = list(itertools.islice(held, len(rows.labels)))
         for part, test in zip(parts, (False, True), strict=True):
             chosen = [each == test for each in of_file]
-            part.append(Rows(rows.file, rows.picture, rows.labels, rows.names, chosen))
+            part.append(replace(rows, chosen=chosen))
     return parts
 
 

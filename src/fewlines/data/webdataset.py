@@ -35,13 +35,14 @@ HELD_OUT = ("test", "val")
 
 @dataclass(frozen=True)
 class Member:
-    """A picture: `size` bytes at `offset` of an `archive`, of a class; `name` is the archive's."""
+    """A picture: `size` bytes at `offset` of an `archive`, of a class, or of none where nothing
+    says one; `name` is the archive's."""
 
     archive: Path
     name: str
     offset: int
     size: int
-    label: int
+    label: int | None
 
 
 def load(path: Path | None = None, side: int | None = None) -> ImageData:
@@ -62,6 +63,9 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
         bar.update()
     bar.close()
     train, test = members[False], members[True]
+    known = {each.label is not None: each.archive for each in (*train, *test)}
+    if len(known) > 1:
+        raise FewlinesError(f"data.path: {known[True]} has classes and {known[False]} has none")
     if train and not test:
         held = choose_test([Path(each.archive.stem, each.name) for each in train], TEST_SHARE)
         train, test = put_aside(train, held)
@@ -69,7 +73,7 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
         raise FewlinesError(
             f"data.path: the archives of {path} hold too few pictures to learn from"
         )
-    classes = max(each.label for each in (*train, *test)) + 1
+    classes = max(each.label or 0 for each in (*train, *test)) + 1
     learned, held_out = (_stream(each, SIDE if side is None else side) for each in (train, test))
     return ImageData(learned, held_out, [str(number) for number in range(classes)])
 
@@ -101,12 +105,11 @@ def list_members(archive: Path) -> Iterator[Member]:
     if min(labels.values(), default=0) < 0:
         raise FewlinesError(f"{archive}: classes are numbers from 0")
     for stem, each in pictures.items():
-        label = labels.get(stem, 0)
-        yield Member(archive, each.name, each.offset_data, each.size, label)
+        yield Member(archive, each.name, each.offset_data, each.size, labels.get(stem))
 
 
 def _stream(members: Sequence[Member], side: int) -> Stream:
-    labels = torch.tensor([each.label for each in members])
+    labels = torch.tensor([each.label or 0 for each in members])
     return Stream(labels, side, partial(read_all, members, partial(_read, side=side)))
 
 

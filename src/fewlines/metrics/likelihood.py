@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import special
@@ -28,8 +29,8 @@ class Likelihood:
     Attributes:
         nll: `(n,)`, under the cache.
         nll_full: `(n,)`, under the full cache.
-        kl: `(n, N)`, KL(full ‖ cache) at every token.
-        delta: `(n, N)`, what the cache adds to the NLL of every token.
+        kl: `(n, N)`, KL(full ‖ cache) at every token; NaN at tokens that were known.
+        delta: `(n, N)`, what the cache adds to the NLL of every token; likewise.
         grid: `(h, w)` of them.
     """
 
@@ -40,7 +41,7 @@ class Likelihood:
     grid: tuple[int, int]
 
     def average_by_line(self, of_tokens: Tensor) -> Tensor:
-        """Average `kl` or `delta` over images and columns, `(h,)`."""
+        """Average `kl` or `delta` over images and columns, `(h,)`; NaN of lines that were known."""
         by_line: Tensor = of_tokens.unflatten(1, self.grid).double().mean((0, 2))
         return by_line
 
@@ -51,11 +52,15 @@ class Likelihood:
             "images": len(self.nll),
             "nll": self.nll.mean().item(),
             **name_interval("nll_delta", self.nll - self.nll_full),
-            "kl": self.kl.double().mean().item(),
-            "kl_by_line": self.average_by_line(self.kl).tolist(),
-            "nll_delta_by_line": self.average_by_line(self.delta).tolist(),
+            "kl": self.kl.double().nanmean().item(),
+            "kl_by_line": _list_known(self.average_by_line(self.kl)),
+            "nll_delta_by_line": _list_known(self.average_by_line(self.delta)),
             "nll_of_images": self.nll.tolist(),
         }
+
+
+def _list_known(of_lines: Tensor) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in of_lines.tolist()]
 
 
 @torch.inference_mode()
@@ -99,10 +104,12 @@ def measure_likelihoods(
                 of_cache.append((nll[:, prompt:].mean(-1), kl, nll - of_full))
             done(len(rows))
     against = torch.cat(nll_full).cpu()
-    return [
-        Likelihood(nll, against, kl, delta, model.spec.grid)
-        for nll, kl, delta in (map(_join, zip(*of_cache, strict=True)) for of_cache in found)
-    ]
+    joined = [[_join(parts) for parts in zip(*of_cache, strict=True)] for of_cache in found]
+    for _, *of_tokens in joined:
+        for each in of_tokens:
+            each[:, :prompt] = torch.nan
+    grid = model.spec.grid
+    return [Likelihood(nll, against, kl, delta, grid) for nll, kl, delta in joined]
 
 
 def measure_likelihood(

@@ -157,7 +157,9 @@ def _versus(results: Results, model: str, slug: str) -> dict[str, float]:
     found, task = results.read_likelihood(slug, model), results.experiment.get_task_name(model)
     versus: dict[str, Any] = {"likelihood_images": found["images"], "task": task}
     versus["grid"] = "{}x{}".format(*results.load_network(model).spec.grid)
-    versus["nll_delta_but_last"] = float(np.mean(found["nll_delta_by_line"][:-1]))
+    versus["nll_delta_but_last"] = float(
+        np.mean([delta for delta in found["nll_delta_by_line"][:-1] if delta is not None])
+    )
     if task or model == BASE:
         return versus
     adapted, baseline = (

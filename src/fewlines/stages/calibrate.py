@@ -285,7 +285,9 @@ def calibration_curve(
 
     everything = torch.arange(most)
     usual = {f"first {most}": capture(base, everything)}
-    blind = {f"first {most}, without their class": capture(base, everything, known=False)}
+    blind = {}
+    if base.has_null_class:
+        blind = {f"first {most}, without their class": capture(base, everything, known=False)}
     class_0 = torch.nonzero(labels == 0).flatten()[:most]
     schedules = {f"first {few}": capture(base, torch.arange(few)) for few in COUNTS if few < most}
     schedules |= usual | {f"{most} of class 0": capture(base, class_0)} | blind
@@ -300,9 +302,9 @@ def calibration_curve(
     every_own = {source: found for each in own.values() for source, found in each.items()}
     # Allocations by what each head loses need more than expected attention.
     caches = [each for each in config.cache_by_slug.values() if each.requires == "attention"]
-    unknown = torch.full_like(test[0], base.null_class)
     plan = [(BASE, base, test[0], schedules | every_own)]
-    plan += [("base, without class", base, unknown, usual | blind)]
+    if base.has_null_class:
+        plan += [("base, without class", base, base.blank(test[0]), usual | blind)]
     plan += [
         (name, other, test[0], {"base's": next(iter(usual.values()))} | own[name])
         for name, other in others.items()

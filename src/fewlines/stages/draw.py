@@ -159,7 +159,8 @@ def _calibrate(
 ) -> Cache:
     """The cache, calibrated on images that the model draws of these with everything kept; guided
     ones are seen with and without their condition, as guidance sees them."""
-    assert isinstance(model, AttentionModel)
+    if not isinstance(model, AttentionModel):
+        raise FewlinesError(f"--cache: {model.name} has no key-value cache; write full")
     print(f"{cache.slug}: calibrated on {images} images that are drawn first", file=sys.stderr)
     of = [wanted[number % len(wanted)] for number in range(images)]
     bar = progress("draw for calibration", images, "images")

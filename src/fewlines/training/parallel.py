@@ -121,6 +121,11 @@ def spread(network: Network, forward: str, *, divided: bool, recompute: bool) ->
             "recompute"
         )
     for layer in layers:
+        if type(layer).forward is nn.Module.forward:
+            raise FewlinesError(
+                f"training: the layers of a {type(network).__name__} are not computed one after "
+                "another; leave out shard and recompute"
+            )
         if recompute:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         if divided:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -32,7 +33,8 @@ class LlamaGenSettings(ModelSettings):
     def make_shape(self, spec: TokenSpec) -> TransformerShape:
         """Make the shape of the transformer that is trained on such tokens."""
         sizes = (self.dim, self.layers, self.heads, self.kv_heads or self.heads)
-        return TransformerShape(*sizes, spec.codes, spec.classes, spec.grid)
+        shape = TransformerShape(*sizes, spec.codes, spec.classes, spec.grid)
+        return replace(shape, has_null_class=self.class_dropout > 0)
 
     @model_validator(mode="after")
     def _checkpoint_has_a_shape(self) -> LlamaGenSettings:
