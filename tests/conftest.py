@@ -239,9 +239,13 @@ def run(folder) -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """The whole chain first, as it takes longest; last what waits for it on the other worker."""
-    order = {"test_workflow.py": 0, "test_killed_stages.py": 2}
-    items.sort(key=lambda item: order.get(item.path.name, 1))
+    """The whole chain first, as it takes longest; last the files that would wait for it."""
+    waiting = {item.path for item in items if "folder" in item.fixturenames}
+
+    def rank(item) -> int:
+        return 0 if item.path.name == "test_workflow.py" else 1 + (item.path in waiting)
+
+    items.sort(key=rank)
 
 
 def pytest_sessionfinish(session):
