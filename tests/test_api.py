@@ -39,6 +39,8 @@ WORKS = {
     "a prompt in NumPy": ([0], {"prompt": np.zeros((1, 20), np.int32)}, 1),
     "an empty prompt": ([0], {"prompt": torch.zeros(1, 0)}, 1),
     "keys in 16 bits": ([0], {"storage": torch.float16}, 1),
+    "64 bits beside keys in 16": ([0], {"precision": torch.float64, "storage": torch.float16}, 1),
+    "64 bits beside keys in 32": ([0], {"precision": torch.float64, "storage": torch.float32}, 1),
 }  # fmt: skip
 REFUSED = {
     "a word": ("cat", {}, "labels: not numbers"),

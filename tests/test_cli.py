@@ -164,8 +164,9 @@ def test_a_task_needs_its_images_and_a_name(tiny_files, capsys):
     given += ["--cache=full", "--shard=0", f"--output={tiny_files / 'out'}"]
     assert main(["generate", *given, "--row=base:completion"]) == 2
     assert "--tokens names the file" in capsys.readouterr().err
-    assert main(["generate", *given, "--row=base:complete"]) == 2
-    assert "it has completion, unconditional" in capsys.readouterr().err
+    for row in ("base:complete", "completion", "adapted:typo"):  # never quietly whole images
+        assert main(["generate", *given, f"--row={row}"]) == 2
+    assert "it has base, base:completion, base:unconditional" in capsys.readouterr().err
     assert not (tiny_files / "out").exists()
 
 

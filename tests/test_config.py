@@ -153,3 +153,15 @@ def test_a_schedule_is_drawn_where_there_is_one(cache, known):
     content = {"caches": [{**cache, "budget": {"lines": 3}}], "paper": {"caches": []}}
     content["adaptation"] = {"models": None}
     assert validate_experiment(content).has_schedule == known
+
+
+@pytest.mark.parametrize("name", ["scheduled+merge:3lines", "scheduled+merge-3.0lines"])
+def test_a_cache_may_be_named_as_the_command_line_names_it(name):
+    found = validate_experiment({"paper": {"caches": [name]}})
+    assert found.paper_caches == ("scheduled+merge-3lines",)
+    assert found.is_drawn("scheduled+merge-3lines")
+
+
+def test_an_efficiency_run_measures_something():
+    with pytest.raises(FewlinesError, match="without them nothing is measured"):
+        validate_experiment({"efficiency": {"runs": [{"shape": "llamagen-b"}]}})

@@ -165,7 +165,7 @@ def test_the_lock_of_a_killed_run_is_taken_away_and_no_other(tmp_path):
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     who = f"import sys; sys.path.insert(0, {str(UNLOCK.parent)!r}); import psutil, unlock, json;"
     who += f"print(json.dumps({{**json.loads(unlock.describe_owner()), 'pid': {sleeper.pid}, "
-    who += f"'started': psutil.Process({sleeper.pid}).create_time()}}))"
+    who += f"'started': unlock.find_start(psutil.Process({sleeper.pid}))}}))"
     owner = subprocess.run([sys.executable, "-c", who], capture_output=True, text=True, check=True)
     (folder / "locks").mkdir(parents=True)
     lock, record = folder / "locks/0.output.lock", folder / "fewlines-run.json"

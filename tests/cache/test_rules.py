@@ -3,6 +3,7 @@ nothing here is a policy's own code, so a rule that changed by itself is seen.""
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -128,12 +129,12 @@ def test_the_schedule_lets_go_what_all_later_queries_expect_least_of(calibration
 
 
 def test_diagonal_goes_by_the_mean_over_equal_offsets(calibration):
-    """Of every query and token as many lines and columns apart."""
+    """Of every query and token as many lines and columns apart; the last token never asks."""
 
     def of_head(layer, head):
         attention = calibration.attention[layer, head].astype(float)
         seen: dict[tuple[int, int], list[float]] = {}
-        for query in range(N):
+        for query in range(N - 1):
             for token in range(query + 1):
                 offset = (query // WIDTH - token // WIDTH, query % WIDTH - token % WIDTH)
                 seen.setdefault(offset, []).append(attention[query, token])
@@ -141,7 +142,7 @@ def test_diagonal_goes_by_the_mean_over_equal_offsets(calibration):
 
         def hope(step, token):
             return sum(
-                mean[query // WIDTH - token // WIDTH, query % WIDTH - token % WIDTH]
+                mean.get((query // WIDTH - token // WIDTH, query % WIDTH - token % WIDTH), 0)
                 for query in range(step, N)
             )
 
@@ -240,7 +241,8 @@ def test_snapkv_pools_the_last_window_over_neighbours_and_keeps_the_window():
         token = place(view, head, index)
         votes = view.queries[0, head, -window:].mean(0)
         near = range(index - kernel // 2, index + kernel // 2 + 1)
-        pooled = sum(votes[i].item() for i in near if 0 <= i < RESIDENTS) / kernel
+        before = [i for i in near if 0 <= i < RESIDENTS and place(view, head, i) < STEP - window]
+        pooled = sum(votes[i].item() for i in before) / kernel
         recent = token >= STEP - window
         return (recent, token if recent else pooled)
 
@@ -286,15 +288,31 @@ def test_rkv_weighs_importance_against_redundancy():
     window, kernel, share = 4, 3, 0.3
     view = look(window=window)
 
-    def worth(head, index):
-        votes = view.queries[0, head, -window:].mean(0)
-        near = [i for i in range(index - 1, index + 2) if 0 <= i < RESIDENTS]
-        importance = max(votes[i].item() for i in near)
+    def cosine(head, one, other):
         keys = view.keys[0, head]
-        unit = keys / keys.norm(dim=-1, keepdim=True)
-        others = [i for i in range(RESIDENTS) if i != index]
-        redundancy = np.mean([float(unit[index] @ unit[i]) for i in others])
-        return share * importance - (1 - share) * redundancy
+        return float(keys[one] @ keys[other] / keys[one].norm() / keys[other].norm())
+
+    def likeness(head, index):
+        """What the others are like it; each forgives the latest that it is like."""
+        total = 0.0
+        for other in set(range(RESIDENTS)) - {index}:
+            alike = [i for i in range(RESIDENTS) if i != other and cosine(head, other, i) > 0.5]
+            if not alike or max(alike) != index:
+                total += cosine(head, other, index)
+        return math.exp(total / RESIDENTS)
+
+    def importance(head, index):
+        before = [i for i in range(RESIDENTS) if place(view, head, i) < STEP - window]
+        votes = view.queries[0, head, -window:]
+        shares = votes / votes[:, before].sum(1, keepdim=True)
+        return max(shares[:, i].mean().item() for i in before if abs(i - index) <= kernel // 2)
+
+    def worth(head, index):
+        token = place(view, head, index)
+        if token >= STEP - window:
+            return (1, token)
+        redundancy = likeness(head, index) / sum(likeness(head, i) for i in range(RESIDENTS))
+        return (0, share * importance(head, index) - (1 - share) * redundancy)
 
     check("rkv", view, worth, window=window, kernel=kernel, share=share)
 
@@ -308,6 +326,26 @@ def test_keydiff_keeps_keys_unlike_the_mean_key():
         return -float(unit[index] @ mean / mean.norm())
 
     check("keydiff", view, worth)
+
+
+@pytest.mark.parametrize("anchor", [4, 16, 100])
+def test_what_is_pinned_stays_where_a_line_does_not_fit_beside_it(anchor):
+    """A line cannot then be decided at once: the policy is asked more often."""
+    geometry = Geometry((14, 14), prefix=1, layers=1, heads=1)
+    for policy in (make_policy("line_ar", {"anchor": anchor}), make_policy("vatp", {"sinks": 4})):
+        for capacity in (2, 14, 28, 42):
+            pinned = int(policy.count_pinned(geometry, np.array(capacity)))
+            assert 1 <= policy.interval(geometry, capacity) <= min(14, capacity - pinned)
+
+
+def test_vatp_tells_large_scores_apart():
+    """Of hundreds, in wide heads: as well as of small ones."""
+    view = look()
+    small = make_policy("vatp", {"sinks": 0, "recent": 0}).score(view)
+    view.total = view.total * 1e4
+    large = make_policy("vatp", {"sinks": 0, "recent": 0}).score(view)
+    assert torch.equal(comparable(large).argsort(-1), comparable(small).argsort(-1))
+    assert len(comparable(large)[0, 0].unique()) == RESIDENTS
 
 
 def test_knorm_keeps_keys_of_small_norm():

@@ -179,3 +179,14 @@ def test_its_bytes_are_counted_without_its_weights(name):
     counted = bare.count_bytes(FULL, 2, torch.float32)
     assert counted == model.float().count_bytes(FULL, 2, torch.float32)
     assert 0 < bare.count_read_bytes(FULL, 2, torch.float32) <= counted
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sixteen_bits_draw_and_predict_nearly_the_same(name):
+    model = make(name).float()
+    labels, codes = torch.tensor([0, 3]), draw_codes(model, 2)
+    assert generate(model, labels, FULL, precision=torch.bfloat16).shape == codes.shape
+    half = model.prepare(torch.bfloat16, 2)
+    by_steps = predict_by_steps(half, labels, codes, FULL, torch.bfloat16).float()
+    exact = model.teacher_forced(labels, codes)
+    assert (by_steps - exact).abs().mean() < 0.05 * exact.std()

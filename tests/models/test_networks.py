@@ -9,13 +9,22 @@ from fewlines.attention.teacher_forced import TeacherForced
 from fewlines.errors import FewlinesError
 from fewlines.files import write_tensors
 from fewlines.metrics.likelihood import predict_by_steps
-from fewlines.models.checkpoint import load_network, save_network
+from fewlines.models.checkpoint import load_network, load_shape, save_network
 from fewlines.models.classifier import Classifier, ClassifierShape
 from fewlines.models.llamagen.model import Transformer, rope_2d, rotate
 from fewlines.models.llamagen.shape import TransformerShape
 from fewlines.models.tokenizer import ConvTokenizer, TokenizerShape, to_bytes, to_signed
 
 SHAPE = TokenizerShape(channels=3, widths=(4, 8, 8), blocks=1, codes=16, code_dim=4)
+
+
+def test_a_file_that_says_no_network_is_said_before_it_is_read(tmp_path):
+    write_tensors(tmp_path / "others", {"weight": torch.zeros(2)})
+    with pytest.raises(FewlinesError, match="does not say what network it holds"):
+        load_shape(tmp_path / "others")
+    save_network(tmp_path / "model", tiny_transformer())
+    cls, shape = load_shape(tmp_path / "model")
+    assert (cls, shape.dim) == (Transformer, 32)
 
 
 def test_parameter_names_and_sizes_are_llamagens():

@@ -146,7 +146,9 @@ def settings(stage):
         read = {name: values[name] for name in READS[stage] if name in values}
         if "task" in READS[stage]:
             found = EXPERIMENT.get_task(wildcards.model)
-            read["task"] = found and found.model_dump(mode="json", exclude={"caches"})
+            read["task"] = found and found.model_dump(
+                mode="json", exclude={"caches", "against"}
+            )
         if "searched" in READS[stage]:
             read["searched"] = {
                 **EXPERIMENT.search.model_dump(include={"images", "trials"}),
@@ -158,7 +160,9 @@ def settings(stage):
         if "adapted" in READS[stage]:
             model = EXPERIMENT.get_adapted(wildcards.adapted)
             read["training"] = EXPERIMENT.get_training(model).model_dump(mode="json")
-            read["adapted"] = model.model_dump(mode="json", exclude={"compared"})
+            read["adapted"] = model.model_dump(
+                mode="json", exclude={"compared", "measure"}
+            )
         return read
 
     return of_job

@@ -20,7 +20,17 @@ LOCKS, OWNER = Path(".snakemake/locks"), Path(".snakemake/fewlines-run.json")
 def describe_owner() -> str:
     """Describe this process, for those who find its lock."""
     me = psutil.Process()
-    return json.dumps({"machine": socket.gethostname(), "pid": me.pid, "started": me.create_time()})
+    return json.dumps({"machine": socket.gethostname(), "pid": me.pid, "started": find_start(me)})
+
+
+def find_start(process: psutil.Process) -> float:
+    """Find when a process started: in ticks since the machine did, where the system says them, as
+    clocks may be set while it runs."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return float(fields[19])  # `starttime`, the 22nd of proc(5)
+    except OSError:
+        return process.create_time()
 
 
 def find_dead_owner() -> int | None:
@@ -35,7 +45,7 @@ def find_dead_owner() -> int | None:
         return None
     try:
         process = psutil.Process(owner["pid"])
-        alive = process.create_time() == owner["started"]
+        alive = find_start(process) == owner["started"]
         alive &= process.status() != psutil.STATUS_ZOMBIE  # nobody has asked yet how it ended
     except psutil.NoSuchProcess:
         alive = False

@@ -115,8 +115,12 @@ def compiled_step(group: HeadGroup) -> Step:
 
     def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         seen = nothing if slots.seen is None else slots.seen.numpy()
-        new = (q.numpy(), k.numpy(), v.numpy())
-        kernel(*new, heads, *buffers, slot, now, first, out.numpy(), seen, slots.peak)
+        new = tuple(x.float().numpy() for x in (q, k, v))
+        made = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+        kernel(*new, heads, *buffers, slot, now, first, made.numpy(), seen, slots.peak)
+        if made is not out:
+            ours, theirs = (x.unflatten(1, (group.layer_heads, -1)) for x in (made, out))
+            theirs[:, group.heads] = ours[:, group.heads].to(out.dtype)
 
     return step
 

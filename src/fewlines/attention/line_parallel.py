@@ -114,13 +114,15 @@ class _Lines:
         sums = state.sums
         if self.merges and going:
             # Before each query: the sums of all victims so far, (B, G, c, D).
-            merged = (own[:, None] >= leaves[P : P + going]).to(k.dtype)  # (c, V)
-            sums = tuple(
-                before[:, :, -1:] + merged @ x[:, :, P : P + going]
-                for before, x in zip(sums, (keys, values), strict=True)
-            )
+            exact = sums[0].dtype
+            merged = (own[:, None] >= leaves[P : P + going]).to(exact)  # (c, V)
+            with torch.autocast(k.device.type, enabled=False):  # sums of up to N vectors
+                sums = tuple(
+                    before[:, :, -1:] + merged @ x[:, :, P : P + going].to(exact)
+                    for before, x in zip(sums, (keys, values), strict=True)
+                )
             count = (first - self.capacity + merged.sum(1))[:, None]  # (c, 1)
-            mean_k, mean_v = (x / count.clamp(min=1) for x in sums)
+            mean_k, mean_v = ((x / count.clamp(min=1)).to(k.dtype) for x in sums)
             slot = (asked * mean_k[:, :, None]).sum(-1, keepdim=True) + count.log()
             weights = torch.cat([scores, slot], dim=-1).softmax(-1)
             y = weights[..., :-1] @ values[:, :, None] + weights[..., -1:] * mean_v[:, :, None]
@@ -155,7 +157,7 @@ class _Lines:
             state.total,
             self.expectation,
         )
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(k.device.type, enabled=False):
             evictions = self.policy.rank_evictions(view, steps, going)
         goes = torch.zeros_like(everyone).scatter(-1, evictions, 1)
         return torch.cat([evictions, goes.argsort(stable=True, dim=-1)[..., :-going]], dim=-1)
@@ -190,7 +192,8 @@ class _State:
     def empty(cls, k: Tensor) -> _State:
         B, G, _, D = k.shape
         nothing = torch.zeros(B, G, 0, 0)
-        sums = tuple(torch.zeros(B, G, 1, D, dtype=k.dtype) for _ in range(2))
+        exact = torch.promote_types(k.dtype, torch.float32)
+        sums = tuple(torch.zeros(B, G, 1, D, dtype=exact) for _ in range(2))
         residents = torch.empty(B, G, 0, dtype=torch.long)
         return cls(residents, nothing, nothing, torch.zeros(B, G, 0), sums)
 

@@ -326,7 +326,8 @@ def find_largest_batch(decode: Any, cap: float) -> int:
 
 def describe_host(probe: dict[str, Any], precision: str, batch: int) -> Device:
     """Describe this machine, as a probe of it found it, for batches of that size."""
-    rate = max(probe["linear_rates"][precision].values())
+    # Of a precision that the machine has no instructions for, no rate was measured: it is no bound.
+    rate = max(probe["linear_rates"].get(precision, {"none": np.nan}).values())
     return Device(
         machine.processor(),
         probe["bandwidth"],

@@ -52,16 +52,17 @@ class Policy(ABC):
 
 
 def count_anchors(wanted: Anchors, geometry: Geometry, capacity: Table) -> Table:
-    """Count the first tokens that are pinned, of any shape of capacities.
+    """Count the first tokens that are pinned, of any shape of capacities: fewer where not all leave
+    room for the token that comes.
 
     `auto` is a line and a half where a line and a token are left beside them, else four: what the
     search of `experiments/baselines.yaml` found on training images. Heads look at the first line
     and, as at sinks, at the first tokens of the second; and they need the token straight above.
     """
-    if wanted != "auto":
-        return np.full_like(capacity, wanted)
     line = geometry.width
-    return np.where(capacity >= (line + line // 2) + (line + 1), line + line // 2, 4)
+    if wanted == "auto":
+        wanted = np.where(capacity >= (line + line // 2) + (line + 1), line + line // 2, 4)
+    return np.minimum(wanted, capacity - 1)
 
 
 class StaticPolicy(Policy):
@@ -234,8 +235,10 @@ class ScoringPolicy(Policy):
     every: Count = 0
 
     def interval(self, geometry: Geometry, capacity: int) -> int:
-        """Tokens from one question to the next, of a head that holds `capacity`."""
-        return min(self.every or geometry.width, geometry.width, capacity)
+        """Tokens from one question to the next, of a head that holds `capacity`: no more than may
+        go, so that what is pinned stays."""
+        free = capacity - int(self.count_pinned(geometry, np.array(capacity)))
+        return min(self.every or geometry.width, geometry.width, free)
 
     @abstractmethod
     def score(self, view: View) -> Tensor:

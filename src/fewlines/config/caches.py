@@ -36,7 +36,8 @@ DEFAULT_CACHES: list[dict[str, Any]] = [
 
 
 def _check_cache(name: str) -> str:
-    """Of names that need not be listed; those with options are checked against the list."""
+    """As tables' file names write it, of names that need not be listed; those with options are
+    checked against the list."""
     if "-" in name.split("+")[0] and not name.split("-")[1][:1].isdigit():
         return name
     try:
@@ -45,7 +46,7 @@ def _check_cache(name: str) -> str:
         raise ValueError(str(error)) from None
     if isinstance(cache.policy, OraclePolicy):
         raise ValueError(f"{cache.policy.name} looks at the finished image: nothing is drawn by it")
-    return name
+    return cache.slug
 
 
 CacheName = Annotated[str, AfterValidator(_check_cache)]

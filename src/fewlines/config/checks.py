@@ -57,10 +57,11 @@ def _find_complaints(experiment: Experiment, facts: DataFacts) -> Iterator[str]:
                 f"quality.kid_subset_size: {quality.kid_subset_size} of {facts.test} test images; "
                 f"write {facts.test} or less"
             )
-        if quality.neighbours >= facts.test:
+        fewest = min(facts.test, experiment.sampling.samples)
+        if quality.neighbours >= fewest:
             yield (
-                f"quality.neighbours: {quality.neighbours} of {facts.test} test images; write "
-                f"{facts.test - 1} or less"
+                f"quality.neighbours: {quality.neighbours} of {facts.test} test images and "
+                f"{experiment.sampling.samples} samples; write {fewest - 1} or less"
             )
         needed = experiment.sampling.samples * len(experiment.sampling.seeds)
         if needed > facts.train:

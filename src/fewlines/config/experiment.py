@@ -147,7 +147,7 @@ class Experiment(Section):
         own = not (self.model.checkpoint or self.model.start)
         asked = {"sampling": self.sampling.guidance != 1}
         asked |= {
-            f"tasks.{name}": not task.labelled or (task.guidance or 1) != 1
+            f"tasks.{name}": not task.labelled or task.guidance not in (None, 1)
             for name, task in self.tasks.items()
         }
         for name in (name for name, null in asked.items() if null and own):
@@ -192,7 +192,7 @@ class Experiment(Section):
             sections: as in `fewlines.stages.READS`.
         """
         _ = self.cache_by_slug, self.paper_caches  # known by name to all
-        _ = self._task_names, self.architecture_names
+        _ = self._task_names, self._model_names
         seen = {"checkpoint_seconds", *sections}
         seen |= {"tasks"} if "task" in seen else set()
         seen |= {"search"} if "searched" in seen else set()
@@ -246,10 +246,10 @@ class Experiment(Section):
         Raises:
             FewlinesError: there is no such task.
         """
-        if model in self._task_names or not model.startswith(f"{BASE}:"):
+        if model in self._task_names or model in self._model_names:
             return self._task_names.get(model)
-        known = ", ".join(self.tasks) or "none"
-        raise FewlinesError(f"no task '{model}' in this experiment; it has {known}")
+        known = ", ".join((*self._model_names, *self._task_names))
+        raise FewlinesError(f"no row '{model}' in this experiment; it has {known}")
 
     @cached_property
     def architecture_names(self) -> tuple[str, ...]:
@@ -266,6 +266,10 @@ class Experiment(Section):
             known = ", ".join(self.architectures) or "none"
             raise FewlinesError(f"no architecture '{name}' in this experiment; it has {known}")
         return self.architectures[name]
+
+    @cached_property
+    def _model_names(self) -> tuple[str, ...]:
+        return (BASE, *self.adaptation.models, *self.architecture_names)
 
     @cached_property
     def _task_names(self) -> dict[str, str]:
@@ -298,7 +302,7 @@ class Experiment(Section):
         measured |= {cache.build().slug: cache.measure for cache in self.caches}
         for drawn in (self.paper_caches, *(task.caches for task in self.tasks.values())):
             for slug in drawn:
-                if measured[slug] == "likelihood":
+                if measured.get(slug) == "likelihood":  # a family may know the full cache alone
                     measured[slug] = "samples"
         measured["full"] = "all"
         return measured

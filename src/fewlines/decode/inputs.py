@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,6 +53,11 @@ def read_conditions(given: Any, model: Model) -> Tensor | list[Tensor]:
     if not model.caption_dim:
         return read_labels(given, model)
     most, wanted = model.shape.prefix, model.caption_dim
+    if not isinstance(given, Sequence) and getattr(given, "ndim", 0) == 0:
+        raise FewlinesError(
+            f"captions: this model draws from captions, not from {given!r}; write their features, "
+            f"(tokens, {wanted}) for each image"
+        )
     features = [read_tensor(each, "captions").float() for each in given]
     for each in features:
         if each.ndim != 2 or not 0 < len(each) <= most or each.shape[1] != wanted:

@@ -31,8 +31,8 @@ class LayeredDecoder:
         Raises:
             FewlinesError: its decoder is built otherwise.
         """
-        self.model, self.prompts = model, prompts
-        self.decoder = model.get_decoder()
+        self.model, self.decoder = model, model.get_decoder()
+        self.prompts = prompts.to(self.decoder.device)
         missing = [
             name for name in ("layers", "norm", "rotary_emb") if not hasattr(self.decoder, name)
         ]
@@ -53,7 +53,7 @@ class LayeredDecoder:
 
     def embed(self, labels: Tensor, codes: Tensor) -> Tensor:
         """Embed prompts by their numbers `(B,)` and all codes `(B, N)` but the last."""
-        prompts = self.model.get_input_embeddings()(self.prompts[labels].to(self.device))
+        prompts = self.model.get_input_embeddings()(self.prompts[labels])
         return torch.cat([prompts, _embed_codes(self.model, codes[:, :-1])], dim=1)
 
     def run_layers(
@@ -64,7 +64,8 @@ class LayeredDecoder:
         rotation = self.decoder.rotary_emb(x, position_ids=places)
         with attending(attend or attend_causally):
             for layer in self.decoder.layers[first:last]:
-                x = layer(x, position_embeddings=rotation, position_ids=places)
+                made = layer(x, position_embeddings=rotation, position_ids=places)
+                x = made[0] if isinstance(made, tuple) else made
         return x
 
     def read_out(self, x: Tensor) -> Tensor:

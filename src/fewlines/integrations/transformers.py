@@ -82,6 +82,12 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
             FewlinesError: the parts do not go together, or the model has no such cache.
         """
         super().__init__(layers=[])
+        devices = {str(each) for each in (getattr(model, "hf_device_map", None) or {}).values()}
+        if len(devices) > 1:
+            raise FewlinesError(
+                "FewLinesCache: this model is spread over "
+                f"{', '.join(sorted(devices))}; load it on one device"
+            )
         self.geometry = find_geometry(model, grid)
         self.head_dim = _find_head_dim(model)
         self.limited = _read_cache(policy, schedule, options)
@@ -226,11 +232,7 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
         layer, self.waiting = self.waiting, None
         assert layer is not None
         assert self.buffers is not None
-        for name in FOREIGN:
-            if how.get(name) is not None:
-                raise FewlinesError(
-                    f"FewLinesCache: this model's attention has {name}, which no engine here has"
-                )
+        _refuse_foreign(how)
         if self.buffers.position == 0 and q.shape[2] == self.buffers.plan.geometry.prefix:
             if layer == 0 and mask is not None:
                 self.buffers.pad(_find_first(mask))
@@ -333,6 +335,14 @@ def set_attention(model: Any, name: str = NAME) -> None:
 _attend: ContextVar[Attend | None] = ContextVar("attend", default=None)
 
 
+def _refuse_foreign(how: dict[str, Any]) -> None:
+    for name in FOREIGN:
+        if how.get(name) is not None:
+            raise FewlinesError(
+                f"FewLinesCache: this model's attention has {name}, which no engine here has"
+            )
+
+
 @contextmanager
 def attending(attend: Attend) -> Iterator[None]:
     """Let the layers of models that run without a cache take their attention from `attend`."""
@@ -358,6 +368,8 @@ def attend(
         return cache.attend(module, query, key, value, attention_mask, **how).transpose(1, 2), None
     given = _attend.get()
     if given is not None:
+        _refuse_foreign(how)
+        query = query * ((how.get("scaling") or query.shape[-1] ** -0.5) * query.shape[-1] ** 0.5)
         return given(int(module.layer_idx), query, key, value).transpose(1, 2), None  # type: ignore[arg-type]
     found: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, **how

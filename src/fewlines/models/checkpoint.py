@@ -51,20 +51,13 @@ def load_network(path: Path, wanted: type[Network]) -> Network:
             not fit the shape that the header states, or numbers that are not finite.
     """
     tensors, header = read_tensors(path)
-    kind, kinds = header.get("kind"), list_kinds()
-    if not isinstance(kind, str) or kind not in kinds:
-        raise FewlinesError(f"{path} does not say what network it holds: not a file of fewlines")
-    cls = kinds[kind]
+    cls, shape = _read_kind(path, header)
     if not issubclass(cls, wanted):
-        raise FewlinesError(f"{path} holds a {kind}, not a {wanted.__name__.lower()}")
+        raise FewlinesError(f"{path} holds a {header['kind']}, not a {wanted.__name__.lower()}")
     try:
-        network = cls(_make_shape(cls, header["shape"]))
+        network = cls(shape)
     except FewlinesError as error:
         raise FewlinesError(f"{path}: {error}") from None
-    except (KeyError, TypeError, ValueError):
-        raise FewlinesError(
-            f"{path} does not say which {kind} it holds: not a file of this version of fewlines"
-        ) from None
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -116,12 +109,30 @@ def _is_published(path: Path) -> bool:
 
 def load_shape(path: Path) -> tuple[Any, Any]:
     """Load the class and the shape of the network in a file, without its weights; of those that
-    others published, a tokenizer's."""
+    others published, a tokenizer's.
+
+    Raises:
+        FewlinesError: as `load_network` does.
+    """
     if _is_published(path):
         return LlamaGenTokenizer, LlamaGenTokenizer.read_shape(path)
     _, header = read_shapes(path)
-    cls = list_kinds()[header["kind"]]
-    return cls, _make_shape(cls, header["shape"])
+    return _read_kind(path, header)
+
+
+def _read_kind(path: Path, header: dict[str, Any]) -> tuple[Any, Any]:
+    """The class of a network, and its shape, by its file's header."""
+    kind, kinds = header.get("kind"), list_kinds()
+    if not isinstance(kind, str) or kind not in kinds:
+        raise FewlinesError(f"{path} does not say what network it holds: not a file of fewlines")
+    try:
+        return kinds[kind], _make_shape(kinds[kind], header["shape"])
+    except FewlinesError as error:
+        raise FewlinesError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError):
+        raise FewlinesError(
+            f"{path} does not say which {kind} it holds: not a file of this version of fewlines"
+        ) from None
 
 
 def _make_shape(cls: Any, content: Any) -> Any:

@@ -146,17 +146,24 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run a whole sequence `(B, T, dim)`."""
         window = F.pad(self.wqkv(x), (0, 0, CONVOLUTION - 1, 0))
-        return self.write(run_chunks(*self.read(window, x), self.chunk), x)
+        q, k, v, share, decay = (each.to(_exact(each.dtype)) for each in self.read(window, x))
+        return self.write(run_chunks(q, k, v, share, decay, self.chunk).to(x.dtype), x)
 
     def step(self, x: Tensor, state: Tensor, last: Tensor) -> Tensor:
         """Run one token `(B, 1, dim)`; `state` `(B, H, D, D)` and `last` `(B, CONVOLUTION − 1,
         3·dim)` are changed in place."""
         window = torch.cat([last, self.wqkv(x)], dim=1)
         last.copy_(window[:, 1:])
-        q, k, v, share, decay = self.read(window, x)
+        read = self.read(window, x)
+        q, k, v, share, decay = (each.to(state.dtype) for each in read)
         state.mul_(decay[..., None].exp())
         state += k.mT @ (share[..., None] * (v - k @ state))
-        return self.write(q @ state, x)
+        return self.write((q @ state).to(x.dtype), x)
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """What a recurrence is kept in: decays near 1 are 1 in 16 bits."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class Block(nn.Module):
@@ -280,8 +287,12 @@ class MatrixState(State):
         self.model, shape = model, model.shape
         head = shape.dim // shape.heads
         sizes = (shape.heads, head, head), (CONVOLUTION - 1, 3 * shape.dim)
+        dtypes = _exact(model.dtype), model.dtype
         self.kept = [
-            [torch.zeros(rows, *size, device=model.device, dtype=model.dtype) for size in sizes]
+            [
+                torch.zeros(rows, *size, device=model.device, dtype=dtype)
+                for size, dtype in zip(sizes, dtypes, strict=True)
+            ]
             for _ in model.layers
         ]
 

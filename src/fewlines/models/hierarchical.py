@@ -120,7 +120,7 @@ class Level(nn.Module):
         x, steps = self.embed(label, codes, context), torch.arange(self.tokens)
         back = steps[:, None] - steps
         mask = ((back >= 0) & ((back < self.window) | (steps == 0))).to(x.device)
-        rotation = self.rotations.to(x.dtype)
+        rotation = self.rotations.to(torch.promote_types(x.dtype, torch.float32))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -223,7 +223,8 @@ class LevelState:
     def predict(self, x: Tensor, token: int) -> Tensor:
         """Logits `(B, V)` of a token, by what comes before it `(B, dim)`."""
         x = (x + self.level.place[token])[:, None]
-        rotation = self.level.rotations[token : token + 1].to(x.dtype)
+        rotation = self.level.rotations[token : token + 1]
+        rotation = rotation.to(torch.promote_types(x.dtype, torch.float32))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             new = torch.stack([k, v]).to(self.first.dtype)

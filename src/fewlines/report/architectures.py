@@ -41,7 +41,7 @@ def _row(results: Results, model: str, slug: str) -> dict[str, Any]:
     quality = results.read_quality(slug, model)
     fid = np.array([each["fid"] for each in quality["sets"]]) if quality else np.array([])
     storage = machine.DTYPES[results.experiment.storage]
-    seconds = training["seconds_per_step"]
+    seconds = training.get("seconds_per_step")
     return {
         "model": model,
         "family": network.name,

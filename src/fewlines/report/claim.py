@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
+from fewlines.bench.harness import OK
 from fewlines.config import BASE
 from fewlines.report.readable import format_interval
 from fewlines.report.results import Results
@@ -20,23 +22,30 @@ def state_claim(results: Results, table: pd.DataFrame, paper: pd.DataFrame) -> s
     this = (base["policy"] == cache.policy_text) & (base["budget"] == cache.budget_text)
     row, full = base[this].iloc[0], base[base["policy"] == "full"].iloc[0]
     ours = paper[(paper["model"] == BASE) & (paper["cache"] == cache.slug)].iloc[0]
+    if ours["outcome"] != OK or np.isnan(ours["peak_memory_ratio"]):
+        gained = "could not be compared with the best full cache: memory ran out"
+    else:
+        gained = (
+            f"needs {ours['peak_memory_ratio']:.1f} times less memory and "
+            f"{ours['time_ratio']:.2f} times less time than the best full cache"
+        )
     text = (
         f"With {cache.policy_text} at {cache.budget_text}, {int(row['capacity'])} of "
-        f"{int(full['capacity'])} entries a head, decoding a batch of {int(ours['batch'])} needs "
-        f"{ours['peak_memory_ratio']:.1f} times less memory and {ours['time_ratio']:.2f} times "
-        f"less time than the best full cache. FID is {row['fid_mean']:.2f} against "
+        f"{int(full['capacity'])} entries a head, decoding a batch of {int(ours['batch'])} "
+        f"{gained}. FID is {row['fid_mean']:.2f} against "
         f"{full['fid_mean']:.2f} (± {full['fid_sd']:.2f} over seeds), and held-out images cost "
         f"{format_interval(row, 'nll_delta', '+.4f')} nats/token."
     )
-    if "trained_for" not in table:
+    if "steps_delta" not in table:  # no adapted model, or nothing to compare it with
         return text
     shown = (table["trained_for"] == "this") & (table["policy"] != "full")
-    adapted = table[shown & table["fid_mean"].notna()]  # whose images were looked at
+    looked_at = table["fid_mean"].notna() & table["steps_delta"].notna()
+    adapted = table[shown & looked_at]
     if len(adapted) == 0:
         return text
     best = adapted.sort_values("steps_delta").iloc[0]
     return (
         f"{text} A model adapted to its cache, {best['policy']} at {best['budget']}, is "
-        f"{format_interval(best, 'steps_delta', '+.4f')} nats/token from a full cache "
-        "after as many steps of training."
+        f"{format_interval(best, 'steps_delta', '+.4f')} nats/token from the full cache of "
+        f"{results.experiment.find_baseline(best['model'])}."
     )

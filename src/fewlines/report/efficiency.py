@@ -164,6 +164,10 @@ def draw_efficiency(table: pd.DataFrame, path: Path) -> None:
     table = table.assign(name=name + ", " + table["dtype"] + ", kept in " + table["storage"])
     looks = dict(zip(table["name"].unique(), cycle_looks(), strict=False))
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    if table.empty:  # nothing ended well, or only where each row has a batch of its own
+        axes[1].set_title("no rows of one batch were measured", size=9)
+        save(figure, path, table)
+        return
     shape, batch = cast(
         tuple[str, int], table.groupby(["shape", "batch"])["n_tokens"].nunique().idxmax()
     )

@@ -147,7 +147,8 @@ def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
     axes[0, 0].set_title("held", size=11)
     axes[0, 1].set_title("the same classes and noise under each cache", size=11)
     named = pd.DataFrame(shown, columns=["model", "cache"])
-    beginnings = pd.DataFrame(drawn, columns=[f"first_codes_of_{n}" for n in range(PICTURES)])
+    count = len(drawn[0])
+    beginnings = pd.DataFrame(drawn, columns=[f"first_codes_of_{n}" for n in range(count)])
     save(figure, path, named.join(beginnings))
 
 

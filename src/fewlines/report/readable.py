@@ -54,7 +54,7 @@ def make_readable(table: pd.DataFrame) -> pd.DataFrame:
     for title, source in (
         ("ΔNLL (95%)", "nll_delta"),
         ("ΔNLL to base+steps", "steps_delta"),
-        ("behind the one before (95%)", "behind"),
+        (f"behind the {'best' if 'place' in table else 'one before'} (95%)", "behind"),
     ):
         if f"{source}_low" in table:
             columns[title] = [

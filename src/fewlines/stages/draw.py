@@ -125,7 +125,7 @@ def draw(
     start = time.perf_counter()
     codes = generate(
         model, wanted, limited, seed,
-        batch=batch, sampler=sampler, precision=dtype, done=bar.update,
+        batch=batch, sampler=sampler, precision=dtype, storage=dtype, done=bar.update,
     )  # fmt: skip
     seconds = (time.perf_counter() - start) / len(wanted)
     bar.close()

@@ -18,6 +18,7 @@ from fewlines.errors import FewlinesError
 from fewlines.files import parse, read_shapes, read_tensors
 from fewlines.models.base import Model, TokenSpec
 from fewlines.models.checkpoint import load_shape
+from fewlines.models.tokenizer import Tokenizer
 
 Integers = npt.NDArray[np.integer[Any]]
 
@@ -36,7 +37,7 @@ def check_data(experiment: Experiment, path: Path) -> None:
     if {"train_images", "test_images"} <= set(shapes):
         height, width = shapes["train_images"][2:]
         weights = experiment.tokenizer.weights
-        stride = (load_shape(weights)[1] if weights else experiment.tokenizer).stride
+        stride = (_load_tokenizer_shape(weights) if weights else experiment.tokenizer).stride
         train, test = shapes["train_images"][0], shapes["test_images"][0]
         side, grid = (height, width), (height // stride, width // stride)
         facts = DataFacts(train, test, side, grid)
@@ -49,6 +50,13 @@ def check_data(experiment: Experiment, path: Path) -> None:
         check_against_data(experiment, facts)
     except FewlinesError as error:
         raise FewlinesError(f"{path}: {error}") from None
+
+
+def _load_tokenizer_shape(path: Path) -> Any:
+    cls, shape = load_shape(path)
+    if not issubclass(cls, Tokenizer):
+        raise FewlinesError(f"tokenizer.weights: {path} holds a {cls.name}, not a tokenizer")
+    return shape
 
 
 def read_spec(path: Path, header: dict[str, Any]) -> TokenSpec:

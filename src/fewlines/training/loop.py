@@ -95,7 +95,7 @@ def train(
         accumulate: parts that a process computes its share of a batch in.
 
     Returns:
-        The mean seconds of a step, 0 if none was left.
+        The mean seconds of a step, of an earlier run where none was left.
 
     Raises:
         FewlinesError: the loss, or at a checkpoint a weight, is not finite. Nothing is saved then,
@@ -107,6 +107,7 @@ def train(
         [group["lr"] for group in optimizer.param_groups] for optimizer in objective.optimizers
     ]
     done = _restore(objective, checkpoints, identity)
+    seconds = _read_seconds(checkpoints) if done else 0.0
     bar = progress(name, objective.steps, "steps", done, shown=parallel.is_first())
     started = saved = time.perf_counter()
     objective.network.train()
@@ -122,17 +123,14 @@ def train(
             bar.set_postfix(loss=f"{_check_loss(loss, name, step):.3f}", refresh=False)
         if parallel.any_of(time.perf_counter() - saved > checkpoint_seconds):
             _check_loss(loss, name, step)
-            _save(objective, name, checkpoints, step + 1, identity)
+            seconds = (time.perf_counter() - started) / (step + 1 - done)
+            _save(objective, name, checkpoints, step + 1, identity, seconds)
             saved = time.perf_counter()
     bar.close()
-    seconds = (
-        (time.perf_counter() - started) / (objective.steps - done)
-        if done < objective.steps
-        else 0.0
-    )
     if done < objective.steps:
+        seconds = (time.perf_counter() - started) / (objective.steps - done)
         _check_loss(loss, name, objective.steps - 1)
-        _save(objective, name, checkpoints, objective.steps, identity)
+        _save(objective, name, checkpoints, objective.steps, identity, seconds)
     objective.network.eval()
     return seconds
 
@@ -184,7 +182,12 @@ def _identity(objective: Objective) -> list[Any]:
 
 
 def _save(
-    objective: Objective, name: str, checkpoints: Path, step: int, identity: list[Any]
+    objective: Objective,
+    name: str,
+    checkpoints: Path,
+    step: int,
+    identity: list[Any],
+    seconds: float,
 ) -> None:
     weights = parallel.read_weights(objective.network)
     states = parallel.read_states(objective.network, objective.optimizers)
@@ -198,10 +201,17 @@ def _save(
     write_tensors(partial / "weights.safetensors", weights)
     torch.save(states, partial / "optimizers.pt")
     write_json(partial / "task.json", identity)
+    write_json(partial / "seconds.json", seconds)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     for older in sorted(checkpoints.glob("step-*"))[:-1]:
         shutil.rmtree(older)
+
+
+def _read_seconds(checkpoints: Path) -> float:
+    """Of a step, of the run that wrote the last checkpoint; 0 of one that did not say."""
+    last = max(checkpoints.glob("step-*")) / "seconds.json"
+    return float(read_json(last)) if last.exists() else 0.0
 
 
 def _restore(objective: Objective, checkpoints: Path, identity: list[Any]) -> int:

@@ -34,7 +34,8 @@ class Ada(Allocation):
         ):  # (H, q, k)
             held = total.tokens // layers + (layer < total.tokens % layers)
             found = np.zeros(heads)
-            for query in range(uniform, n):  # those that cannot see everything
+            # Those that cannot see everything; the last token never asks.
+            for query in range(min(uniform, n - 2), n - 1):
                 seen = attention[:, query, : query + 1].ravel()
                 best = np.argpartition(seen, -held)[-held:]
                 found += np.bincount(best // (query + 1), minlength=heads)

@@ -25,7 +25,7 @@ class LineAR(ScoringPolicy):
     `recent` lines; the others are scored by the attention of the last finished line's queries: its
     mean, its maximum, or that of the mean query, or that of all queries so far, each line's times
     `decay` (`pool`). Where capacity is short, the oldest of the last lines are evicted next, the
-    anchors never."""
+    anchors never: where a line is more than the rest of the capacity, it is asked more often."""
 
     name: ClassVar[str] = "line_ar"
     anchor: Anchors = 4

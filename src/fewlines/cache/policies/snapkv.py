@@ -16,7 +16,8 @@ from fewlines.schema import Odd, Positive
 @dataclass(frozen=True)
 class SnapKV(ScoringPolicy):
     """Score: the attention of the last `window` queries, averaged over `kernel` residents that are
-    neighbours in raster order; the window's own tokens go last. A window is at most a line."""
+    neighbours in raster order; the window's own tokens go last, and lend their neighbours none of
+    theirs. A window is at most a line."""
 
     name: ClassVar[str] = "snapkv"
     needs: ClassVar[Need | None] = "attention"
@@ -25,8 +26,7 @@ class SnapKV(ScoringPolicy):
 
     def score(self, view: View) -> Tensor:
         """Score each resident."""
-        score = F.avg_pool1d(
-            view.attention.mean(2), self.kernel, stride=1, padding=self.kernel // 2
-        )
-        recent = view.positions >= view.step - self.window
+        recent = view.positions >= view.step - min(self.window, view.geometry.width)
+        votes = view.attention.mean(2).masked_fill(recent, 0)
+        score = F.avg_pool1d(votes, self.kernel, stride=1, padding=self.kernel // 2)
         return torch.where(recent, 1.0 + view.positions, score)

@@ -24,7 +24,7 @@ class Streaming(StaticPolicy):
 
     def count_pinned(self, geometry: Geometry, capacity: Table) -> Table:
         """Count the sinks."""
-        return np.minimum(count_anchors(self.sinks, geometry, capacity), capacity - 1)
+        return count_anchors(self.sinks, geometry, capacity)
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
         """Choose whom each image token evicts."""

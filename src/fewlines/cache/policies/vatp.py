@@ -34,6 +34,8 @@ class VATP(ScoringPolicy):
         sinks = int(self.count_pinned(view.geometry, np.array(view.capacity)))
         window = view.step - round(self.recent * view.positions.shape[-1])
         score = view.total * view.values.norm(p=1, dim=-1)
-        score = score / (1 + score)  # in the same order, below 1
-        score = torch.where(view.positions < window, score, 1.0 + view.positions)
+        score = score / score.amax(-1, keepdim=True).clamp(
+            min=1e-30
+        )  # in the same order, at most 1
+        score = torch.where(view.positions < window, score, 2.0 + view.positions)
         return score.masked_fill(view.positions < sinks, torch.inf)
