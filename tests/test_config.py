@@ -163,5 +163,5 @@ def test_a_cache_may_be_named_as_the_command_line_names_it(name):
 
 
 def test_an_efficiency_run_measures_something():
-    with pytest.raises(FewlinesError, match="without them nothing is measured"):
+    with pytest.raises(FewlinesError, match="run 1 has neither batches nor caps"):
         validate_experiment({"efficiency": {"runs": [{"shape": "llamagen-b"}]}})

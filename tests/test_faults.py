@@ -184,7 +184,7 @@ def test_a5_two_folders_of_one_name_share_nothing(tmp_path):
 ENOUGH = DataFacts(train=60000, test=10000, side=(28, 28), grid=(14, 14))
 ASKED = [
     ({"test": 100}, r"quality\.kid_subset_size: 500 of 100 test images; write 100 or less"),
-    ({"test": 3}, r"quality\.neighbours: 3 of 3 test images; write 2 or less"),
+    ({"test": 3}, r"quality\.neighbours: 3 of 3 test images and 1000 samples; write 2 or less"),
     (
         {"train": 59999},
         r"data\.images: 70000 must be there, and there are 69999; is the copy whole",

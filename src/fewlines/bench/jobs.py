@@ -40,6 +40,8 @@ SMALL = 60.0  # seconds of a job that reads results and writes tables
 # Of the networks that images are compared by: operations of an image, numbers of a feature.
 COMPARED = {"efficientnet-lite0": (0.8e9, 1280), "inception": (11.4e9, 2048)}
 
+OF_TOKENS = ("model", "calibration", "bands", "adapt", "likelihood", "lines_table")
+
 
 # Jobs of a level wait for those of the levels before.
 DATA, NETWORKS, CODES, TOKENS, MODELS, CALIBRATED, BANDS_KNOWN, ADAPTED = range(8)
@@ -107,10 +109,9 @@ class Work:
     def list_jobs(self) -> list[Jobs]:
         """List what `snakemake` without a target runs, in the order in which it can."""
         if self.tokenizer is None:  # tokens in place of images: likelihood alone
-            jobs = [*self._list_models(), *self._list_scores()]
-            jobs = [each for each in jobs if each.rule not in ("model_test", "storage")]
+            every = [*self._list_models(), *self._list_scores(), *self._list_tables()]
+            jobs = [each for each in every if each.rule in OF_TOKENS]
             jobs.append(Jobs("likelihood_table", WRITTEN, [SMALL]))
-            jobs += [each for each in self._list_tables() if each.rule == "lines_table"]
         else:
             jobs = [*self._list_data(), *self._list_models(), *self._list_samples()]
             jobs += [*self._list_scores(), *self._list_costs(), *self._list_tables()]
@@ -125,16 +126,14 @@ class Work:
         held = images * self._pixels
         opened = images / PICTURES / self.cores if self.experiment.data.path else 0
         yield Jobs("data", DATA, [opened + START], PYTHON, 0, held)
-        encoded, weights = self._encode, count_weights(self.tokenizer)
+        encoded, weights = self._encode, FLOAT * count_weights(self.tokenizer)
         seconds = START + self.facts.test * (self._run(encoded) + self._run(self._decode))
         device = self.tokenizer.batch * self._decode.kept
         if settings.weights is None:
-            taken = settings.steps * self._step(settings.batch, encoded, self._decode)
-            seconds += taken / self._gpus
-            device = 4 * FLOAT * weights + settings.batch * (encoded.kept + self._decode.kept)
-        yield Jobs(
-            "tokenizer", NETWORKS, [seconds], PYTHON, device, FLOAT * weights, gpus=self._gpus
-        )
+            step = self._step(settings.batch, encoded, self._decode)
+            seconds += settings.steps * step / self._gpus
+            device = 4 * weights + settings.batch * (encoded.kept + self._decode.kept)
+        yield Jobs("tokenizer", NETWORKS, [seconds], PYTHON, device, weights, gpus=self._gpus)
         if self.experiment.quality.features == "classifier":
             of = self.experiment.classifier
             looked = self._look
@@ -256,7 +255,7 @@ class Work:
         experiment = self.experiment
         shown = [slug for model, slug in experiment.rows if model == BASE]
         shown = [slug for slug in shown if experiment.is_shown(slug)]
-        rule, rows_of_image = experiment.cost, 1 + (experiment.sampling.guidance != 1)
+        rule, double = experiment.cost, 1 + (experiment.sampling.guidance != 1)
         for name, settings, sets in (
             ("cost", rule, [[slug] for slug in shown]),
             ("paper_cost", experiment.paper, [list(experiment.paper_caches)]),
@@ -264,7 +263,7 @@ class Work:
             sets = [slugs for slugs in sets if slugs]
             timed = [["full", "full", *slugs] for slugs in sets]
             each = {
-                slug: self._draw(self.network, slug, settings.batch * rows_of_image)
+                slug: self._draw(self.network, slug, settings.batch * double)
                 for slugs in timed
                 for slug in slugs
             }
@@ -275,8 +274,7 @@ class Work:
             held = max((sum(each[slug][1] for slug in slugs) for slugs in timed), default=0)
             yield Jobs(name, MEASURED, seconds, PYTHON * 4, held)
         seconds = [
-            (rule.repeats + 1) * self._draw(network, "full", rule.batch * rows_of_image)[0]
-            + 2 * START
+            (rule.repeats + 1) * self._draw(network, "full", rule.batch * double)[0] + 2 * START
             for _, network in self._architectures.values()
         ]
         yield Jobs("architecture_cost", MEASURED, seconds, PYTHON * 3)

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, create_model, model
 
 from fewlines.cache.policy import CalibratedPolicy, StaticPolicy
 from fewlines.cache.spec import Cache, parse_cache
+from fewlines.config.agreement import find_disagreements
 from fewlines.config.caches import DEFAULT_CACHES, CacheSettings, Measure, list_caches
 from fewlines.config.settings import (
     BASE,
@@ -106,79 +107,13 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
-        for name, task in self.tasks.items():
-            sampling = self.get_sampling(f"{task.model}:{name}")
-            if not task.labelled and sampling.guidance != 1:
-                raise ValueError(f"tasks.{name}: guidance needs a class; write labelled: true")
-            if task.prompt_lines and not self.family.raster:
-                raise ValueError(
-                    f"tasks.{name}.prompt_lines: {self.family.name} does not draw line by line, so "
-                    "it completes no image; leave the task out"
-                )
-            if task.model not in (BASE, *self.adaptation.models):
-                raise ValueError(
-                    f"tasks.{name}.model: {task.model} is not {BASE} or one of adaptation.models: "
-                    f"{', '.join(self.adaptation.models) or 'none'}"
-                )
-            if f"{task.model}:{name}" in self.adaptation.models:
-                raise ValueError(f"tasks.{name}: {task.model}:{name} is the name of a model too")
-        for name, model in self.adaptation.models.items():
-            if model.trained not in self.family.parts:
-                raise ValueError(
-                    f"adaptation.models.{name}.trained: '{model.trained}' is not one of "
-                    f"{', '.join(self.family.parts)}"
-                )
-        self._check_batches()
-        self._check_null_class()
-        if self.quality.kid_subset_size > self.sampling.samples:
-            raise ValueError("quality.kid_subset_size: must not exceed sampling.samples")
-        if len(set(self.sampling.seeds)) < len(self.sampling.seeds):
-            raise ValueError("sampling.seeds: one is listed more than once")
-        if self.sampling.shards > self.sampling.samples:
-            raise ValueError("sampling.shards: must not exceed sampling.samples")
+        for complaint in find_disagreements(self):
+            raise ValueError(complaint)
         try:
             _ = self.cache_by_slug
         except FewlinesError as error:
             raise ValueError(str(error)) from None
         return self
-
-    def _check_null_class(self) -> None:
-        """That a model which is to draw without a class learns it."""
-        own = not (self.model.checkpoint or self.model.start)
-        asked = {"sampling": self.sampling.guidance != 1}
-        asked |= {
-            f"tasks.{name}": not task.labelled or task.guidance not in (None, 1)
-            for name, task in self.tasks.items()
-        }
-        for name in (name for name, null in asked.items() if null and own):
-            if self.model.class_dropout == 0:
-                raise ValueError(
-                    f"{name}: guidance, and images of no class, need a model that learned to draw "
-                    "without one; write model.class_dropout, such as 0.1"
-                )
-
-    def _check_batches(self) -> None:
-        """That processes can divide them, and what they can divide."""
-        parts = self.training.gpus * self.training.accumulate
-        batches = {"tokenizer": self.tokenizer.batch, "model": self.model.batch}
-        batches |= {"adaptation": self.adaptation.batch}
-        for name, batch in batches.items():
-            if batch % parts:
-                raise ValueError(
-                    f"{name}.batch: {batch} images have no {parts} equal parts, as training.gpus "
-                    f"and accumulate ask for; write {-(-batch // parts) * parts}"
-                )
-        if self.training.shard and self.training.gpus == 1:
-            raise ValueError(
-                "training.shard: there is one process to divide over; write training.gpus, or "
-                "leave out shard"
-            )
-        ranks = [name for name, model in self.adaptation.models.items() if model.rank]
-        if self.training.shard and ranks:
-            raise ValueError(
-                f"training.shard: the update of low rank of {ranks[0]} cannot be divided; leave "
-                "out shard, or adaptation.models' rank"
-            )
 
     @cached_property
     def family(self) -> type[Model]:

@@ -357,14 +357,6 @@ class EfficiencyRun(Section):
     )
     full_run: bool = Field(False, description="decode whole images too, to check the sum of steps")
 
-    @model_validator(mode="after")
-    def _measures_something(self) -> EfficiencyRun:
-        if not (self.batches or self.caps):
-            raise ValueError(
-                "batches: name one at least, or caps; without them nothing is measured"
-            )
-        return self
-
 
 class EfficiencySettings(Section):
     """What decoding costs at published shapes."""
