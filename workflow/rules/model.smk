@@ -91,9 +91,8 @@ rule adapt:
     input:
         model=rules.model.output.weights,
         tokens=TOKENS,
-        calibration=lambda wildcards: (
-            calibration_for(EXPERIMENT.get_adapted(wildcards.adapted).caches)
-            or rules.calibration.output
+        calibration=lambda wildcards: calibration_for(
+            EXPERIMENT.get_adapted(wildcards.adapted).caches
         ),
     output:
         weights=f"{RUN}/{{adapted}}/model.safetensors",
@@ -107,9 +106,10 @@ rule adapt:
     params:
         settings=settings("adapt"),
         launched=LAUNCHED,
+        calibration=calibration_option,
     shell:
         "{params.launched} adapt --threads {threads} --model {input.model:q} "
-        "--tokens {input.tokens:q} --calibration {input.calibration:q} --name {wildcards.adapted:q} "
+        "--tokens {input.tokens:q} {params.calibration} --name {wildcards.adapted:q} "
         "--output {output.weights:q} --metrics {output.metrics:q} 2>&1 | tee {log:q}"
 
 

@@ -16,18 +16,17 @@ MEASURED = [
 ]
 # What a family cannot do, and what an experiment does not ask for, is not in its plan.
 TABLES = ["cache", "correlations", "reference-scores"]
-FIGURES = {
+TITLES = {
     "quality": "Quality against memory and time",
     "samples": "Samples",
+    "lines": "Where a small cache hurts",
+    "curves": "What each cache size costs",
+    "heads": "Where heads look, and what a schedule keeps",
+    "memory": "Memory while decoding",
 }
+FIGURES = {name: TITLES[name] for name in EXPERIMENT.figures}
 if HAS_KV:
     TABLES += ["storage", "ranks"]
-    FIGURES["lines"] = "Where a small cache hurts"
-    FIGURES["curves"] = "What each cache size costs"
-    if EXPERIMENT.has_schedule:
-        FIGURES["heads"] = "Where heads look, and what a schedule keeps"
-if EXPERIMENT.paper_caches:
-    FIGURES["memory"] = "Memory while decoding"
 
 
 rule tables:

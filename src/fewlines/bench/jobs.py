@@ -192,7 +192,7 @@ class Work:
         experiment, geometry = self.experiment, network.geometry
         settings = experiment.calibration
         needs = {cache.requires for cache in experiment.cache_by_slug.values()} - {None, ""}
-        if not needs and not experiment.adapted_models:
+        if not needs:
             return
         at_once = settings.curve_images / 2 * geometry.heads * (geometry.layers + 1)
         curve = self._forward(int(at_once * (len(list_capacities(geometry)) - 1)))

@@ -279,6 +279,19 @@ class Experiment(Section):
         return self.model.model_copy(update=changed)
 
     @property
+    def figures(self) -> tuple[str, ...]:
+        """The pictures of a run, by name."""
+        drawn = {
+            "curves": self.family.has_kv_cache,
+            "quality": True,
+            "samples": True,
+            "memory": bool(self.paper_caches),
+            "lines": self.family.has_kv_cache,
+            "heads": self.has_schedule,
+        }
+        return tuple(name for name, asked in drawn.items() if asked)
+
+    @property
     def has_schedule(self) -> bool:
         """Whether calibration says the victims of some cache before anything is drawn."""
         return any(

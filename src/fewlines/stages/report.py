@@ -19,7 +19,7 @@ from fewlines.report.figures import (
     draw_samples,
 )
 from fewlines.report.heads import draw_heads, make_region_table
-from fewlines.report.page import CAPTIONS, write_page
+from fewlines.report.page import write_page
 from fewlines.report.paper import make_paper_table
 from fewlines.report.provenance import describe_run
 from fewlines.report.ranks import describe_ranks
@@ -132,7 +132,7 @@ def figures(config: Experiment, run: Path) -> None:
             for plan in [results.get_cache(slug).plan(network.geometry)]
             if plan.victims is not None
         ]
-        if static:
+        if config.has_schedule:
             draw_heads(results.calibration, static[-1], output / "heads.png")
     if config.paper_caches:
         draw_memory(results, output / "memory.png")
@@ -166,7 +166,6 @@ def report(config: Experiment, run: Path, tokens: Path, output: Path, provenance
     if config.family.has_kv_cache:
         readable["ranks"] = make_readable(ranks)
         readable["storage"] = make_readable(make_storage_table(results))
-    pictures = {name: run / f"figures/{name}.png" for name in CAPTIONS}
-    shown = {name: path for name, path in pictures.items() if path.exists()}
+    shown = {name: run / f"figures/{name}.png" for name in config.figures}
     sentences = describe_ranks(ranks) if len(ranks) else []
     write_page(output, state_claim(results, table, paper), readable, sentences, shown, facts)
