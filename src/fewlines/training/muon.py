@@ -57,24 +57,22 @@ class Muon(torch.optim.Optimizer):
                     state["velocity"] = torch.zeros_like(parameter)
                 velocity = state["velocity"].lerp_(parameter.grad, 1 - momentum)
                 direction = parameter.grad.lerp(velocity, momentum)
-                update = _orthogonalise_parts(_make_whole(direction), group["split"])
-                parameter.add_(_divide_like(parameter, update), alpha=-group["lr"])
+                rows = group["split"] or [len(parameter)]
+                if isinstance(parameter, DTensor):
+                    update = _make_update(direction.full_tensor(), rows)
+                    place = (parameter.device_mesh, parameter.placements)
+                    parameter.add_(distribute_tensor(update, *place), alpha=-group["lr"])
+                else:  # rounded once, as all that is published was
+                    for part, of in zip(direction.split(rows), parameter.split(rows), strict=True):
+                        of.add_(orthogonalise(part.float()), alpha=-group["lr"] * _scale(part))
 
 
-def _orthogonalise_parts(direction: Tensor, rows: list[int] | None) -> Tensor:
+def _scale(part: Tensor) -> float:
+    """Of the update of a matrix."""
+    return float(max(1.0, part.shape[0] / part.shape[1]) ** 0.5)
+
+
+def _make_update(direction: Tensor, rows: list[int]) -> Tensor:
     """Each of the matrices of so many rows by itself, scaled."""
-    parts = direction.split(rows or [len(direction)])
-    scales = [max(1.0, part.shape[0] / part.shape[1]) ** 0.5 for part in parts]
-    pairs = zip(parts, scales, strict=True)
-    return torch.cat([orthogonalise(part.float()) * scale for part, scale in pairs])
-
-
-def _make_whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _divide_like(parameter: Tensor, whole: Tensor) -> Tensor:
-    if not isinstance(parameter, DTensor):
-        return whole
-    divided: Tensor = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
-    return divided
+    parts = [orthogonalise(part.float()) * _scale(part) for part in direction.split(rows)]
+    return torch.cat(parts)
