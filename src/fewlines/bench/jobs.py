@@ -315,8 +315,8 @@ class Work:
 
     @cached_property
     def _architectures(self) -> dict[str, tuple[ModelSettings, Model]]:
-        """Of other families: settings and network."""
-        named = self.experiment.architectures
+        """Of other families: settings and network; none where there are no images to compare."""
+        named = self.experiment.architectures if self.tokenizer else {}
         return {name: (each, make_network(each, self.network.spec)) for name, each in named.items()}
 
     @property
