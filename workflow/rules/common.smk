@@ -212,6 +212,12 @@ def weights(wildcards):
     return f"{RUN}/{EXPERIMENT.get_weights(wildcards.model)}/model.safetensors"
 
 
+def models_of(rows):
+    """The weights of some rows' models, whose headers tables read."""
+    named = dict.fromkeys(EXPERIMENT.get_weights(model) for model, _ in rows)
+    return [f"{RUN}/{model}/model.safetensors" for model in named]
+
+
 def calibration(wildcards):
     """The calibration, for caches that go by one."""
     return calibration_for([wildcards.cache])

@@ -12,7 +12,8 @@ MEASURED = [
         if EXPERIMENT.paper_caches
         else []
     ),
-    rules.model.output.weights,
+    *models_of(ROWS),
+    *calibration_for(CACHES),
 ]
 # What a family cannot do, and what an experiment does not ask for, is not in its plan.
 TABLES = ["cache", "correlations", "reference-scores"]
@@ -59,7 +60,7 @@ rule tables:
 rule likelihood_table:
     input:
         likelihoods(ROWS),
-        model=rules.model.output.weights,
+        models=models_of(ROWS),
     output:
         expand(f"{RUN}/tables/likelihood.{{form}}", form=("csv", "md", "tex")),
     log:
@@ -77,7 +78,7 @@ rule likelihood_table:
 rule lines_table:
     input:
         likelihoods(ROWS),
-        model=rules.model.output.weights,
+        models=models_of(ROWS),
         calibration=rules.calibration.output,
     output:
         expand(
@@ -110,7 +111,7 @@ rule quality_table:
     input:
         likelihoods(DRAWN),
         of(DRAWN, "{model}/quality/{cache}.json"),
-        model=rules.model.output.weights,
+        models=models_of(DRAWN),
     output:
         expand(f"{RUN}/tables/quality.{{form}}", form=("csv", "md", "tex")),
     log:
@@ -130,7 +131,7 @@ rule paper_table:
         of(EXPERIMENT.paper_rows, "{model}/quality/{cache}.json"),
         rules.efficiency.input,
         rules.paper_cost.output,
-        model=rules.model.output.weights,
+        models=models_of(EXPERIMENT.paper_rows),
     output:
         expand(f"{RUN}/tables/paper.{{form}}", form=("md", "tex")),
         report(
