@@ -39,7 +39,7 @@ PASSES = 6  # over what a layer keeps for its gradients: written and read, forwa
 SMALL = 60.0  # seconds of a job that reads results and writes tables
 # Of the networks that images are compared by: operations of an image, numbers of a feature.
 COMPARED = {"efficientnet-lite0": (0.8e9, 1280), "inception": (11.4e9, 2048)}
-
+# Rules of an experiment that begins with tokens: nothing is decoded or judged.
 OF_TOKENS = ("model", "calibration", "bands", "adapt", "likelihood", "lines_table")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -75,6 +75,17 @@ def put_aside(items: Sequence[Item], test: Sequence[bool]) -> tuple[list[Item], 
     """Put aside what is of the test set; returns the rest, and that."""
     pairs = list(zip(items, test, strict=True))
     return [each for each, held in pairs if not held], [each for each, held in pairs if held]
+
+
+def refuse_some_classes(known: Iterable[tuple[Path, bool]]) -> None:
+    """Of files that each say the classes of their pictures or none: all, or none of them, have to.
+
+    Raises:
+        FewlinesError: some do; it names one of either.
+    """
+    found = {says: file for file, says in known}
+    if len(found) > 1:
+        raise FewlinesError(f"data.path: {found[True]} has classes and {found[False]} has none")
 
 
 def _stream(labelled: Sequence[tuple[Path, int]], side: int) -> Stream:

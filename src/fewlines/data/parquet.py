@@ -21,7 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewlines.data.folder import AT_ONCE, SIDE, TEST_SHARE, choose_test, read_all, read_picture
+from fewlines.data.folder import (
+    AT_ONCE,
+    SIDE,
+    TEST_SHARE,
+    choose_test,
+    put_aside,
+    read_all,
+    read_picture,
+    refuse_some_classes,
+)
 from fewlines.data.images import ImageData, Stream
 from fewlines.data.webdataset import HELD_OUT
 from fewlines.errors import FewlinesError
@@ -64,12 +73,8 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
     if not files:
         raise FewlinesError(f"data.path: {path} is no folder of .parquet files")
     every = [_read_rows(file) for file in files]
-    known = {rows.labelled: rows.file for rows in every}
-    if len(known) > 1:
-        raise FewlinesError(f"data.path: {known[True]} has classes and {known[False]} has none")
-    named = [rows.file.name.startswith(HELD_OUT) for rows in every]
-    test = [rows for rows, held in zip(every, named, strict=True) if held]
-    train = [rows for rows, held in zip(every, named, strict=True) if not held]
+    refuse_some_classes((rows.file, rows.labelled) for rows in every)
+    train, test = put_aside(every, [rows.file.name.startswith(HELD_OUT) for rows in every])
     if train and not test:
         train, test = _put_aside(train)
     counted = [sum(sum(rows.chosen) for rows in part) for part in (train, test)]

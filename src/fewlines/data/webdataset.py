@@ -25,6 +25,7 @@ from fewlines.data.folder import (
     put_aside,
     read_all,
     read_picture,
+    refuse_some_classes,
 )
 from fewlines.data.images import ImageData, Stream
 from fewlines.errors import FewlinesError
@@ -63,9 +64,7 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
         bar.update()
     bar.close()
     train, test = members[False], members[True]
-    known = {each.label is not None: each.archive for each in (*train, *test)}
-    if len(known) > 1:
-        raise FewlinesError(f"data.path: {known[True]} has classes and {known[False]} has none")
+    refuse_some_classes((each.archive, each.label is not None) for each in (*train, *test))
     if train and not test:
         held = choose_test([Path(each.archive.stem, each.name) for each in train], TEST_SHARE)
         train, test = put_aside(train, held)
