@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import importlib.util
 import os
 import platform
 import time
@@ -91,6 +93,12 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether kernels for a GPU can be compiled here."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def gpu() -> str | None:

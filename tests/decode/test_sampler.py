@@ -126,3 +126,27 @@ def test_noise_is_an_images_own():
     assert torch.equal(draw_noise(3, [4, 2], 7), noise[[4, 2]])
     assert not torch.equal(draw_noise(4, range(5), 7), noise)
     assert 0 <= noise.min() < noise.max() < 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="test_cuda runs it on the GPU")
+@pytest.mark.parametrize("V", [7, 2048, 5000])
+def test_the_kernel_of_a_gpu_draws_the_same_codes(V):
+    """Interpreted. Chances lie in the middle of codes: at their borders rounding decides."""
+    kernel = pytest.importorskip("fewlines.decode.triton_sampler")
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(8, V, generator=generator)
+    logits[1, : V // 2] = -torch.inf
+    codes, held = torch.tensor([V - 1, V // 2, V - 2, 0, 1, 2, V // 3, V // 4]), torch.arange(8)
+    logits[held, codes] += 6
+    for temperature in (0.7, 1.0):
+        ends = (logits / temperature).double().softmax(-1).cumsum(-1)
+        below = torch.where(codes > 0, ends[held, (codes - 1).clamp(min=0)], 0.0)
+        noise = (below + ends[held, codes]) / 2 / ends[:, -1]
+        drawn = kernel.draw(logits, temperature, noise)
+        assert torch.equal(drawn, codes)
+        assert torch.equal(drawn, Sampler(temperature)(logits, noise))
+    last = kernel.draw(logits, 1.0, torch.full((8,), 1 - 2.0**-53, dtype=torch.float64))
+    assert last.max() < V
+    for wrong in (torch.nan, torch.inf):
+        logits[3, 1] = wrong
+        assert kernel.draw(logits, 1.0, noise)[3] == V

@@ -7,7 +7,6 @@ prefix and the capacity, the token being decoded included.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewlines import machine
 from fewlines.attention.kernels import STORED, as_array, decode_step, follow_torch_threads
 from fewlines.attention.slots import (
     BAND,
@@ -217,7 +217,7 @@ def fastest_step(device: torch.device, dtype: torch.dtype) -> Callable[[HeadGrou
     """What makes the step of a group where it is, as it is stored."""
     if device.type == "cpu" and dtype in STORED:
         return compiled_step
-    if device.type == "cuda" and importlib.util.find_spec("triton"):
+    if device.type == "cuda" and machine.has_triton():
         return triton_step
     return torch_step
 

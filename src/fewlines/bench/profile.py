@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from fewlines.models.llamagen.engine import CompiledAttention, PackedLinear
+from fewlines.models.llamagen.engine import PackedAttention, PackedLinear
 
 
 def profile_steps(model: nn.Module, run: Callable[[], object]) -> dict[str, float]:
@@ -18,7 +18,7 @@ def profile_steps(model: nn.Module, run: Callable[[], object]) -> dict[str, floa
     watch = _Stopwatch()
     watch.time(model, "model")
     for module in model.modules():
-        if isinstance(module, CompiledAttention):
+        if isinstance(module, PackedAttention):
             watch.time(module, "attention")
             watch.time(module.wqkv, "projections")
             watch.time(module.wo, "projections")

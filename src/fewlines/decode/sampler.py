@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewlines import machine
 from fewlines.models.base import CHUNK
 from fewlines.schema import Count, Mass, Number, check_fields
 
@@ -44,6 +45,11 @@ class Sampler:
         """Whether every image takes a second row, without its class."""
         return self.guidance != 1
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether no code is left out."""
+        return self.top_k == 0 and self.top_p == 1
+
     def guides(self, token: int) -> bool:
         """Whether the logits of image token `token` are guided."""
         return self.guided and not 0 < self.guided_tokens <= token
@@ -72,6 +78,10 @@ class Sampler:
         if self.temperature == 0:
             best, codes = logits.max(-1)
             return codes.masked_fill(~best.isfinite(), logits.shape[-1])
+        if self.is_plain and logits.device.type == "cuda" and machine.has_triton():
+            from fewlines.decode.triton_sampler import draw
+
+            return draw(logits, float(self.temperature), noise)
         logits = logits / float(self.temperature)  # whole numbers may be larger than torch takes
         if 0 < self.top_k < logits.shape[-1]:
             lowest = logits.topk(self.top_k).values[:, -1:]

@@ -1,10 +1,11 @@
-"""The transformer's decode engine: its weights cast and packed once, not at every step, on the CPU
-what lies between the products compiled (`kernels`), and the buffers of a batch."""
+"""The transformer's decode engine: its weights cast and packed once, not at every step, what lies
+between the products compiled (`kernels`, on a GPU `triton_kernels`), and the buffers of a batch."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,11 @@ from fewlines.cache.schedule import Schedule
 from fewlines.cache.spec import Cache
 from fewlines.models.base import State
 from fewlines.models.llamagen import kernels
-from fewlines.models.llamagen.model import Attention, FeedForward, Transformer
+from fewlines.models.llamagen.model import Attention, Block, FeedForward, Transformer
+
+Pack = Callable[[Tensor], "PackedLinear"]
+Rotate = Callable[[Tensor, int, Tensor], None]
+Swiglu = Callable[[Tensor], Tensor]
 
 
 class KVState(State):
@@ -109,6 +114,11 @@ class PackedLinear(nn.Module):
         )
         return y.to(x.dtype)
 
+    def add_to(self, total: Tensor, x: Tensor) -> Tensor:
+        """Add the answer to a contiguous `total`, in place and in one kernel: on a GPU."""
+        total.flatten(0, -2).addmm_(x.flatten(0, -2), self.weight.t())
+        return total
+
 
 class CompiledNorm(nn.Module):
     """`RMSNorm`, one compiled pass."""
@@ -126,46 +136,81 @@ class CompiledNorm(nn.Module):
         return out
 
 
-class CompiledAttention(nn.Module):
+class PackedAttention(nn.Module):
     """`Attention`, its queries and keys turned in place."""
 
-    def __init__(self, attention: Attention, pack: Callable[[Tensor], PackedLinear]) -> None:
+    def __init__(self, attention: Attention, pack: Pack, rotate: Rotate) -> None:
         super().__init__()
         self.heads, self.kv_heads = attention.heads, attention.kv_heads
-        self.head_dim = attention.head_dim
+        self.head_dim, self.rotate = attention.head_dim, rotate
         self.wqkv, self.wo = pack(attention.wqkv.weight), pack(attention.wo.weight)
+
+    def mix(self, layer: int, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+        """What the heads answer, side by side, `(B, T, dim)`."""
+        B, T, _ = x.shape
+        qkv = self.wqkv(x).view(B, T, -1, self.head_dim)
+        self.rotate(qkv, self.heads + self.kv_heads, rotation)
+        q, k, v = qkv.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        return attend(layer, q, k, v).transpose(1, 2).reshape(B, T, -1)
 
     def forward(self, layer: int, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
         """Compute as the module that it stands for."""
-        B, T, _ = x.shape
-        qkv = self.wqkv(x).view(B, T, -1, self.head_dim)
-        kernels.rotate(qkv.flatten(0, 1).numpy(), self.heads + self.kv_heads, rotation.numpy())
-        q, k, v = qkv.transpose(1, 2).split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        out: Tensor = self.wo(attend(layer, q, k, v).transpose(1, 2).reshape(B, T, -1))
+        out: Tensor = self.wo(self.mix(layer, x, rotation, attend))
         return out
 
 
 class PackedFeedForward(nn.Module):
     """`FeedForward`, its two input matrices as one."""
 
-    def __init__(self, feed_forward: FeedForward, pack: Callable[[Tensor], PackedLinear]) -> None:
+    def __init__(self, feed_forward: FeedForward, pack: Pack, swiglu: Swiglu) -> None:
         super().__init__()
         both = torch.cat([feed_forward.w1.weight, feed_forward.w3.weight])
         self.w13, self.w2 = pack(both), pack(feed_forward.w2.weight)
+        self.swiglu = swiglu
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute as the module that it stands for."""
-        out: Tensor = self.w2(_swiglu(self.w13(x)))
+        out: Tensor = self.w2(self.swiglu(self.w13(x)))
         return out
 
 
-def _swiglu(both: Tensor) -> Tensor:
-    if both.device.type != "cpu" or both.dtype != torch.float32:
-        a, b = both.chunk(2, dim=-1)
-        return F.silu(a) * b
+class FusedBlock(nn.Module):
+    """`Block` on a GPU, whose products add themselves to what comes in, which is changed."""
+
+    def __init__(self, block: Block, ready: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.attention: Any = ready(block.attention)
+        self.feed_forward: Any = ready(block.feed_forward)
+        self.attention_norm, self.ffn_norm = ready(block.attention_norm), ready(block.ffn_norm)
+
+    def forward(self, layer: int, x: Tensor, rotation: Tensor, attend: Attend) -> Tensor:
+        """Compute as the module that it stands for."""
+        x = x.contiguous()
+        answers = self.attention.mix(layer, self.attention_norm(x), rotation, attend)
+        x = self.attention.wo.add_to(x, answers)
+        hidden = self.feed_forward.swiglu(self.feed_forward.w13(self.ffn_norm(x)))
+        out: Tensor = self.feed_forward.w2.add_to(x, hidden)
+        return out
+
+
+def rotate_compiled(qkv: Tensor, heads: int, rotation: Tensor) -> None:
+    """Turn by `kernels.rotate`."""
+    kernels.rotate(qkv.flatten(0, 1).numpy(), heads, rotation.numpy())
+
+
+def swiglu_compiled(both: Tensor) -> Tensor:
+    """Compute by `kernels.swiglu`; of other numbers than float32, by torch."""
+    if both.dtype != torch.float32:
+        return swiglu_plain(both)
     hidden = torch.empty(*both.shape[:-1], both.shape[-1] // 2)
     kernels.swiglu(both.flatten(0, 1).numpy(), hidden.flatten(0, 1).numpy())
     return hidden
+
+
+def swiglu_plain(both: Tensor) -> Tensor:
+    """Compute by torch's operators."""
+    a, b = both.chunk(2, dim=-1)
+    return F.silu(a) * b
 
 
 def prepare(
@@ -184,6 +229,10 @@ def prepare(
     """
     on_cpu = model.device.type == "cpu"
     compiled = on_cpu and model.dtype == torch.float32
+    fused = model.device.type == "cuda" and machine.has_triton()
+    rotate, swiglu = rotate_compiled, swiglu_compiled if on_cpu else swiglu_plain
+    if fused:
+        from fewlines.models.llamagen.triton_kernels import rotate, swiglu
 
     def pack(weight: Tensor) -> PackedLinear:
         return PackedLinear(weight, dtype, rows)
@@ -193,10 +242,12 @@ def prepare(
             made: nn.Module = pack(module.weight)
         elif compiled and isinstance(module, nn.RMSNorm):
             made = CompiledNorm(module)
-        elif compiled and isinstance(module, Attention):
-            made = CompiledAttention(module, pack)
+        elif (compiled or fused) and isinstance(module, Attention):
+            made = PackedAttention(module, pack, rotate)
         elif isinstance(module, FeedForward):
-            made = PackedFeedForward(module, pack)
+            made = PackedFeedForward(module, pack, swiglu)
+        elif fused and isinstance(module, Block):
+            return FusedBlock(module, ready)
         else:
             made = copy.copy(module)
             made._modules = {name: ready(child) for name, child in module.named_children()}
