@@ -107,8 +107,8 @@ for model, stored, mean, D, R in (
 i32, here = "i32", GPUTarget("cuda", 90, 32)
 for kernel, of, used in (
     (_rotate, {"qkv": "*bf16", "rotation": "*fp32", "T": i32, "heads": i32, "row_stride": i32},
-     {"PAIRS": 24, "P2": 32, "HEADS": 8}),
-    (_swiglu, {"both": "*bf16", "out": "*bf16", "hidden": i32}, {"ACC": tl.float32, "SIZE": 1024}),
+     {"D": 48, "D2": 64, "HEADS": 8}),
+    (_swiglu, {"both": "*bf16", "out": "*bf16", "hidden": i32}, {"ACC": tl.float32, "SIZE": 512}),
     (_draw, {"logits": "*fp32", "noise": "*fp64", "codes": "*i64", "V": i32, "temperature": "fp32"},
      {"SIZE": 2048}),
 ):

@@ -35,27 +35,40 @@ def segments(heads: int, entries: int, device: torch.device) -> int:
 
 
 @triton.jit
+def _merge(
+    buffer, mean, d, real, D: tl.constexpr, row, E, to, evicts, band, merged,
+    S: tl.constexpr, EXACT: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The merge slot `band`, its victim, the entry `to`, taken up; not written yet."""
+    first = buffer + row * E * D
+    held = mean + (row * S + band) * D if EXACT else first + (E - S + band) * D
+    summary = tl.load(held + d, mask=real, other=0.0).to(ACC)
+    victim = tl.load(first + to * D + d, mask=real & evicts, other=0.0).to(ACC)
+    return tl.where(evicts, summary + (victim - summary) / merged, summary)
+
+
+@triton.jit
 def _write(
-    new, buffer, mean, d, real, D: tl.constexpr, row, E, to, evicts, band, merged,
+    new, summary, buffer, mean, d, real, D: tl.constexpr, row, E, to, evicts, band,
     S: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Put `new` `(D,)` into the entry `to` and its victim into the merge slot `band`; returns both
-    as stored, in the precision of the arithmetic."""
-    first = buffer + row * E * D
-    summary = new
+    """Put `new` `(D,)` into the entry `to`, and `summary` into its merge slot."""
+    first = buffer + row * E * D + d
+    tl.store(first + to * D, new.to(buffer.dtype.element_ty), mask=real)
     if S > 0:
-        last = first + (E - S + band) * D + d
-        held = mean + (row * S + band) * D + d if EXACT else last
-        summary = tl.load(held, mask=real, other=0.0).to(new.dtype)
-        if evicts:
-            victim = tl.load(first + to * D + d, mask=real, other=0.0).to(new.dtype)
-            summary += (victim - summary) / merged
-            tl.store(held, summary, mask=real)
-            tl.store(last, summary.to(buffer.dtype.element_ty), mask=real)
-        summary = summary.to(buffer.dtype.element_ty).to(new.dtype)
-    stored = new.to(buffer.dtype.element_ty)
-    tl.store(first + to * D + d, stored, mask=real)
-    return stored.to(new.dtype), summary
+        takes = real & evicts
+        rounded = summary.to(buffer.dtype.element_ty)
+        tl.store(first + (E - S + band) * D, rounded, mask=takes)
+        if EXACT:
+            tl.store(mean + (row * S + band) * D + d, summary, mask=takes)
+
+
+@triton.jit
+def _add(y, total, top, score, value):
+    """One more entry for a softmax `y` `(R2, D2)`, `total` and `top`, both `(R2,)`."""
+    highest = tl.maximum(top, score)
+    old, share = tl.exp(top - highest), tl.exp(score - highest)
+    return y * old[:, None] + share[:, None] * value[None, :], total * old + share, highest
 
 
 @triton.jit
@@ -67,25 +80,42 @@ def _query(q, head, r, d, a, D: tl.constexpr, SCALE: tl.constexpr, q_head, ACC: 
 
 
 @triton.jit
+def _load(buffer, e, end, D: tl.constexpr, D2: tl.constexpr, ACC: tl.constexpr):
+    """The entries `e` of a head, those before `end`, `(BLOCK, D2)`."""
+    d = tl.arange(0, D2)
+    there = (e < end)[:, None] & (d < D)[None, :]
+    return tl.load(buffer + e[:, None] * D + d[None, :], mask=there, other=0.0).to(ACC)
+
+
+@triton.jit
+def _score(key, query, read, R2: tl.constexpr):
+    """`(BLOCK, R2)` of keys `(BLOCK, D2)`, −∞ where not `read`. One query needs no third dimension,
+    whose layout would cost a third more instructions and four times the exchange of lanes."""
+    if R2 == 1:
+        score = tl.sum(key * query, 1)[:, None]
+    else:
+        score = tl.sum(key[:, None, :] * query[None, :, :], 2)
+    return tl.where(read[:, None], score, float("-inf"))
+
+
+@triton.jit
 def _attend(
     query, keys, values, start, end, to, y, total, top,
-    D: tl.constexpr, D2: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, D2: tl.constexpr, R2: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Go on with a softmax over the entries `start … end−1` of a head, `to` left out: the sum of
     values `y` `(R2, D2)`, of weights `total` and the highest score `top`, both `(R2,)`."""
-    d = tl.arange(0, D2)
     for first in range(start, end, BLOCK):
         e = first + tl.arange(0, BLOCK)
-        read = (e < end) & (e != to)
-        there = read[:, None] & (d < D)[None, :]
-        where = e[:, None] * D + d[None, :]
-        key = tl.load(keys + where, mask=there, other=0.0).to(ACC)  # (BLOCK, D2)
-        value = tl.load(values + where, mask=there, other=0.0).to(ACC)
-        score = tl.sum(key[:, None, :] * query[None, :, :], 2)  # (BLOCK, R2)
-        score = tl.where(read[:, None], score, float("-inf"))
+        key, value = _load(keys, e, end, D, D2, ACC), _load(values, e, end, D, D2, ACC)
+        score = _score(key, query, (e < end) & (e != to), R2)
         highest = tl.maximum(top, tl.max(score, 0))
         old, share = tl.exp(top - highest), tl.exp(score - highest[None, :])
-        y = y * old[:, None] + tl.sum(share[:, :, None] * value[:, None, :], 0)
+        if R2 == 1:
+            given = tl.sum(share * value, 0)[None, :]
+        else:
+            given = tl.sum(share[:, :, None] * value[:, None, :], 0)
+        y = y * old[:, None] + given
         total, top = total * old + tl.sum(share, 0), highest
     return y, total, top
 
@@ -97,14 +127,12 @@ def _observe(
     PEAK: tl.constexpr,
 ):  # fmt: skip
     """Add to `kept` what the entries `start … end−1` were given, `to` left out."""
-    d, a = tl.arange(0, D2), tl.arange(0, R2)
+    a = tl.arange(0, R2)
     mean = tl.where(a < r, 1.0 / r, 0.0).to(ACC)  # over the group's query heads
     for first in range(start, end, BLOCK):
         e = first + tl.arange(0, BLOCK)
         read = (e < end) & (e != to)
-        there = read[:, None] & (d < D)[None, :]
-        key = tl.load(keys + e[:, None] * D + d[None, :], mask=there, other=0.0).to(ACC)
-        score = tl.sum(key[:, None, :] * query[None, :, :], 2)
+        score = _score(_load(keys, e, end, D, D2, ACC), query, read, R2)
         share = tl.exp(score - top[None, :]) / total[None, :] * mean[None, :]
         given = tl.sum(share, 1).to(tl.float32)
         before = tl.load(kept + e, mask=read, other=0.0)
@@ -149,7 +177,7 @@ def _read_segment(
     y, total, top = _attend(
         query, keys + row * E * D, values + row * E * D, start, end, to,
         tl.zeros((R2, D2), ACC), tl.zeros((R2,), ACC), tl.full((R2,), -1e30, ACC),
-        D, D2, ACC, BLOCK,
+        D, D2, R2, ACC, BLOCK,
     )  # fmt: skip
     part = (row * SEGMENTS + s) * r + a
     tl.store(sums + part[:, None] * D + d[None, :], y, mask=(a < r)[:, None] & (d < D)[None, :])
@@ -178,47 +206,25 @@ def _step(
     evicts = tl.load(now + g) > 0
     n, begin = tl.load(now + now_row + g), tl.load(begins + b)
     band = tl.load(now + 2 * now_row + g)
-    merged = tl.load(now + (3 + band) * now_row + g) if S > 0 else band
 
+    # What is written comes last: reading does not wait for it, nor for what is merged.
     d, a = tl.arange(0, D2), tl.arange(0, R2)
     real, asked = d < D, (a < r)[:, None] & (d < D)[None, :]
     new_k = tl.load(k + b * k_row + head * k_head + d, mask=real, other=0.0).to(ACC)
     new_v = tl.load(v + b * v_row + head * v_head + d, mask=real, other=0.0).to(ACC)
-    new_k, sum_k = _write(
-        new_k, keys, mean_k, d, real, D, row, E, to, evicts, band, merged.to(ACC), S, EXACT
-    )
-    new_v, sum_v = _write(
-        new_v, values, mean_v, d, real, D, row, E, to, evicts, band, merged.to(ACC), S, EXACT
-    )
+    sum_k, sum_v = new_k, new_v
+    if S > 0:
+        merged = tl.load(now + (3 + band) * now_row + g).to(ACC)
+        sum_k = _merge(keys, mean_k, d, real, D, row, E, to, evicts, band, merged, S, EXACT, ACC)
+        sum_v = _merge(values, mean_v, d, real, D, row, E, to, evicts, band, merged, S, EXACT, ACC)
     query = _query(q + b * q_row, head, r, d, a, D, SCALE, q_head, ACC)
 
-    # The new token and its victim's merge slot are at hand: what was written is never read back.
-    top = tl.sum(query * new_k[None, :], 1)  # (R2,)
-    own = top
-    total = tl.full((R2,), 1, ACC)
-    y = tl.zeros((R2, D2), ACC) + new_v[None, :]
-    for s in tl.static_range(S):
-        if S > 1:
-            other = (row * E + E - S + s) * D + d
-            other_k = tl.load(keys + other, mask=real, other=0.0).to(ACC)
-            other_v = tl.load(values + other, mask=real, other=0.0).to(ACC)
-            merged = tl.load(now + (3 + s) * now_row + g)
-            this_k, this_v = (
-                tl.where(s == band, sum_k, other_k),
-                tl.where(s == band, sum_v, other_v),
-            )
-        else:
-            this_k, this_v = sum_k, sum_v
-        of_sum = tl.sum(query * this_k[None, :], 1) + tl.log(tl.maximum(merged, 1).to(ACC))
-        of_sum = tl.where(merged > 0, of_sum, float("-inf"))
-        highest = tl.maximum(top, of_sum)
-        y = y * tl.exp(top - highest)[:, None] + tl.exp(of_sum - highest)[:, None] * this_v[None, :]
-        total, top = total * tl.exp(top - highest) + tl.exp(of_sum - highest), highest
-
+    y, total = tl.zeros((R2, D2), ACC), tl.zeros((R2,), ACC)
+    top = tl.full((R2,), -1e30, ACC)
     first = row * E * D
     if SEGMENTS == 1:
         y, total, top = _attend(
-            query, keys + first, values + first, begin, n, to, y, total, top, D, D2, ACC, BLOCK
+            query, keys + first, values + first, begin, n, to, y, total, top, D, D2, R2, ACC, BLOCK
         )
     else:
         for s in range(SEGMENTS):
@@ -231,6 +237,25 @@ def _step(
             old, share = tl.exp(top - highest), tl.exp(their_top - highest)
             y = y * old[:, None] + theirs * share[:, None]
             total, top = total * old + their_total * share, highest
+
+    stored = keys.dtype.element_ty
+    this_k, this_v = new_k.to(stored).to(ACC), new_v.to(stored).to(ACC)
+    own = tl.sum(query * this_k[None, :], 1)  # (R2,)
+    y, total, top = _add(y, total, top, own, this_v)
+    for s in tl.static_range(S):
+        slot_k, slot_v = sum_k.to(stored).to(ACC), sum_v.to(stored).to(ACC)
+        if S > 1:
+            other = (row * E + E - S + s) * D + d
+            other_k = tl.load(keys + other, mask=real, other=0.0).to(ACC)
+            other_v = tl.load(values + other, mask=real, other=0.0).to(ACC)
+            slot_k = tl.where(s == band, slot_k, other_k)
+            slot_v = tl.where(s == band, slot_v, other_v)
+        count = tl.load(now + (3 + s) * now_row + g)
+        of_slot = tl.sum(query * slot_k[None, :], 1) + tl.log(tl.maximum(count, 1).to(ACC))
+        of_slot = tl.where(count > 0, of_slot, float("-inf"))
+        y, total, top = _add(y, total, top, of_slot, slot_v)
+    _write(new_k, sum_k, keys, mean_k, d, real, D, row, E, to, evicts, band, S, EXACT)
+    _write(new_v, sum_v, values, mean_v, d, real, D, row, E, to, evicts, band, S, EXACT)
     answer = (y / total[:, None]).to(out.dtype.element_ty)
     of_query = (head * r + a)[:, None]
     tl.store(out + b * o_row + of_query * o_head + d[None, :], answer, mask=asked)

@@ -105,8 +105,7 @@ def _draw_next(
 
 
 def _draw(sampler: Sampler, guides: bool, logits: Tensor, noise: Tensor) -> Tensor:
-    logits = logits.float()
-    return sampler(sampler.guide(logits, guides) if sampler.guided else logits, noise)
+    return sampler(sampler.guide(logits.float(), guides) if sampler.guided else logits, noise)
 
 
 @torch.inference_mode()

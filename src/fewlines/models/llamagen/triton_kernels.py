@@ -8,37 +8,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024  # elements of a program
+BLOCK = 512  # elements of a program
 
 
 @triton.jit
 def _rotate(
     qkv, rotation, T, heads, row_stride,
-    PAIRS: tl.constexpr, P2: tl.constexpr, HEADS: tl.constexpr,
+    D: tl.constexpr, D2: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-    pair = tl.arange(0, P2)[None, :]
-    angle = rotation + (row % T * PAIRS + pair) * 2
-    cos = tl.load(angle, mask=pair < PAIRS, other=0.0)
-    sin = tl.load(angle + 1, mask=pair < PAIRS, other=0.0)
-    place = qkv + row * row_stride + (head * PAIRS + pair) * 2
-    real = (head < heads) & (pair < PAIRS)
-    a = tl.load(place, mask=real, other=0.0).to(cos.dtype)
-    b = tl.load(place + 1, mask=real, other=0.0).to(cos.dtype)
-    tl.store(place, (a * cos - b * sin).to(qkv.dtype.element_ty), mask=real)
-    tl.store(place + 1, (a * sin + b * cos).to(qkv.dtype.element_ty), mask=real)
+    head, d = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None], tl.arange(0, D2)
+    angle = tl.load(rotation + row % T * D + d, mask=d < D, other=0.0)
+    cos, sin = tl.split(tl.reshape(angle, (1, D2 // 2, 2)))
+    place, real = qkv + row * row_stride + head * D + d[None, :], (head < heads) & (d < D)[None, :]
+    pairs = tl.load(place, mask=real, other=0.0).to(angle.dtype)
+    a, b = tl.split(tl.reshape(pairs, (HEADS, D2 // 2, 2)))
+    turned = tl.join(a * cos - b * sin, a * sin + b * cos)
+    tl.store(place, tl.reshape(turned, (HEADS, D2)).to(qkv.dtype.element_ty), mask=real)
 
 
 def rotate(qkv: Tensor, heads: int, rotation: Tensor) -> None:
     """Turn the first `heads` heads of `(B, T, heads, D)` in place, pair by pair, by their
     position's `(T, D/2, 2)`."""
-    rows, pairs = qkv.flatten(0, 1), rotation.shape[1]
-    wide = triton.next_power_of_2(pairs)
+    rows, D = qkv.flatten(0, 1), qkv.shape[-1]
+    wide = triton.next_power_of_2(D)
     at_once = max(min(BLOCK // wide, triton.next_power_of_2(heads)), 1)
     _rotate[(len(rows), triton.cdiv(heads, at_once))](
-        rows, rotation, len(rotation), heads, rows.stride(0), PAIRS=pairs, P2=wide, HEADS=at_once
-    )
+        rows, rotation, len(rotation), heads, rows.stride(0), D=D, D2=wide, HEADS=at_once,
+        num_warps=1,
+    )  # fmt: skip
 
 
 @triton.jit
