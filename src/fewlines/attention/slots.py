@@ -117,9 +117,8 @@ class RankedSlots(Slots):
         self.capacity = entries - self.prefix - merges
         self.every = policy.interval(self.geometry, self.capacity)
         self.recorded = torch.full((batch, len(heads), self.capacity), NO_VICTIM, device=device)
-        self.victims = self.recorded[..., :0]  # (B, G, ·), slots in the order they go
-        self.come = self.gone = 0  # tokens so far, and victims since the ranking
-        self.slot = torch.zeros(batch, len(heads), dtype=torch.long, device=device)
+        self.places = self.recorded[..., :0]  # (B, G, ·), slots that tokens take, `ranked` on
+        self.ranked = self.noted = self.come = 0  # tokens so far, and those that are `recorded`
         steps = np.arange(self.geometry.n_tokens)
         length = self.prefix + np.minimum(steps + 1, self.capacity)
         merged = np.maximum(steps - self.capacity + 1, 0)
@@ -141,23 +140,27 @@ class RankedSlots(Slots):
     @property
     def bytes(self) -> int:  # type: ignore[override]
         """Bytes of the policy's own bookkeeping."""
-        kept = [self.recorded, self.seen, self.query, getattr(self, "history", None)]
+        kept = [self.recorded, self.upcoming, self.seen, self.query, getattr(self, "history", None)]
         return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
     def read(self, row: Tensor) -> None:
         """Follow a row `(4 + S, G)` of the table."""
         self.now = row[1:]
 
+    def follow(self, upcoming: Tensor, slot: Tensor) -> None:
+        """Write entries of steps to come, `(period, B, G)`, for `slot` `(B, G)` to be one of."""
+        self.upcoming, self.slot = upcoming, slot
+
     @property
     def positions(self) -> Tensor:
         """`(B, G, R)`, the image position of the token in each slot; NO_VICTIM where none has
         come."""
-        if self.gone:
-            taken = self.victims[..., : self.gone]
-            tokens = torch.arange(self.come - self.gone, self.come, device=taken.device)
+        if self.noted < self.come:
+            taken = self.places[..., self.noted - self.ranked : self.come - self.ranked]
+            tokens = torch.arange(self.noted, self.come, device=taken.device)
             # A line's own tokens may go as well: then the last that came to a slot is there.
             self.recorded.scatter_reduce_(-1, taken, tokens.expand_as(taken), "amax")
-            self.victims, self.gone = self.victims[..., self.gone :], 0
+            self.noted = self.come
         return self.recorded
 
     def advance(self, step: int, keys: Tensor, values: Tensor) -> None:
@@ -166,12 +169,6 @@ class RankedSlots(Slots):
             self._rank(step, keys, values)
         self.evicting = self.evicted = step >= self.capacity
         self.shortest = self.longest = self.prefix + min(step + 1, self.capacity)
-        if self.evicting:
-            torch.add(self.victims[..., self.gone], self.prefix, out=self.slot)
-            self.gone += 1
-        else:
-            self.recorded[..., step] = step
-            self.slot.fill_(self.prefix + step)
         self.come = step + 1
         if self.policy.needs == "attention":
             self.seen = self.history[step % self.window].zero_()
@@ -185,19 +182,30 @@ class RankedSlots(Slots):
             self.query += q
 
     def _rank(self, step: int, keys: Tensor, values: Tensor) -> None:
-        """Fix the order in which tokens go until the next ranking."""
+        """Fix the places of tokens until the next ranking."""
         steps = range(step, min(step + self.every, self.geometry.n_tokens))
         going = max(0, steps.stop - max(step, self.capacity))
+        residents = self.positions[..., : min(step, self.capacity)]
+        victims = residents[..., :0]
         if going:
-            in_raster_order = self.positions[..., : min(step, self.capacity)].argsort(-1)
+            in_raster_order = residents.argsort(-1)
             view = RankedView(self, step, in_raster_order, keys, values)
-            self.victims = self._slots_of(
-                self.policy.rank_evictions(view, steps, going), in_raster_order
-            )
+            evictions = self.policy.rank_evictions(view, steps, going)
+            victims = self._slots_of(evictions, in_raster_order)
+        self._place(steps, victims)
         if self.query is not None:
             self.query.zero_()
         if self.seen is not None and self.policy.needs != "attention":  # which forgets by itself
             self.seen.mul_(self.policy.decay if self.policy.needs == "total" else 0)
+
+    def _place(self, steps: range, victims: Tensor) -> None:
+        """Give tokens what is free and then the places of victims `(B, G, ·)`, in this order."""
+        last = max(min(steps.stop, self.capacity), steps.start)
+        free = torch.arange(steps.start, last, device=victims.device)
+        self.places = torch.cat([free.expand(*victims.shape[:2], -1), victims], dim=-1)
+        self.ranked = steps.start
+        rows = torch.arange(steps.start, steps.stop, device=victims.device) % len(self.upcoming)
+        self.upcoming[rows] = self.places.permute(2, 0, 1) + self.prefix
 
     def _slots_of(self, evictions: Tensor, residents: Tensor) -> Tensor:
         """The slots of the tokens that go, `(B, G, going)`: a line's own tokens fill what is free
@@ -215,10 +223,13 @@ class RankedSlots(Slots):
     def seek(self, step: int) -> None:
         """Go there as if all tokens before `step` had come."""
         newest = min(step, self.capacity)
-        self.recorded[..., :newest] = torch.arange(step - newest, step)
-        self.come, self.gone = step, 0
-        if step % self.every and step > self.capacity:
-            self.victims = self.recorded.argsort(-1)
+        tokens = torch.arange(step - newest, step, device=self.recorded.device)
+        self.recorded[..., :newest] = tokens
+        self.come = self.noted = step
+        if step % self.every:
+            until = min(step - step % self.every + self.every, self.geometry.n_tokens)
+            going = max(0, until - max(step, self.capacity))
+            self._place(range(step, until), self.recorded.argsort(-1)[..., :going])
 
 
 class Tables:
@@ -237,10 +248,22 @@ class Tables:
         parts = self.row.split(widths, dim=-1)
         for each, own, part in zip(slots, rows, parts, strict=True):
             each.read(part[:own])
+        # What is ranked is known for a few steps, row by row of the batch: those take turns.
+        ranked = [each for each in slots if isinstance(each, RankedSlots)]
+        period = max((each.every for each in ranked), default=1)
+        widths = [each.recorded.shape[1] for each in ranked]
+        batch = len(ranked[0].recorded) if ranked else 0
+        self.upcoming = torch.zeros(period, batch, sum(widths), dtype=torch.long, device=device)
+        self.slot = torch.zeros_like(self.upcoming[0])
+        parts = zip(self.upcoming.split(widths, -1), self.slot.split(widths, -1), strict=True)
+        for of_group, (upcoming, slot) in zip(ranked, parts, strict=True):
+            of_group.follow(upcoming, slot)
 
     def advance(self, step: int) -> None:
         """To image token `step`."""
         self.row.copy_(self.table[step])
+        if self.slot.numel():
+            self.slot.copy_(self.upcoming[step % len(self.upcoming)])
 
 
 @dataclass(frozen=True)
