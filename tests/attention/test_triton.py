@@ -39,7 +39,7 @@ def test_the_kernel_of_a_gpu_agrees_with_torchs_operators(cache, kv_heads, segme
     """Interpreted, where there is no GPU: the same logits, and the same entries afterwards, also
     where programs share the entries of a head."""
     monkeypatch.setattr(triton_kernels, "segments", lambda *_: segments)
-    monkeypatch.setattr(triton_kernels, "block", lambda r: 16 // segments)
+    monkeypatch.setattr(triton_kernels, "block", lambda *_: 16 // segments)
     model = tiny_transformer(torch.float64, kv_heads, layers=1)
     labels, codes = images(model, batch=1)
     plan = calibrated(cache, model.shape.geometry).plan(model.shape.geometry)
@@ -94,8 +94,8 @@ for model, stored, mean, D, R in (
 ):
     for given, segments, merge_slots in ((False, 1, 0), (True, 1, 1), (True, 4, 3)):
         constants = {
-            "D": D, "SCALE": D**-0.5, "D2": triton.next_power_of_2(D), "R2": R, "BLOCK": block(R),
-            "ACC": tl.float64 if stored == "fp64" else tl.float32, "EXACT": mean != stored,
+            "D": D, "SCALE": D**-0.5, "D2": triton.next_power_of_2(D), "R2": R,
+            "BLOCK": block(R, 999 * R), "ACC": tl.float64 if stored == "fp64" else tl.float32, "EXACT": mean != stored,
             "S": merge_slots, "OBSERVE": given, "PEAK": given, "SEGMENTS": segments,
         }
         for kernel in (_step, _read_segment, _observe_segment)[: segments]:

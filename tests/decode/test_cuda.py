@@ -49,7 +49,7 @@ def test_a_gpu_draws_the_tokens_of_the_processor(model64, gpu64, cache, guidance
 )
 def test_programs_that_share_a_head_draw_the_same(model64, gpu64, cache, monkeypatch):
     monkeypatch.setattr(triton_kernels, "segments", lambda *_: 4)
-    monkeypatch.setattr(triton_kernels, "block", lambda r: 4)
+    monkeypatch.setattr(triton_kernels, "block", lambda *_: 4)
     noise = draw_noise(3, range(len(LABELS)), N)
     expected = decode(model64, LABELS, noise, cache)
     assert torch.equal(decode(gpu64, LABELS.cuda(), noise.cuda(), cache).cpu(), expected)

@@ -57,6 +57,7 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             made |= _measured(result, row) | _against(result, row, lean, stock)
         made |= {key: result[key] for key in ("processor", "instructions", "cores", "torch")}
         made["gpu"] = result.get("gpu")
+        made |= {key: result[key] for key in ("commit", "machine", "versions") if key in result}
         rows.append(made)
     return rows
 

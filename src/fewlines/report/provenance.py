@@ -25,6 +25,19 @@ def describe_run(config: Experiment, checkout: Path) -> dict[str, Any]:
     }
 
 
+def make_stamp(facts: dict[str, Any]) -> dict[str, str]:
+    """Make what a row of a table says of its origin: commit, machine and versions.
+
+    Args:
+        facts: of `describe_run`.
+    """
+    return {
+        "commit": facts["commit"][:12],
+        "machine": facts["gpu"] or f"{facts['processor']}, {facts['cores']} cores",
+        "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
+    }
+
+
 def run_git(checkout: Path, *arguments: str) -> str:
     """Ask git; gives nothing where there is no git, no repository, or no answer."""
     try:

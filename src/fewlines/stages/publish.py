@@ -11,13 +11,13 @@ from fewlines.config import Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import read_json, replacing, write_text
 from fewlines.report.blocks import fill
-from fewlines.report.provenance import describe_run, run_git
+from fewlines.report.provenance import describe_run, make_stamp, run_git
 from fewlines.report.tables import make_correlation_table
 
 
 def publish(config: Experiment, run: Path, reference: Path) -> None:
     """Copy what the experiment publishes into a folder that is tracked; every row of a table says
-    which commit, machine and versions it is of.
+    which commit, machine and versions it is of: its own, where the measurement kept them.
 
     Args:
         config: the experiment.
@@ -33,13 +33,12 @@ def publish(config: Experiment, run: Path, reference: Path) -> None:
         raise FewlinesError(f"{missing[0]} is missing; finish the run with 'snakemake' first")
     recorded = run / "provenance.json"
     facts = read_json(recorded) if recorded.exists() else describe_run(config, Path.cwd())
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     for name, source in config.publish.items():
         path, target = run / source, reference / name.format(name=config.name)
         if path.suffix == ".csv":
-            machine = facts["gpu"] or f"{facts['processor']}, {facts['cores']} cores"
-            stamp = {"commit": facts["commit"][:12], "machine": machine, "versions": versions}
-            table = pd.read_csv(path).assign(**stamp)
+            table = pd.read_csv(path, dtype={"commit": str})
+            missing_of = {key: text for key, text in make_stamp(facts).items() if key not in table}
+            table = table.assign(**missing_of)
             write_text(target, table.to_csv(index=False, float_format="%.6g"))
         else:
             with replacing(target) as temporary:
