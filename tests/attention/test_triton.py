@@ -95,7 +95,8 @@ for model, stored, mean, D, R in (
     for given, segments, merge_slots in ((False, 1, 0), (True, 1, 1), (True, 4, 3)):
         constants = {
             "D": D, "SCALE": D**-0.5, "D2": triton.next_power_of_2(D), "R2": R,
-            "BLOCK": block(R, 999 * R), "ACC": tl.float64 if stored == "fp64" else tl.float32, "EXACT": mean != stored,
+            "BLOCK": block(R, 999 * R), "ACC": tl.float64 if stored == "fp64" else tl.float32,
+            "EXACT": mean != stored,
             "S": merge_slots, "OBSERVE": given, "PEAK": given, "SEGMENTS": segments,
         }
         for kernel in (_step, _read_segment, _observe_segment)[: segments]:

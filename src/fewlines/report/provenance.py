@@ -16,11 +16,15 @@ CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!result
 def describe_run(config: Experiment, checkout: Path) -> dict[str, Any]:
     """Describe what a reader needs to place a run, and to repeat it."""
     dtype = machine.resolve_precision(config.precision)
+    precision = machine.dtype_name(dtype)
+    return {"experiment": config.name, "precision": precision, **describe_machine(checkout)}
+
+
+def describe_machine(checkout: Path) -> dict[str, Any]:
+    """Describe the code and the machine that it runs on."""
     return {
-        "experiment": config.name,
         "commit": run_git(checkout, "rev-parse", "HEAD"),
         "modified": bool(run_git(checkout, *CHANGES)),
-        "precision": machine.dtype_name(dtype),
         **machine.describe(),
     }
 
@@ -29,7 +33,7 @@ def make_stamp(facts: dict[str, Any]) -> dict[str, str]:
     """Make what a row of a table says of its origin: commit, machine and versions.
 
     Args:
-        facts: of `describe_run`.
+        facts: of `describe_machine`.
     """
     return {
         "commit": facts["commit"][:12],

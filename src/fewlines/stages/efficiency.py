@@ -12,7 +12,7 @@ from fewlines.config import Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import write_csv, write_json
 from fewlines.report.efficiency import draw_efficiency, make_efficiency_table, make_scaling_table
-from fewlines.report.provenance import describe_run, make_stamp
+from fewlines.report.provenance import describe_machine, make_stamp
 from fewlines.report.readable import write_table
 from fewlines.report.results import Results
 
@@ -28,7 +28,7 @@ def measure_efficiency(config: Experiment, setting: str, output: Path) -> None:
     settings = make_settings(config.efficiency, torch.get_num_threads())
     if setting not in settings:
         raise FewlinesError(f"no setting '{setting}' in this experiment; it has {list(settings)}")
-    stamp = make_stamp(describe_run(config, Path.cwd()))
+    stamp = make_stamp(describe_machine(Path.cwd()))
     write_json(output, measure_setting(settings[setting], config.efficiency.repeats) | stamp)
 
 
