@@ -10,9 +10,15 @@ import torch
 
 import fewlines
 from conftest import CACHES
+from fewlines import machine
 from fewlines.attention.buffer import BoundedCache
-from fewlines.bench.efficiency import find_largest_batch, make_settings, measure_setting
-from fewlines.bench.harness import OUT_OF_MEMORY
+from fewlines.bench.efficiency import (
+    Workers,
+    find_largest_batch,
+    make_settings,
+    measure_setting,
+)
+from fewlines.bench.harness import OUT_OF_MEMORY, Worker
 from fewlines.bench.roofline import keep_best
 from fewlines.config.settings import EfficiencySettings
 from fewlines.devices import DEVICES
@@ -77,14 +83,54 @@ def test_a_probe_that_fails_leaves_what_was_measured(monkeypatch, fails):
     probe = {"bandwidth": 1.0, "linear_rates": {}, "linear_flops": 1, "operator_seconds": 1.0}
     answers = [probe, OUT_OF_MEMORY] if fails == "after" else [OUT_OF_MEMORY]
 
-    def ask(setting, limit, question, *arguments):
+    def ask(workers, limit, question, *arguments):
         return answers.pop(0) if question == "probe" else {"seconds": 1.0, "steps": {}}
 
-    monkeypatch.setattr("fewlines.bench.efficiency._ask", ask)
+    monkeypatch.setattr(Workers, "ask", ask)
     found = measure_setting(setting, repeats=1)
     outcome = "ok" if fails == "after" else OUT_OF_MEMORY
     assert {row["outcome"] for row in found["rows"]} == {outcome}
-    assert found["probes"] == ({2: probe} if fails == "after" else {})
+    assert found["probes"] == ({"2": probe} if fails == "after" else {})
+
+
+def test_a_measurement_that_was_killed_goes_on(monkeypatch, tmp_path):
+    """With what it has, unless that is of other code."""
+    (setting,) = settings().values()
+    part, asked = tmp_path / "setting.part", []
+    probe = {"bandwidth": 1.0, "linear_rates": {}, "linear_flops": 1, "operator_seconds": 1.0}
+
+    def ask(workers, limit, question, *arguments):
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        asked.append(question)
+        return dict(probe) if question == "probe" else {"seconds": float(len(asked)), "steps": {}}
+
+    monkeypatch.setattr(Workers, "ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        measure_setting(setting, 3, {"commit": "one"}, part)
+    asked.clear()
+    found = measure_setting(setting, 2, {"commit": "one"}, part)
+    assert asked == ["measure", "measure", "probe"]
+    assert [row["seconds"] for row in found["rows"]] == [[2.0, 5.0], [3.0, 1.0], [4.0, 2.0]]
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        measure_setting(setting, 3, {"commit": "another"}, part)
+    assert asked == ["probe", *["measure"] * 4]
+
+
+def test_on_a_gpu_one_process_answers_all(monkeypatch):
+    """Its model stays, and what a row left behind is not counted twice."""
+    (setting,) = settings(engines=["lean"]).values()
+    setting = replace(setting, shape=replace(setting.shape, layers=2))
+    begun = []
+    start = Worker.__init__
+    monkeypatch.setattr(
+        Worker, "__init__", lambda self, *given: (begun.append(1), start(self, *given))[1]
+    )
+    monkeypatch.setattr(machine, "device", lambda: torch.device("cuda"))
+    found = measure_setting(setting, repeats=2)
+    assert len(begun) == 1
+    assert [len(row["seconds"]) for row in found["rows"]] == [2, 2]
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +148,7 @@ def measured():
 
 
 def test_a_setting_is_measured_row_by_row(measured):
-    result = {**measured[0], "probes": {str(k): v for k, v in measured[0]["probes"].items()}}
-    table = make_efficiency_table([result])
+    table = make_efficiency_table(measured[:1])
     assert set(COLUMNS) <= set(table)
     assert list(table["outcome"]) == ["ok"] * 5
     assert list(table["engine"]) == ["lean", "stock", "hf-dynamic", "lean", "lean"]
@@ -127,11 +172,7 @@ def test_what_does_not_fit_is_a_row_that_says_so(measured, monkeypatch):
     ((_, setting),) = settings(engines=["lean"], caches=[]).items()
     late = measure_setting(replace(setting, limit_seconds=0.01), repeats=1)
     assert late["rows"][0]["outcome"] == "time limit"
-    results = [
-        {**found, "probes": {str(k): v for k, v in found["probes"].items()}}
-        for found in (measured[1], late)
-    ]
-    table = make_efficiency_table(results)
+    table = make_efficiency_table([measured[1], late])
     assert list(table["outcome"]) == ["out of memory", "time limit"]
 
 

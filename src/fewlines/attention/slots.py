@@ -250,14 +250,16 @@ class Tables:
             each.read(part[:own])
         # What is ranked is known for a few steps, row by row of the batch: those take turns.
         ranked = [each for each in slots if isinstance(each, RankedSlots)]
+        heads = [each.recorded.shape[1] for each in ranked]
         period = max((each.every for each in ranked), default=1)
-        widths = [each.recorded.shape[1] for each in ranked]
-        batch = len(ranked[0].recorded) if ranked else 0
-        self.upcoming = torch.zeros(period, batch, sum(widths), dtype=torch.long, device=device)
+        shape = (period, len(ranked[0].recorded) if ranked else 0, sum(heads))
+        self.upcoming = torch.zeros(shape, dtype=torch.long, device=device)
         self.slot = torch.zeros_like(self.upcoming[0])
-        parts = zip(self.upcoming.split(widths, -1), self.slot.split(widths, -1), strict=True)
-        for of_group, (upcoming, slot) in zip(ranked, parts, strict=True):
-            of_group.follow(upcoming, slot)
+        theirs = zip(
+            ranked, self.upcoming.split(heads, -1), self.slot.split(heads, -1), strict=True
+        )
+        for each_ranked, upcoming, slot in theirs:
+            each_ranked.follow(upcoming, slot)
 
     def advance(self, step: int) -> None:
         """To image token `step`."""

@@ -9,10 +9,12 @@ disturbs the machine disturbs them alike.
 from __future__ import annotations
 
 import bisect
+import gc
 import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +28,7 @@ from fewlines.cache.spec import Cache, make_cache
 from fewlines.config.settings import EfficiencyRun, EfficiencySettings
 from fewlines.decode.loop import Decoder
 from fewlines.devices import Device
+from fewlines.files import read_json, write_json
 from fewlines.geometry import Geometry
 from fewlines.models.base import Model, find_published
 from fewlines.progress import progress
@@ -84,12 +87,20 @@ class Setting:
         return self.family.Cost(self.shape, *sizes, whole=row.reads_all)
 
 
-def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
+def measure_setting(
+    setting: Setting,
+    repeats: int,
+    facts: dict[str, Any] | None = None,
+    part: Path | None = None,
+) -> dict[str, Any]:
     """Measure all rows of a setting, in turns.
 
     Args:
         setting: where they are compared.
         repeats: measurements of each.
+        facts: what the result says besides, of its origin.
+        part: a file of what is done so far. A measurement that was killed goes on from it, with the
+            same code on the same machine.
 
     Returns:
         `probes` of the machine by batch, the best of one before and one after; what the setting is,
@@ -97,36 +108,52 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
         (above the weights), `seconds` (of an image, each repeat), `steps` (seconds of a step at
         each position, each repeat), `full_run_seconds`.
     """
-    rows = [_blank(setting, row) for row in setting.rows]
-    for row, result in zip(setting.rows, rows, strict=True):
-        result["outcome"] = OK if _fits(setting, row) else OUT_OF_MEMORY
-    batches = sorted({result["batch"] for result in rows if result["outcome"] == OK})
-    total = 2 * len(batches) + len(setting.rows) * repeats
+    result = _blank_setting(setting) | (facts or {})
+    if part and part.exists():
+        begun = read_json(part)
+        result = begun if _identify(begun) == _identify(result) else result
+    rows, probes = result["rows"], result["probes"]
+    batches = sorted({row["batch"] for row in rows if row["outcome"] != OUT_OF_MEMORY})
+    total = 2 * len(batches) + len(rows) * repeats
     bar = progress(setting.shape_name, total, "measurements")
-    probes: dict[int, Any] = {}
-    for batch in batches:
-        answer = _ask(setting, PROBE_SECONDS, "probe", batch)
-        if isinstance(answer, str):  # without a probe there is nothing to compare its rows with
-            for result in (each for each in rows if each["batch"] == batch):
-                result["outcome"] = answer
-        else:
-            probes[batch] = answer
+
+    def finish() -> None:
+        if part:
+            write_json(part, result)
         bar.update()
-    for repeat in range(repeats):
-        for row, result in zip(setting.rows, rows, strict=True):
-            if result["outcome"] == OK:
-                whole = setting.full_run and repeat == 0
-                _add(result, _ask(setting, setting.limit_seconds, "measure", row, whole))
+
+    with Workers(setting) as workers:
+        for batch in batches:
+            if str(batch) not in probes:
+                answer = workers.ask(PROBE_SECONDS, "probe", batch)
+                if isinstance(answer, str):  # there is nothing to compare its rows with
+                    for row in (each for each in rows if each["batch"] == batch):
+                        row["outcome"] = answer
+                else:
+                    probes[str(batch)] = answer
+            finish()
+        for repeat in range(repeats):
+            for row, found in zip(setting.rows, rows, strict=True):
+                if found["outcome"] == OK and len(found["seconds"]) == repeat:
+                    whole = setting.full_run and repeat == 0
+                    _add(found, workers.ask(setting.limit_seconds, "measure", row, whole))
+                finish()
+        for batch in probes:  # what the machine can do is the best that it did
+            again = workers.ask(PROBE_SECONDS, "probe", int(batch))
+            if not isinstance(again, str):
+                probes[batch] = roofline.keep_best(probes[batch], again)
             bar.update()
-    for batch, before in probes.items():  # what the machine can do is the best that it did
-        again = _ask(setting, PROBE_SECONDS, "probe", batch)
-        if not isinstance(again, str):
-            probes[batch] = roofline.keep_best(before, again)
-        bar.update()
     bar.close()
+    return result
+
+
+def _blank_setting(setting: Setting) -> dict[str, Any]:
+    rows = [_blank(setting, row) for row in setting.rows]
+    for row, blank in zip(setting.rows, rows, strict=True):
+        blank["outcome"] = OK if _fits(setting, row) else OUT_OF_MEMORY
     return {
         "shape": setting.shape_name,
-        "grid": setting.shape.grid,
+        "grid": list(setting.shape.grid),
         "n_tokens": setting.shape.geometry.n_tokens,
         "dtype": machine.dtype_name(setting.precision),
         "memory_cap": setting.cap,
@@ -136,9 +163,16 @@ def measure_setting(setting: Setting, repeats: int) -> dict[str, Any]:
         "cores": machine.cores(),
         "torch": torch.__version__,
         "peak_method": memory.peak_method(),
-        "probes": probes,
+        "probes": {},
         "rows": rows,
     }
+
+
+def _identify(result: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same for a measurement to go on."""
+    told = ("engine", "policy", "budget", "batch", "storage", "kv_bytes")
+    rows = [[row[key] for key in told] for row in result["rows"]]
+    return {**result, "rows": rows, "probes": None}
 
 
 def _fits(setting: Setting, row: Row) -> bool:
@@ -173,10 +207,36 @@ def _add(result: dict[str, Any], answer: dict[str, Any] | str) -> None:
     result |= {key: value for key, value in answer.items() if key not in result}
 
 
-def _ask(setting: Setting, limit: float, question: str, *arguments: Any) -> Any:
-    """The answer of a new process, or what became of it."""
-    with Worker(setting.shape_name, Measurement, setting) as worker:
-        return worker.ask(question, *arguments, limit=limit)
+class Workers:
+    """The processes that answer: one for each question, as a process's memory has one peak. A GPU's
+    is counted anew each time, so there one answers all, and its library is loaded once."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Start none yet."""
+        self.setting, self.shared = setting, machine.device().type == "cuda"
+        self.worker: Worker | None = None
+
+    def __enter__(self) -> Workers:
+        """End with the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process that is left."""
+        self._close()
+
+    def ask(self, limit: float, question: str, *arguments: Any) -> Any:
+        """Ask a `Measurement`; the answer, or what became of it."""
+        if self.worker is None:
+            self.worker = Worker(self.setting.shape_name, Measurement, self.setting)
+        answer = self.worker.ask(question, *arguments, limit=limit)
+        if not self.shared or isinstance(answer, str):
+            self._close()
+        return answer
+
+    def _close(self) -> None:
+        if self.worker:
+            self.worker.close()
+        self.worker = None
 
 
 class Measurement:
@@ -186,6 +246,19 @@ class Measurement:
         """Take the threads of the setting."""
         torch.set_num_threads(setting.threads)
         self.setting = setting
+        self.steps: Callable[[Row], Any] | None = None
+        self.steps_of: tuple[bool, int] | None = None
+
+    def make_steps(self, row: Row) -> Callable[[Row], Any]:
+        """What decodes rows like this one; the model is made anew where it is another."""
+        peer = row.engine.startswith("hf")
+        if self.steps is None or self.steps_of != (peer, row.batch):
+            self.steps = None
+            gc.collect()
+            setting = self.setting
+            made = _peer(setting) if peer else _ours(make_random_model(setting, row.batch), setting)
+            self.steps, self.steps_of = made, (peer, row.batch)
+        return self.steps
 
     def probe(self, batch: int) -> dict[str, Any]:
         """Measure what the machine can do at best for a batch."""
@@ -196,8 +269,7 @@ class Measurement:
     @torch.inference_mode()
     def measure(self, row: Row, whole: bool) -> dict[str, Any]:
         """Measure a row once, and a whole image too where `whole`."""
-        setting, peer = self.setting, row.engine.startswith("hf")
-        steps = _peer(setting) if peer else _ours(make_random_model(setting, row.batch), setting)
+        setting, steps = self.setting, self.make_steps(row)
         steps(replace(row, batch=1)).seconds(0)  # libraries make their pools, kernels are compiled
         memory.reset_peak()
         before = memory.resident_bytes()

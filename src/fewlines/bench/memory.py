@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ def peak_method() -> str:
 def reset_peak() -> None:
     """Start a new peak here. Freed memory is handed back first, so that reuse of it counts."""
     if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         return
     if sys.platform == "linux":

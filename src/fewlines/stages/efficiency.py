@@ -18,7 +18,8 @@ from fewlines.report.results import Results
 
 
 def measure_efficiency(config: Experiment, setting: str, output: Path) -> None:
-    """Measure time and memory of all rows of one setting, interleaved.
+    """Measure time and memory of all rows of one setting, interleaved. What is done lies in a file
+    beside the output meanwhile, from which a measurement that was killed goes on.
 
     Args:
         config: the experiment.
@@ -29,7 +30,9 @@ def measure_efficiency(config: Experiment, setting: str, output: Path) -> None:
     if setting not in settings:
         raise FewlinesError(f"no setting '{setting}' in this experiment; it has {list(settings)}")
     stamp = make_stamp(describe_machine(Path.cwd()))
-    write_json(output, measure_setting(settings[setting], config.efficiency.repeats) | stamp)
+    part, repeats = output.with_suffix(".part"), config.efficiency.repeats
+    write_json(output, measure_setting(settings[setting], repeats, stamp, part))
+    part.unlink()
 
 
 def measure_policy_times(config: Experiment, output: Path) -> None:
