@@ -1,8 +1,7 @@
 """What decoding costs at a published shape: steps timed where they differ, and added up.
 
 A setting is a shape, a grid, a batch and a precision; its rows are the caches and engines that are
-compared there. Every measurement is a process of its own, so that peaks are its own and one that
-runs out of memory takes nobody with it; the rows of a setting take turns, so that whatever
+compared there. They are measured in processes of their own, and take turns, so that whatever
 disturbs the machine disturbs them alike.
 """
 
@@ -11,11 +10,10 @@ from __future__ import annotations
 import bisect
 import gc
 import itertools
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,68 +21,25 @@ import torch
 from fewlines import machine
 from fewlines.bench import memory, roofline
 from fewlines.bench.harness import OK, OUT_OF_MEMORY, Worker
-from fewlines.bench.profile import profile_steps
-from fewlines.cache.spec import Cache, make_cache
+from fewlines.bench.steps import (
+    DecodeSteps,
+    Row,
+    Setting,
+    list_positions,
+    make_ours,
+    make_peer,
+    make_random_model,
+)
+from fewlines.cache.spec import make_cache
 from fewlines.config.settings import EfficiencyRun, EfficiencySettings
-from fewlines.decode.loop import Decoder
 from fewlines.devices import Device
 from fewlines.files import read_json, write_json
-from fewlines.geometry import Geometry
-from fewlines.models.base import Model, find_published
+from fewlines.models.base import find_published
 from fewlines.progress import progress
 
-Engine = Literal["lean", "stock", "stock-graph", "hf-dynamic", "hf-static", "hf-fewlines"]
 CARDS = (24, 80)  # GB: what of a batch fits them, by computation
 RESERVE = 1.0e9  # bytes that a measurement leaves free
 PROBE_SECONDS = 600  # more than any machine needs
-STEPS = 7  # timed at a position, where steps are alike
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way of decoding: an `engine`, and the `cache` it keeps."""
-
-    engine: Engine
-    cache: Cache
-    batch: int
-    storage: torch.dtype
-
-    @property
-    def reads_all(self) -> bool:
-        """The whole buffer at every step, written or not."""
-        return self.engine in ("stock", "stock-graph", "hf-static")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where rows are compared.
-
-    Attributes:
-        shape_name: of a published shape.
-        family: of the model.
-        shape: on the setting's grid.
-        precision: of the products.
-        rows: what is compared.
-        full_run: decode a whole image once as well, to check the sum of the steps.
-        limit_seconds: for one measurement.
-        threads: of torch.
-        cap: bytes that each row's batch was chosen to fill; None where the batch is given.
-    """
-
-    shape_name: str
-    family: type[Model]
-    shape: Any
-    precision: torch.dtype
-    rows: tuple[Row, ...]
-    full_run: bool
-    limit_seconds: float
-    threads: int
-    cap: float | None = None
-
-    def predict(self, row: Row) -> Any:
-        """Make the cost model of a row."""
-        sizes = (row.batch, row.cache, self.precision, row.storage)
-        return self.family.Cost(self.shape, *sizes, whole=row.reads_all)
 
 
 def measure_setting(
@@ -256,7 +211,11 @@ class Measurement:
             self.steps = None
             gc.collect()
             setting = self.setting
-            made = _peer(setting) if peer else _ours(make_random_model(setting, row.batch), setting)
+            made = (
+                make_peer(setting)
+                if peer
+                else make_ours(make_random_model(setting, row.batch), setting)
+            )
             self.steps, self.steps_of = made, (peer, row.batch)
         return self.steps
 
@@ -274,7 +233,7 @@ class Measurement:
         memory.reset_peak()
         before = memory.resident_bytes()
         stepper = steps(row)
-        positions = _positions(setting, row)
+        positions = list_positions(setting, row)
         seconds = {position: stepper.seconds(position) for position in positions}
         n_tokens = setting.shape.geometry.n_tokens
         mean = np.trapezoid(list(seconds.values()), positions) / (positions[-1] - positions[0])
@@ -288,105 +247,6 @@ class Measurement:
         if whole:
             result["full_run_seconds"] = stepper.whole() / row.batch
         return result
-
-
-def _positions(setting: Setting, row: Row) -> list[int]:
-    """Image tokens to time steps at, so that costs between them lie on straight lines."""
-    geometry = setting.shape.geometry
-    plan = row.cache.plan(geometry)
-    last = geometry.n_tokens - 1 - geometry.width
-    if row.reads_all:
-        wanted = [0, last]
-    elif plan.is_full:
-        wanted = [0, last // 8, last // 4, last // 2, 3 * last // 4, last]
-    else:
-        full = int(plan.entries.max())
-        wanted = [0, full // 2, full, full + geometry.width, (full + last) // 2, last]
-    lines = {min(position, last) // geometry.width * geometry.width for position in wanted}
-    return sorted(lines)
-
-
-class DecodeSteps:
-    """Steps of our own engines, by a model that is `prepare`d."""
-
-    def __init__(self, model: Model, setting: Setting, row: Row) -> None:
-        """Begin a batch on buffers of random numbers."""
-        self.geometry, self.batch = setting.shape.geometry, row.batch
-        self.decoder = Decoder(model, row.batch, row.cache, None, row.engine, row.storage)
-        self.buffers: Any = getattr(self.decoder.state, "buffers")  # noqa: B009
-        self.buffers.fill(torch.Generator().manual_seed(1))
-        self.codes = torch.zeros(row.batch, dtype=torch.long, device=machine.device())
-        self.noise = torch.rand(row.batch, dtype=torch.float64, device=machine.device())
-        self.scores = _scores(row.cache, self.geometry)
-
-    def seconds(self, position: int) -> float:
-        """Time a step, from image token `position` on: the mean over a line of a policy that works
-        once per line, the median of a few where steps are alike."""
-        self._steps(position, 1)  # for warming up
-        if self.scores:
-            return self.line(position)
-        return float(np.median(self._steps(position, STEPS)))
-
-    def line(self, position: int) -> float:
-        """Time a step, the mean over the line that begins at a position."""
-        return float(np.mean(self._steps(position, self.geometry.width)))
-
-    def _steps(self, position: int, count: int) -> list[float]:
-        self.buffers.seek(position)
-        seconds = []
-        for step in range(position, position + count):
-            machine.synchronise()
-            start = time.perf_counter()
-            self.codes = self.decoder.step(step, self.codes, self.noise)
-            machine.synchronise()
-            seconds.append(time.perf_counter() - start)
-        return seconds
-
-    def profile(self, position: int) -> dict[str, float]:
-        """Share out the seconds of a step, see `profile_steps`."""
-        spent = profile_steps(self.decoder.model, lambda: self.seconds(position))
-        return {name: seconds / sum(spent.values()) for name, seconds in spent.items()}
-
-    def whole(self) -> float:
-        """Time a whole batch, after the prefix."""
-        machine.synchronise()
-        start = time.perf_counter()
-        for step in range(self.geometry.n_tokens - 1):
-            self.codes = self.decoder.step(step, self.codes, self.noise)
-        machine.synchronise()
-        return time.perf_counter() - start
-
-
-def make_random_model(setting: Setting, batch: int) -> Model:
-    """Make a model of a setting's shape with random weights, ready to draw batches of that size."""
-    return _draw_weights(setting).prepare(setting.precision, batch, consume=True)
-
-
-def _draw_weights(setting: Setting) -> Model:
-    generator, family = torch.Generator().manual_seed(0), setting.family
-    return family.draw(setting.shape, setting.precision, generator).to(machine.device())
-
-
-def _ours(model: Model, setting: Setting) -> Callable[[Row], DecodeSteps]:
-    return lambda row: DecodeSteps(model, setting, row)
-
-
-def _peer(setting: Setting) -> Callable[[Row], Any]:
-    from fewlines.integrations.huggingface import LlamaSteps, make_llama
-
-    weights: Any = _draw_weights(setting)
-    llama, geometry = make_llama(weights), setting.shape.geometry
-
-    def steps(row: Row) -> Any:
-        count = geometry.width if _scores(row.cache, geometry) else STEPS
-        return LlamaSteps(llama, row.batch, geometry, row.engine, count, row.cache, row.storage)
-
-    return steps
-
-
-def _scores(cache: Cache, geometry: Geometry) -> bool:
-    """Whether a step of a line costs more than the others, so that a line has to be timed."""
-    return cache.plan(geometry).scoring is not None
 
 
 def find_largest_batch(decode: Any, cap: float) -> int:

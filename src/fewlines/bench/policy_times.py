@@ -10,7 +10,7 @@ import torch
 
 from fewlines import machine
 from fewlines.bench.cost import pair_ratios
-from fewlines.bench.efficiency import DecodeSteps, Setting, make_random_model
+from fewlines.bench.steps import DecodeSteps, Setting, make_random_model
 from fewlines.progress import progress
 
 
