@@ -210,13 +210,9 @@ class Measurement:
         if self.steps is None or self.steps_of != (peer, row.batch):
             self.steps = None
             gc.collect()
-            setting = self.setting
-            made = (
-                make_peer(setting)
-                if peer
-                else make_ours(make_random_model(setting, row.batch), setting)
-            )
-            self.steps, self.steps_of = made, (peer, row.batch)
+            model = None if peer else make_random_model(self.setting, row.batch)
+            self.steps = make_ours(model, self.setting) if model else make_peer(self.setting)
+            self.steps_of = (peer, row.batch)
         return self.steps
 
     def probe(self, batch: int) -> dict[str, Any]:
