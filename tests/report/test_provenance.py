@@ -6,8 +6,10 @@ from functools import partial
 import pandas as pd
 
 from fewlines.cli import main
-from fewlines.config import Experiment
-from fewlines.report.provenance import describe_run
+from fewlines.config import Experiment, validate_experiment
+from fewlines.files import write_csv, write_json
+from fewlines.report.provenance import collect_stamps, describe_run, write_measured
+from fewlines.stages.publish import publish
 
 
 def run_git(folder, *arguments) -> str:
@@ -30,14 +32,17 @@ def test_a_table_that_is_older_than_the_code_that_it_measures_is_listed(tmp_path
     for name, column in (("times", "seconds_per_image"), ("nats", "nll_delta"), ("other", "x")):
         (reference / f"{name}.csv").write_text(f"{column},commit\n1,published in {stamp}\n")
     (reference / "lost.csv").write_text("nll_delta,commit\n1,0123456\n")
+    both = f"seconds_per_image,commit\n1,{stamp}; 0123456+\n"
+    (reference / "mixed.csv").write_text(both)
     git("add", "."), git("commit", "-m", "measured")
     (code / "bench/a.py").write_text("after")
     git("add", "."), git("commit", "-m", "faster")
     assert main(["list-stale", f"--reference={reference}"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2
+    assert len(said) == 3
     assert "lost.csv: of a commit that this clone does not have, 0123456" in said[0]
-    assert f"times.csv: published in {stamp}; 1 commits have changed" in said[1]
+    assert f"mixed.csv: of a commit that this clone does not have, {stamp}; 0123456+" in said[1]
+    assert f"times.csv: published in {stamp}; 1 commits have changed" in said[2]
 
 
 def test_a_tracked_table_is_correlated_and_says_where_it_is_from(tmp_path):
@@ -65,3 +70,34 @@ def test_a_run_is_modified_by_code_not_by_what_was_published(tmp_path):
     assert not describe_run(Experiment(), tmp_path)["modified"]
     code.write_text("after")
     assert describe_run(Experiment(), tmp_path)["modified"]
+
+
+def test_a_run_that_went_on_after_a_change_names_both_commits(tmp_path, monkeypatch):
+    git, run = partial(run_git, tmp_path), tmp_path / "results/mine"
+    monkeypatch.chdir(tmp_path)
+    git("init")
+    commits = []
+    for name in ("first", "second"):
+        (tmp_path / "code.py").write_text(name)
+        git("add", "code.py"), git("commit", "-m", name)
+        commits.append(git("rev-parse", "HEAD")[:12])
+        write_measured(run / f"likelihood/{name}.json", {"nll": 1.0})
+    (tmp_path / "code.py").write_text("not committed")
+    write_measured(run / "quality.json", {"sets": []})
+    write_csv(run / "tables/cache.csv", [{"policy": "full", "nll": 1.0}])
+    experiment = validate_experiment({"name": "mine", "publish": {"mine.csv": "tables/cache.csv"}})
+    facts = describe_run(experiment, tmp_path) | {"measured": collect_stamps(run)}
+    write_json(run / "provenance.json", facts)
+    publish(experiment, run, tmp_path)
+    (stamp,) = pd.read_csv(tmp_path / "mine.csv")["commit"]
+    assert set(stamp.split("; ")) == {*commits, f"{commits[1]}+"}
+
+
+def test_a_row_keeps_the_stamp_of_its_own_measurement(tmp_path):
+    run = tmp_path / "run"
+    write_csv(run / "tables/efficiency.csv", [{"policy": "full", "commit": "0" * 12}])
+    experiment = validate_experiment({"publish": {"mine.csv": "tables/efficiency.csv"}})
+    publish(experiment, run, tmp_path)
+    (row,) = pd.read_csv(tmp_path / "mine.csv", dtype=str).to_dict("records")
+    assert row["commit"] == "0" * 12
+    assert "torch" in row["versions"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from fewlines import machine
 from fewlines.config import Experiment
+from fewlines.files import read_json, write_json
 
 # What was published after an earlier run is no change of what makes the next one.
 CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
@@ -30,16 +31,33 @@ def describe_machine(checkout: Path) -> dict[str, Any]:
 
 
 def make_stamp(facts: dict[str, Any]) -> dict[str, str]:
-    """Make what a row of a table says of its origin: commit, machine and versions.
+    """Make what a number says of its origin: commit, with a `+` where the code was changed since,
+    machine and versions.
 
     Args:
         facts: of `describe_machine`.
     """
+    changed = "+" if facts["commit"] and facts["modified"] else ""
     return {
-        "commit": facts["commit"][:12],
+        "commit": facts["commit"][:12] + changed,
         "machine": facts["gpu"] or f"{facts['processor']}, {facts['cores']} cores",
         "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
     }
+
+
+def write_measured(path: Path, content: dict[str, Any]) -> None:
+    """Write what was measured to JSON, and of what it is: the code that runs, not the code that
+    will publish it."""
+    write_json(path, {**content, "measured": make_stamp(describe_machine(Path.cwd()))})
+
+
+def collect_stamps(run: Path) -> dict[str, str]:
+    """Put together what the measurements of a run say of their origin: both commits, of a run that
+    went on after a change."""
+    contents = [read_json(path) for path in sorted(run.rglob("*.json"))]
+    found = [each["measured"] for each in contents if isinstance(each, dict) and "measured" in each]
+    keys = found[0] if found else ()
+    return {key: "; ".join(sorted({each[key] for each in found} - {""})) for key in keys}
 
 
 def run_git(checkout: Path, *arguments: str) -> str:

@@ -116,4 +116,4 @@ class Results:
 
     def _read(self, name: str) -> dict[str, Any]:
         content: dict[str, Any] = read_json(self.folder / name)
-        return content
+        return {key: found for key, found in content.items() if key != "measured"}  # its stamp

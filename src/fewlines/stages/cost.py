@@ -14,8 +14,9 @@ from fewlines.bench.memory import peak_method
 from fewlines.bench.training_cost import measure_training
 from fewlines.config import Experiment
 from fewlines.config.settings import CostSettings, PaperSettings
-from fewlines.files import write_csv, write_json
+from fewlines.files import write_csv
 from fewlines.models.checkpoint import load_shape
+from fewlines.report.provenance import write_measured
 from fewlines.stages.samples import make_sampler
 
 
@@ -90,7 +91,7 @@ def _measure(
         "threads": workload.threads,
         "rows": measure(configurations, workload, settings.repeats),
     }
-    write_json(output, content)
+    write_measured(output, content)
 
 
 def measure_training_cost(config: Experiment, output: Path) -> None:

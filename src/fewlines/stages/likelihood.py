@@ -20,6 +20,7 @@ from fewlines.metrics.likelihood import (
 from fewlines.models.base import Model
 from fewlines.models.checkpoint import load_network
 from fewlines.progress import progress
+from fewlines.report.provenance import write_measured
 from fewlines.stages.tokens import choose_labels, count_prompt, read_tokens
 
 STORAGE_IMAGES = 200  # decoded token by token, in every storage
@@ -36,7 +37,7 @@ def measure_model(config: Experiment, model: Path, tokens: Path, output: Path) -
     """
     full, count = config.get_cache("full"), config.likelihood.test_images
     (found,) = _measure(config, model, tokens, [full], count)
-    write_json(output, {"nll": found.nll.mean().item(), "images": len(found.nll)})
+    write_measured(output, {"nll": found.nll.mean().item(), "images": len(found.nll)})
 
 
 def measure_likelihood(
@@ -65,7 +66,7 @@ def measure_likelihood(
     count, task = config.likelihood.images, config.get_task(row)
     every = _measure(config, model, tokens, limited, count, task)
     for found, path in zip(every, output, strict=True):
-        write_json(path, found.summarise())
+        write_measured(path, found.summarise())
 
 
 def measure_storage(config: Experiment, model: Path, tokens: Path, output: Path) -> None:

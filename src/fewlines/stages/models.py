@@ -14,6 +14,7 @@ from fewlines.errors import FewlinesError
 from fewlines.files import write_json, write_tensors
 from fewlines.models.base import Model, ModelSettings, TokenSpec, find_published, get_family
 from fewlines.models.checkpoint import load_network, save_network
+from fewlines.report.provenance import write_measured
 from fewlines.stages.tokens import read_codes, read_tokens
 from fewlines.training.loop import checkpoints_of, make_generator, train
 from fewlines.training.low_rank import add_low_rank, merge_low_rank
@@ -176,7 +177,7 @@ def _train(
         "gemm_flops_per_second": gemm_rate,
         "gemm_share": rate / gemm_rate if rate else None,
     }
-    write_json(metrics, summary)
+    write_measured(metrics, summary)
     if config.training.shard:
         trained = type(objective.network)(objective.network.shape)
         trained.load_state_dict(weights)

@@ -12,10 +12,11 @@ from fewlines import machine
 from fewlines.config import Experiment
 from fewlines.data import SOURCES, ImageData
 from fewlines.errors import FewlinesError
-from fewlines.files import write_json, write_tensors
+from fewlines.files import write_tensors
 from fewlines.models.checkpoint import load_network, load_tokenizer, save_network
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.progress import progress
+from fewlines.report.provenance import write_measured
 from fewlines.training.classifier import ClassifierObjective, measure_accuracy
 from fewlines.training.loop import checkpoints_of, train
 from fewlines.training.parallel import is_first, join
@@ -65,7 +66,7 @@ def train_tokenizer(config: Experiment, images: Path, output: Path, metrics: Pat
     if not is_first():
         return
     found = evaluate_tokenizer(network, data.test.images)
-    write_json(metrics, {**found, "seconds_per_step": seconds})
+    write_measured(metrics, {**found, "seconds_per_step": seconds})
     save_network(output, network)
 
 
@@ -85,7 +86,7 @@ def train_classifier(config: Experiment, images: Path, output: Path, metrics: Pa
     found = measure_accuracy(
         objective.network, data.test.images, data.test.labels, EVALUATION_BATCH
     )
-    write_json(metrics, {"accuracy": found, "seconds_per_step": seconds})
+    write_measured(metrics, {"accuracy": found, "seconds_per_step": seconds})
     save_network(output, objective.network)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -37,8 +38,9 @@ def publish(config: Experiment, run: Path, reference: Path) -> None:
         path, target = run / source, reference / name.format(name=config.name)
         if path.suffix == ".csv":
             table = pd.read_csv(path, dtype={"commit": str})
-            missing_of = {key: text for key, text in make_stamp(facts).items() if key not in table}
-            table = table.assign(**missing_of)
+            measured = {key: text for key, text in facts.get("measured", {}).items() if text}
+            stamp = make_stamp(facts) | measured
+            table = table.assign(**{key: stamp[key] for key in stamp if key not in table})
             write_text(target, table.to_csv(index=False, float_format="%.6g"))
         else:
             with replacing(target) as temporary:
@@ -79,12 +81,15 @@ def list_stale(reference: Path) -> None:
         code = {each for column in MEASURED_BY if column in table for each in MEASURED_BY[column]}
         folders = [f":/src/fewlines/{each}" for each in sorted(code)]
         for stamp in table.get("commit", pd.Series(["nobody knows"])).unique() if folders else ():
-            commit = str(stamp).split()[-1]
-            since = run_git(reference, "rev-list", "--count", f"{commit}..HEAD", "--", *folders)
-            if not since:
+            commits = re.findall(r"[0-9a-f]{7,}", str(stamp))
+            counts = [
+                run_git(reference, "rev-list", "--count", f"{commit}..HEAD", "--", *folders)
+                for commit in commits
+            ]
+            if not all(counts) or not counts:
                 print(f"{path}: of a commit that this clone does not have, {stamp}")
-            elif since != "0":
-                print(f"{path}: {stamp}; {since} commits have changed {', '.join(sorted(code))}")
+            elif oldest := max(int(count) for count in counts):
+                print(f"{path}: {stamp}; {oldest} commits have changed {', '.join(sorted(code))}")
 
 
 def fill_blocks(document: list[Path], reference: Path, check: bool = False) -> None:

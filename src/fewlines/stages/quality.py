@@ -13,12 +13,13 @@ from fewlines import machine
 from fewlines.config import BASE, Experiment
 from fewlines.data import ImageData
 from fewlines.errors import FewlinesError
-from fewlines.files import read_tensors, write_json
+from fewlines.files import read_tensors
 from fewlines.metrics.features import load_features
 from fewlines.metrics.quality import Images, count_numbers
 from fewlines.metrics.quality import measure_quality as measure
 from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
+from fewlines.report.provenance import write_measured
 
 
 def measure_quality(
@@ -119,4 +120,4 @@ def _write(
         "dimensions": count_numbers(features, reference),
         "statistics": str(config.quality.reference or ""),
     }
-    write_json(output, {**measured, **(facts or {}), "sets": results})
+    write_measured(output, {**measured, **(facts or {}), "sets": results})

@@ -21,7 +21,7 @@ from fewlines.report.figures import (
 from fewlines.report.heads import draw_heads, make_region_table
 from fewlines.report.page import write_page
 from fewlines.report.paper import make_paper_table
-from fewlines.report.provenance import describe_run
+from fewlines.report.provenance import collect_stamps, describe_run
 from fewlines.report.ranks import describe_ranks
 from fewlines.report.readable import make_readable, write_table
 from fewlines.report.results import Results
@@ -150,7 +150,11 @@ def report(config: Experiment, run: Path, tokens: Path, output: Path, provenance
     """
     results = Results(config, run)
     origins = read_shapes(tokens)[1].get("origins", [])
-    facts = {**describe_run(config, Path.cwd()), "images": "; ".join(origins)}
+    facts = {
+        **describe_run(config, Path.cwd()),
+        "images": "; ".join(origins),
+        "measured": collect_stamps(run),
+    }
     write_json(provenance, facts)
     table = make_cache_table(results)
     paper = make_paper_table(results) if config.paper_caches else table.iloc[:0]

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from fewlines import machine
 from fewlines.config import Experiment
-from fewlines.files import read_json, write_json
+from fewlines.files import read_json
 from fewlines.metrics.likelihood import measure_likelihoods
 from fewlines.metrics.search import search_options as search
 from fewlines.models.base import AttentionModel
 from fewlines.models.checkpoint import load_network
 from fewlines.progress import progress
 from fewlines.report.baselines import make_baseline_table
+from fewlines.report.provenance import write_measured
 from fewlines.report.readable import write_table
 from fewlines.stages.tokens import read_tokens
 
@@ -60,7 +61,7 @@ def search_options(
         }
         for trial in found
     ]
-    write_json(output, {"searched": start.policy_text, "trials": trials})
+    write_measured(output, {"searched": start.policy_text, "trials": trials})
 
 
 def baselines(config: Experiment, run: Path) -> None:
