@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -97,8 +98,19 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether kernels for a GPU can be compiled here."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton can compile kernels for the GPU here: it wants a C compiler, too."""
+    compilers = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    return (
+        importlib.util.find_spec("triton") is not None
+        and any(shutil.which(each) for each in compilers)
+        and torch.cuda.get_device_capability() >= (7, 0)
+    )
+
+
+def list_compilers() -> dict[str, str]:
+    """List the versions of what compiles the decode engine, and of its peers, where they are."""
+    names = ("numba", "triton", "transformers")
+    return {name: version(name) for name in names if importlib.util.find_spec(name)}
 
 
 def gpu() -> str | None:

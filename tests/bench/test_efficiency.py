@@ -20,13 +20,16 @@ from fewlines.bench.efficiency import (
 )
 from fewlines.bench.harness import OUT_OF_MEMORY, Worker
 from fewlines.bench.roofline import keep_best
+from fewlines.config import Experiment
 from fewlines.config.settings import EfficiencySettings
 from fewlines.devices import DEVICES
 from fewlines.errors import FewlinesError
+from fewlines.files import read_json
 from fewlines.models.base import find_published
 from fewlines.models.llamagen.cost import Decode, count_linear_flops, count_weight_bytes
 from fewlines.models.llamagen.model import Transformer
 from fewlines.report.efficiency import make_efficiency_table, make_scaling_table
+from fewlines.stages.efficiency import measure_efficiency
 from fewlines.stages.plan import plan
 
 
@@ -94,7 +97,7 @@ def test_a_probe_that_fails_leaves_what_was_measured(monkeypatch, fails):
 
 
 def test_a_measurement_that_was_killed_goes_on(monkeypatch, tmp_path):
-    """With what it has, unless that is of other code."""
+    """With its whole rounds, unless they are of other code, or of code that nobody committed."""
     (setting,) = settings().values()
     part, asked = tmp_path / "setting.part", []
     probe = {"bandwidth": 1.0, "linear_rates": {}, "linear_flops": 1, "operator_seconds": 1.0}
@@ -110,16 +113,26 @@ def test_a_measurement_that_was_killed_goes_on(monkeypatch, tmp_path):
         measure_setting(setting, 3, {"commit": "one"}, part)
     asked.clear()
     found = measure_setting(setting, 2, {"commit": "one"}, part)
-    assert asked == ["measure", "measure", "probe"]
-    assert [row["seconds"] for row in found["rows"]] == [[2.0, 5.0], [3.0, 1.0], [4.0, 2.0]]
-    asked.clear()
-    with pytest.raises(KeyboardInterrupt):
-        measure_setting(setting, 3, {"commit": "another"}, part)
-    assert asked == ["probe", *["measure"] * 4]
+    assert asked == [*["measure"] * 3, "probe"]
+    assert [row["seconds"] for row in found["rows"]] == [[2.0, 1.0], [3.0, 2.0], [4.0, 3.0]]
+    late = replace(setting, limit_seconds=99)
+    for other, commit in ((setting, "another"), (late, "one"), (setting, "one+"), (setting, "")):
+        asked.clear()
+        with pytest.raises(KeyboardInterrupt):
+            measure_setting(other, 3, {"commit": commit}, part)
+        assert asked == ["probe", *["measure"] * 4]
+
+
+def test_a_setting_in_which_nothing_fits_is_measured_all_the_same(tmp_path):
+    run = {"shape": "llamagen-b", "grids": [6], "batches": [], "caps": [0.01], "caches": [FEW]}
+    experiment = Experiment(efficiency=EfficiencySettings(repeats=1, runs=[run]))
+    (name,) = make_settings(experiment.efficiency, 1)
+    measure_efficiency(experiment, name, tmp_path / "none.json")
+    assert read_json(tmp_path / "none.json")["rows"] == []
 
 
 def test_on_a_gpu_one_process_answers_all(monkeypatch):
-    """Its model stays, and what a row left behind is not counted twice."""
+    """Its model stays for the rows after."""
     (setting,) = settings(engines=["lean"]).values()
     setting = replace(setting, shape=replace(setting.shape, layers=2))
     begun = []

@@ -95,6 +95,28 @@ def test_scoring_keeps_the_bound_and_nobody_comes_back(
             held[row][head] = now
 
 
+@pytest.mark.parametrize("every", [0, 1, 2])
+def test_an_instrument_goes_to_any_step_and_back(every):
+    """Of groups that are asked at different steps: residents are the last tokens, whoever held the
+    entries before."""
+    geometry = Geometry((4, 5), prefix=1, layers=2, heads=2)
+    cache = fewlines.cache("h2o", lines=2, every=every, allocation="pyramid")
+    buffers = BoundedCache(cache.plan(geometry), batch=2, head_dim=8)
+    groups = [group for layer in buffers.layers for group in layer]
+    assert len({group.slots.capacity for group in groups}) > 1
+    for step in (13, 7, 18, 4, 0):
+        buffers.seek(step)
+        for last in range(step, min(step + 4, geometry.n_tokens)):
+            buffers.advance(last)
+            for group in groups:
+                held = group.slots.positions
+                count = min(last + 1, group.slots.capacity)
+                assert ((held != NO_VICTIM).sum(-1) == count).all()
+                assert (held.amax(-1) == last).all()
+                written = held.gather(-1, (group.slots.slot - 1)[..., None])
+                assert (written == last).all()
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_budget_of_the_whole_image_evicts_nobody(policy):
     geometry = Geometry((3, 4), prefix=1, layers=1, heads=1)

@@ -134,7 +134,8 @@ def triton_step(group: HeadGroup) -> Step:
 
     def step(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
         place = (slots.slot, slots.now, group.first, slots.seen, slots.peak)
-        decode_step(q, k, v, out, group.heads, *held, *place)
+        with torch.cuda.device_of(q):
+            decode_step(q, k, v, out, group.heads, *held, *place)
 
     return step
 

@@ -140,7 +140,8 @@ class RankedSlots(Slots):
     @property
     def bytes(self) -> int:  # type: ignore[override]
         """Bytes of the policy's own bookkeeping."""
-        kept = [self.recorded, self.upcoming, self.seen, self.query, getattr(self, "history", None)]
+        remembered = getattr(self, "history", self.seen)  # of which `seen` is a part
+        kept = [self.recorded, self.upcoming, self.query, remembered]
         return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
     def read(self, row: Tensor) -> None:
@@ -223,13 +224,15 @@ class RankedSlots(Slots):
     def seek(self, step: int) -> None:
         """Go there as if all tokens before `step` had come."""
         newest = min(step, self.capacity)
+        self.recorded.fill_(NO_VICTIM)
         tokens = torch.arange(step - newest, step, device=self.recorded.device)
         self.recorded[..., :newest] = tokens
         self.come = self.noted = step
         if step % self.every:
             until = min(step - step % self.every + self.every, self.geometry.n_tokens)
             going = max(0, until - max(step, self.capacity))
-            self._place(range(step, until), self.recorded.argsort(-1)[..., :going])
+            own = torch.arange(self.capacity, device=tokens.device).expand_as(self.recorded)
+            self._place(range(step, until), own[..., :going])  # the oldest come first
 
 
 class Tables:

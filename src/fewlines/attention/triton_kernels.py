@@ -82,10 +82,10 @@ def _query(q, head, r, d, a, D: tl.constexpr, SCALE: tl.constexpr, q_head, ACC: 
 
 
 @triton.jit
-def _load(buffer, e, end, D: tl.constexpr, D2: tl.constexpr, ACC: tl.constexpr):
-    """The entries `e` of a head, those before `end`, `(BLOCK, D2)`."""
+def _load(buffer, e, read, D: tl.constexpr, D2: tl.constexpr, ACC: tl.constexpr):
+    """The entries `e` of a head that are `read`, `(BLOCK, D2)`."""
     d = tl.arange(0, D2)
-    there = (e < end)[:, None] & (d < D)[None, :]
+    there = read[:, None] & (d < D)[None, :]
     return tl.load(buffer + e[:, None] * D + d[None, :], mask=there, other=0.0).to(ACC)
 
 
@@ -109,8 +109,9 @@ def _attend(
     values `y` `(R2, D2)`, of weights `total` and the highest score `top`, both `(R2,)`."""
     for first in range(start, end, BLOCK):
         e = first + tl.arange(0, BLOCK)
-        key, value = _load(keys, e, end, D, D2, ACC), _load(values, e, end, D, D2, ACC)
-        score = _score(key, query, (e < end) & (e != to), R2)
+        read = (e < end) & (e != to)
+        key, value = _load(keys, e, read, D, D2, ACC), _load(values, e, read, D, D2, ACC)
+        score = _score(key, query, read, R2)
         highest = tl.maximum(top, tl.max(score, 0))
         old, share = tl.exp(top - highest), tl.exp(score - highest[None, :])
         if R2 == 1:
@@ -134,7 +135,7 @@ def _observe(
     for first in range(start, end, BLOCK):
         e = first + tl.arange(0, BLOCK)
         read = (e < end) & (e != to)
-        score = _score(_load(keys, e, end, D, D2, ACC), query, read, R2)
+        score = _score(_load(keys, e, read, D, D2, ACC), query, read, R2)
         share = tl.exp(score - top[None, :]) / total[None, :] * mean[None, :]
         given = tl.sum(share, 1).to(tl.float32)
         before = tl.load(kept + e, mask=read, other=0.0)

@@ -1,8 +1,7 @@
 """What decoding costs at a published shape: steps timed where they differ, and added up.
 
 A setting is a shape, a grid, a batch and a precision; its rows are the caches and engines that are
-compared there. They are measured in processes of their own, and take turns, so that whatever
-disturbs the machine disturbs them alike.
+compared there. They take turns, so that whatever disturbs the machine disturbs them alike.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ PROBE_SECONDS = 600  # more than any machine needs
 def measure_setting(
     setting: Setting,
     repeats: int,
-    facts: dict[str, Any] | None = None,
+    stamp: dict[str, str] | None = None,
     part: Path | None = None,
 ) -> dict[str, Any]:
     """Measure all rows of a setting, in turns.
@@ -53,9 +52,9 @@ def measure_setting(
     Args:
         setting: where they are compared.
         repeats: measurements of each.
-        facts: what the result says besides, of its origin.
-        part: a file of what is done so far. A measurement that was killed goes on from it, with the
-            same code on the same machine.
+        stamp: commit, machine and versions.
+        part: a file of what is done so far. A measurement that was killed goes on from it, where
+            code, machine and setting are the same; a round that was not finished begins anew.
 
     Returns:
         `probes` of the machine by batch, the best of one before and one after; what the setting is,
@@ -63,12 +62,10 @@ def measure_setting(
         (above the weights), `seconds` (of an image, each repeat), `steps` (seconds of a step at
         each position, each repeat), `full_run_seconds`.
     """
-    result = _blank_setting(setting) | (facts or {})
-    if part and part.exists():
-        begun = read_json(part)
-        result = begun if _identify(begun) == _identify(result) else result
+    result = _begin(setting, stamp or {}, part)
     rows, probes = result["rows"], result["probes"]
-    batches = sorted({row["batch"] for row in rows if row["outcome"] != OUT_OF_MEMORY})
+    begun = {row["batch"] for row in rows if row["outcome"] != OUT_OF_MEMORY}
+    batches = sorted(begun | {int(batch) for batch in probes})
     total = 2 * len(batches) + len(rows) * repeats
     bar = progress(setting.shape_name, total, "measurements")
 
@@ -102,6 +99,22 @@ def measure_setting(
     return result
 
 
+def _begin(setting: Setting, stamp: dict[str, str], part: Path | None) -> dict[str, Any]:
+    """What was done of a setting by the same code; nothing where no commit tells the code."""
+    blank = _blank_setting(setting) | {"measured": stamp}
+    commit = stamp.get("commit", "")
+    if part is None or not part.exists() or not commit or commit.endswith("+"):
+        return blank
+    begun: dict[str, Any] = read_json(part)
+    if _identify(begun) != _identify(blank):
+        return blank
+    going = [row for row in begun["rows"] if row["outcome"] == OK]
+    rounds = min((len(row["seconds"]) for row in going), default=0)
+    for row in going:
+        row["seconds"], row["steps"] = row["seconds"][:rounds], row["steps"][:rounds]
+    return begun
+
+
 def _blank_setting(setting: Setting) -> dict[str, Any]:
     rows = [_blank(setting, row) for row in setting.rows]
     for row, blank in zip(setting.rows, rows, strict=True):
@@ -118,6 +131,10 @@ def _blank_setting(setting: Setting) -> dict[str, Any]:
         "cores": machine.cores(),
         "torch": torch.__version__,
         "peak_method": memory.peak_method(),
+        "threads": setting.threads,
+        "limit_seconds": setting.limit_seconds,
+        "full_run": setting.full_run,
+        "compilers": machine.list_compilers(),
         "probes": {},
         "rows": rows,
     }
@@ -202,17 +219,19 @@ class Measurement:
         torch.set_num_threads(setting.threads)
         self.setting = setting
         self.steps: Callable[[Row], Any] | None = None
-        self.steps_of: tuple[bool, int] | None = None
+        self.steps_of: tuple[str, int] | None = None
 
     def make_steps(self, row: Row) -> Callable[[Row], Any]:
-        """What decodes rows like this one; the model is made anew where it is another."""
+        """What decodes rows like this one. The model is made anew for another batch, or for another
+        engine of transformers: what they do to a model stays."""
         peer = row.engine.startswith("hf")
-        if self.steps is None or self.steps_of != (peer, row.batch):
+        wanted = (row.engine if peer else "ours", row.batch)
+        if self.steps is None or self.steps_of != wanted:
             self.steps = None
             gc.collect()
             model = None if peer else make_random_model(self.setting, row.batch)
             self.steps = make_ours(model, self.setting) if model else make_peer(self.setting)
-            self.steps_of = (peer, row.batch)
+            self.steps_of = wanted
         return self.steps
 
     def probe(self, batch: int) -> dict[str, Any]:

@@ -102,6 +102,9 @@ class DecodeSteps:
         once per line, the median of a few where steps are alike."""
         self._steps(position, 1)  # for warming up
         if self.scores:
+            if self.decoder.graphed:  # a graph for each place where attention is remembered
+                self.line(position)
+                self.line(position)
             return self.line(position)
         return float(np.median(self._steps(position, STEPS)))
 
@@ -127,6 +130,7 @@ class DecodeSteps:
 
     def whole(self) -> float:
         """Time a whole batch, after the prefix."""
+        self.buffers.seek(0)
         machine.synchronise()
         start = time.perf_counter()
         for step in range(self.geometry.n_tokens - 1):

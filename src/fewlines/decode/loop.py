@@ -151,18 +151,19 @@ def decode(
         raise FewlinesError(
             f"prompt: {model.name} does not draw line by line, so it completes no image"
         )
-    decoder = Decoder(model, len(labels), cache, sampler, engine, storage)
     codes = torch.empty(len(labels), spec.n_tokens, dtype=torch.long, device=labels.device)
-    for step in range(spec.n_tokens):
-        codes[:, step] = (
-            decoder.step(step - 1, codes[:, step - 1], noise[:, step])
-            if step
-            else decoder.start(labels, noise[:, 0])
-        )
-        if step < first:
-            codes[:, step] = prompt[:, step]
-        if watch:
-            watch(step, decoder.state)
+    with torch.cuda.device_of(labels):  # where kernels start and graphs are captured
+        decoder = Decoder(model, len(labels), cache, sampler, engine, storage)
+        for step in range(spec.n_tokens):
+            codes[:, step] = (
+                decoder.step(step - 1, codes[:, step - 1], noise[:, step])
+                if step
+                else decoder.start(labels, noise[:, 0])
+            )
+            if step < first:
+                codes[:, step] = prompt[:, step]
+            if watch:
+                watch(step, decoder.state)
     if first < spec.n_tokens and int(codes.max()) == spec.codes:
         raise FewlinesError(
             "generate: the model's logits are not finite; its weights are damaged, or its numbers "

@@ -47,8 +47,10 @@ def draw(logits: Tensor, temperature: float, noise: Tensor) -> Tensor:
     """Draw as `Sampler` does, from logits `(B, V)` and noise `(B,)`; codes `(B,)`."""
     logits = logits.contiguous()
     codes = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-    _draw[(len(logits),)](
-        logits, noise.contiguous(), codes, logits.shape[1], temperature, SIZE=BLOCK,
-        num_warps=WARPS,
-    )  # fmt: skip
+    finite = min(temperature, 1e30)  # in 32 bits
+    with torch.cuda.device_of(logits):
+        _draw[(len(logits),)](
+            logits, noise.contiguous(), codes, logits.shape[1], finite, SIZE=BLOCK,
+            num_warps=WARPS,
+        )  # fmt: skip
     return codes

@@ -57,7 +57,7 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             made |= _measured(result, row) | _against(result, row, lean, stock)
         made |= {key: result[key] for key in ("processor", "instructions", "cores", "torch")}
         made["gpu"] = result.get("gpu")
-        made |= {key: result[key] for key in ("commit", "machine", "versions") if key in result}
+        made |= result.get("measured", {})
         rows.append(made)
     return rows
 
@@ -84,7 +84,7 @@ def _measured(result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     dtypes = (machine.DTYPES[result["dtype"]], machine.DTYPES[row["storage"]])
     shape = published.on(tuple(result["grid"]))
     cost = family.Cost(shape, row["batch"], make_cache("full"), *dtypes)
-    small = cost.operators * device.operator * result["n_tokens"] / row["batch"]
+    small = cost.count_operators(device) * device.operator * result["n_tokens"] / row["batch"]
     whole = row.get("full_run_seconds")
     return {
         "seconds_per_image": median,
@@ -134,7 +134,7 @@ def make_scaling_table(table: pd.DataFrame) -> pd.DataFrame:
     """Fit exponents of time, of what the roofline allows, and of memory in the number of tokens,
     fitted over the grids of each row that has three or more. A line is longer on a larger grid, so
     a cache of four lines grows too."""
-    rows = []
+    rows, stamps = [], [name for name in ("commit", "machine", "versions") if name in table]
     measured = table[(table["outcome"] == "ok") & table["memory_cap"].isna()]
     for keys, group in measured.groupby(KEYS, sort=False):
         if group["n_tokens"].nunique() >= 3:
@@ -146,10 +146,11 @@ def make_scaling_table(table: pd.DataFrame) -> pd.DataFrame:
                     "time_exponent": _exponent(group, group["seconds_per_image"]),
                     "roofline_exponent": _exponent(group, roofline),
                     "memory_exponent": _exponent(group, group["peak_bytes"]),
+                    **{name: "; ".join(sorted(set(group[name]))) for name in stamps},
                 }
             )
     exponents = ["time_exponent", "roofline_exponent", "memory_exponent"]
-    return pd.DataFrame(rows, columns=[*KEYS, "grids", *exponents])
+    return pd.DataFrame(rows, columns=[*KEYS, "grids", *exponents, *stamps])
 
 
 def _exponent(group: pd.DataFrame, cost: pd.Series) -> float:

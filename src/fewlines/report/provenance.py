@@ -45,10 +45,14 @@ def make_stamp(facts: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def make_stamp_here() -> dict[str, str]:
+    """Make the stamp of what is measured now, by the code that runs."""
+    return make_stamp(describe_machine(Path.cwd()))
+
+
 def write_measured(path: Path, content: dict[str, Any]) -> None:
-    """Write what was measured to JSON, and of what it is: the code that runs, not the code that
-    will publish it."""
-    write_json(path, {**content, "measured": make_stamp(describe_machine(Path.cwd()))})
+    """Write what was measured to JSON, with its stamp."""
+    write_json(path, {**content, "measured": make_stamp_here()})
 
 
 def collect_stamps(run: Path) -> dict[str, str]:

@@ -103,7 +103,7 @@ class Results:
         if not self.experiment.family.published:
             return []
         names = make_settings(self.experiment.efficiency, machine.cores())
-        return [self._read(f"efficiency/{name}.json") for name in names]
+        return [read_json(self.folder / f"efficiency/{name}.json") for name in names]
 
     def read_metrics(self, network: str) -> dict[str, Any]:
         """Read of the `tokenizer`, the `classifier`, or a model: `base/model`,

@@ -16,7 +16,7 @@ from fewlines.config import Experiment
 from fewlines.config.settings import CostSettings, PaperSettings
 from fewlines.files import write_csv
 from fewlines.models.checkpoint import load_shape
-from fewlines.report.provenance import write_measured
+from fewlines.report.provenance import make_stamp_here, write_measured
 from fewlines.stages.samples import make_sampler
 
 
@@ -101,4 +101,6 @@ def measure_training_cost(config: Experiment, output: Path) -> None:
         config: the experiment.
         output: CSV to write.
     """
-    write_csv(output, measure_training(config.family, config.model, config.training_cost))
+    rows = measure_training(config.family, config.model, config.training_cost)
+    stamp = make_stamp_here()
+    write_csv(output, [row | stamp for row in rows])

@@ -12,7 +12,7 @@ from fewlines.config import Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import write_csv, write_json
 from fewlines.report.efficiency import draw_efficiency, make_efficiency_table, make_scaling_table
-from fewlines.report.provenance import describe_machine, make_stamp
+from fewlines.report.provenance import make_stamp_here
 from fewlines.report.readable import write_table
 from fewlines.report.results import Results
 
@@ -29,10 +29,9 @@ def measure_efficiency(config: Experiment, setting: str, output: Path) -> None:
     settings = make_settings(config.efficiency, torch.get_num_threads())
     if setting not in settings:
         raise FewlinesError(f"no setting '{setting}' in this experiment; it has {list(settings)}")
-    stamp = make_stamp(describe_machine(Path.cwd()))
     part, repeats = output.with_suffix(".part"), config.efficiency.repeats
-    write_json(output, measure_setting(settings[setting], repeats, stamp, part))
-    part.unlink()
+    write_json(output, measure_setting(settings[setting], repeats, make_stamp_here(), part))
+    part.unlink(missing_ok=True)
 
 
 def measure_policy_times(config: Experiment, output: Path) -> None:
@@ -44,7 +43,9 @@ def measure_policy_times(config: Experiment, output: Path) -> None:
     """
     settings = make_settings(config.efficiency, torch.get_num_threads()).values()
     rounds = config.efficiency.repeats
-    write_csv(output, [row for each in settings for row in measure_policies(each, rounds)])
+    stamp = make_stamp_here()
+    rows = [row | stamp for each in settings for row in measure_policies(each, rounds)]
+    write_csv(output, rows)
 
 
 def efficiency(config: Experiment, run: Path) -> None:

@@ -37,10 +37,11 @@ def publish(config: Experiment, run: Path, reference: Path) -> None:
     for name, source in config.publish.items():
         path, target = run / source, reference / name.format(name=config.name)
         if path.suffix == ".csv":
-            table = pd.read_csv(path, dtype={"commit": str})
             measured = {key: text for key, text in facts.get("measured", {}).items() if text}
             stamp = make_stamp(facts) | measured
-            table = table.assign(**{key: stamp[key] for key in stamp if key not in table})
+            table = pd.read_csv(path, dtype=dict.fromkeys(stamp, "str"))
+            for key, text in stamp.items():  # of rows that do not say it themselves
+                table[key] = table[key].fillna(text) if key in table else text
             write_text(target, table.to_csv(index=False, float_format="%.6g"))
         else:
             with replacing(target) as temporary:

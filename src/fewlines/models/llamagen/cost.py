@@ -18,6 +18,7 @@ from fewlines.models.base import CHUNK
 from fewlines.models.llamagen.shape import TransformerShape
 
 SMALL_OPERATORS = 24  # of a layer, between the products: norms, rotation, SwiGLU, residuals
+FUSED_OPERATORS = 5  # on a GPU
 SAMPLING_PASSES = 6  # over the logits
 FLOAT = 4  # bytes of an activation
 
@@ -79,13 +80,17 @@ class Decode:
 
     @property
     def policy_bytes(self) -> int:
-        """Of a scoring policy's bookkeeping: positions, and what it adds up or remembers."""
+        """Of a scoring policy's bookkeeping: positions, what it adds up or remembers, and places
+        of tokens to come."""
         plan = self.cache.plan(self.shape.geometry)
         policy = plan.scoring
         if not isinstance(policy, ScoringPolicy):
             return 0
         floats = {None: 0, "line_query": 0, "attention": policy.window}.get(policy.needs, 1)
-        return plan.count_entries() * self.rows * (8 + FLOAT * floats)
+        geometry, capacity = self.shape.geometry, plan.entries
+        ahead = max(policy.interval(geometry, int(each)) for each in np.unique(capacity))
+        entries = plan.count_entries() * (8 + FLOAT * floats) + capacity.size * ahead * 8
+        return int(entries * self.rows)
 
     def count_step_bytes(self, step: int) -> int:
         """Count the bytes of keys and values read when image token `step` goes in."""
@@ -123,7 +128,7 @@ class Decode:
         return (
             self.predict_linear(device)
             + (read_bytes + activations + logits) / device.bandwidth
-            + self.operators * device.operator
+            + self.count_operators(device) * device.operator
         )
 
     def predict(self, device: Device) -> float:
@@ -154,10 +159,9 @@ class Decode:
         """Bytes of the weights."""
         return count_weight_bytes(self.shape, self.precision.itemsize)
 
-    @property
-    def operators(self) -> int:
-        """Small operators of a step."""
-        return SMALL_OPERATORS * self.shape.layers
+    def count_operators(self, device: Device) -> int:
+        """Count the small operators of a step."""
+        return (FUSED_OPERATORS if device.has_memory else SMALL_OPERATORS) * self.shape.layers
 
     @property
     def process_bytes(self) -> int:

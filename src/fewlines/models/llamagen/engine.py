@@ -218,7 +218,7 @@ def prepare(
 ) -> Transformer:
     """Make a twin for decoding whose linear layers are packed; between them stays what is there,
     float32 as a rule. On a GPU all of it is in `dtype`, as public code has it: casting to and fro
-    takes longer there than the products.
+    takes longer there than the products. What its layers are given, they change there.
 
     Args:
         model: the weights.
