@@ -42,7 +42,7 @@ def test_each_row_is_as_if_it_were_alone(engine, policy, merge, segments, monkey
     if engine == "triton_step":
         kernels = pytest.importorskip("fewlines.attention.triton_kernels")
         monkeypatch.setattr(kernels, "segments", lambda *_: segments)
-        monkeypatch.setattr(kernels, "block", lambda r: 4)
+        monkeypatch.setattr(kernels, "block", lambda *_: 4)
     dtype = torch.float32 if engine == "compiled_step" else torch.float64
     cache = fewlines.cache(policy, **({} if policy == "full" else {"lines": 1, "merge": merge}))
     plan = cache.plan(Geometry(GRID, PROMPT, 1, 2))

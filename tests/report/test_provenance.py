@@ -8,6 +8,7 @@ import pandas as pd
 from fewlines.cli import main
 from fewlines.config import Experiment, validate_experiment
 from fewlines.files import write_csv, write_json
+from fewlines.report import provenance
 from fewlines.report.provenance import collect_stamps, describe_run, write_measured
 from fewlines.stages.publish import publish
 
@@ -74,16 +75,19 @@ def test_a_run_is_modified_by_code_not_by_what_was_published(tmp_path):
 
 def test_a_run_that_went_on_after_a_change_names_both_commits(tmp_path, monkeypatch):
     git, run = partial(run_git, tmp_path), tmp_path / "results/mine"
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(provenance, "CODE", tmp_path)
     git("init")
+    (tmp_path / "provenance.py").write_text("the file that asks")
     commits = []
     for name in ("first", "second"):
         (tmp_path / "code.py").write_text(name)
-        git("add", "code.py"), git("commit", "-m", name)
+        git("add", "."), git("commit", "-m", name)
         commits.append(git("rev-parse", "HEAD")[:12])
         write_measured(run / f"likelihood/{name}.json", {"nll": 1.0})
     (tmp_path / "code.py").write_text("not committed")
     write_measured(run / "quality.json", {"sets": []})
+    git("rm", "-q", "--cached", "provenance.py")  # a repository that is not of this code
+    write_measured(run / "cost.json", {"rows": []})
     write_csv(run / "tables/cache.csv", [{"policy": "full", "nll": 1.0}])
     experiment = validate_experiment({"name": "mine", "publish": {"mine.csv": "tables/cache.csv"}})
     facts = describe_run(experiment, tmp_path) | {"measured": collect_stamps(run)}

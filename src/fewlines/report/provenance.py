@@ -11,7 +11,8 @@ from fewlines.config import Experiment
 from fewlines.files import read_json, write_json
 
 # What was published after an earlier run is no change of what makes the next one.
-CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results")
+CODE = Path(__file__).parent
 
 
 def describe_run(config: Experiment, checkout: Path) -> dict[str, Any]:
@@ -46,8 +47,11 @@ def make_stamp(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def make_stamp_here() -> dict[str, str]:
-    """Make the stamp of what is measured now, by the code that runs."""
-    return make_stamp(describe_machine(Path.cwd()))
+    """Make the stamp of what is measured now, by the code that runs: of no commit, where that was
+    installed without its history."""
+    facts = describe_machine(CODE)
+    tracked = run_git(CODE, "ls-files", Path(__file__).name)
+    return make_stamp(facts if tracked else facts | {"commit": ""})
 
 
 def write_measured(path: Path, content: dict[str, Any]) -> None:
