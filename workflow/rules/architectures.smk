@@ -51,7 +51,7 @@ rule architectures:
         of(filter(SHOWN.__contains__, BASE_ROWS), "cost/{cache}.json"),
         of(ARCHITECTURE_ROWS, "{model}/cost.json"),
         of(ARCHITECTURE_ROWS, "{model}/model.json"),
-        rules.model.output,
+        models_of([*BASE_ROWS, *ARCHITECTURE_ROWS]),
         calibration_for(CACHES),
     output:
         expand(f"{RUN}/tables/architectures.{{form}}", form=("md", "tex")),
