@@ -82,9 +82,8 @@ class Sampler:
             from fewlines.decode.triton_sampler import draw
 
             return draw(logits, float(self.temperature), noise)
-        logits = logits.float() / float(
-            self.temperature
-        )  # whole numbers may be larger than torch takes
+        temperature = float(self.temperature)  # whole numbers may be larger than torch takes
+        logits = logits.float() / temperature
         if 0 < self.top_k < logits.shape[-1]:
             lowest = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < lowest, -torch.inf)

@@ -199,9 +199,7 @@ def rotate_compiled(qkv: Tensor, heads: int, rotation: Tensor) -> None:
 
 
 def swiglu_compiled(both: Tensor) -> Tensor:
-    """Compute by `kernels.swiglu`; of other numbers than float32, by torch."""
-    if both.dtype != torch.float32:
-        return swiglu_plain(both)
+    """Compute by `kernels.swiglu`, in float32."""
     hidden = torch.empty(*both.shape[:-1], both.shape[-1] // 2)
     kernels.swiglu(both.flatten(0, 1).numpy(), hidden.flatten(0, 1).numpy())
     return hidden
@@ -230,7 +228,7 @@ def prepare(
     on_cpu = model.device.type == "cpu"
     compiled = on_cpu and model.dtype == torch.float32
     fused = model.device.type == "cuda" and machine.has_triton()
-    rotate, swiglu = rotate_compiled, swiglu_compiled if on_cpu else swiglu_plain
+    rotate, swiglu = rotate_compiled, swiglu_compiled if compiled else swiglu_plain
     if fused:
         from fewlines.models.llamagen.triton_kernels import rotate, swiglu
 
