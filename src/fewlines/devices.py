@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 
@@ -16,10 +14,9 @@ class Device:
     Attributes:
         name: of the device.
         bandwidth: bytes/s that reading reaches.
-        flops: FLOP/s that matrix products reach with very many rows.
+        flops: FLOP/s that matrix products reach.
         memory: bytes.
         operator: seconds that starting a small operator takes.
-        flops_at: FLOP/s measured at some numbers of rows, where they were measured.
         exact: FLOP/s of float32 products; None where `flops` is of whatever was measured.
         has_memory: whether it has one of its own, as a GPU has, or shares the processor's.
     """
@@ -29,7 +26,6 @@ class Device:
     flops: float
     memory: float
     operator: float
-    flops_at: Mapping[int, float] = field(default_factory=dict)
     exact: float | None = None
     has_memory: bool = True
 
@@ -38,13 +34,6 @@ class Device:
         if precision != torch.float32 or self.exact is None:
             return self
         return replace(self, flops=self.exact)
-
-    def rate(self, rows: int) -> float:
-        """Interpolate the FLOP/s of matrix products of so many rows."""
-        if not self.flops_at:
-            return self.flops
-        known = sorted(self.flops_at)
-        return float(np.interp(rows, known, [self.flops_at[count] for count in known]))
 
 
 def make_device(

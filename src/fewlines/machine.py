@@ -144,14 +144,16 @@ def measure_gemm_rate(dtype: torch.dtype = torch.float32, side: int = 1536) -> f
     return 2 * side**3 / best_seconds(lambda: a @ a)
 
 
+def take_seconds(operation: Callable[[], Any]) -> float:
+    """Take the seconds of an operation, to its end on a GPU too."""
+    synchronise()
+    start = time.perf_counter()
+    operation()
+    synchronise()
+    return time.perf_counter() - start
+
+
 def best_seconds(operation: Callable[[], Any], repeats: int = 7) -> float:
     """The shortest of so many runs after a first."""
     operation()
-    seconds = []
-    for _ in range(repeats):
-        synchronise()
-        start = time.perf_counter()
-        operation()
-        synchronise()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(take_seconds(operation) for _ in range(repeats))

@@ -26,7 +26,7 @@ from fewlines.devices import DEVICES
 from fewlines.errors import FewlinesError
 from fewlines.files import read_json
 from fewlines.models.base import find_published
-from fewlines.models.llamagen.cost import Decode, count_linear_flops, count_weight_bytes
+from fewlines.models.llamagen.cost import Decode
 from fewlines.models.llamagen.model import Transformer
 from fewlines.report.efficiency import make_efficiency_table, make_scaling_table
 from fewlines.stages.efficiency import measure_efficiency
@@ -202,9 +202,10 @@ def test_operators_count_the_weights_of_the_real_model():
     with torch.device("meta"):
         model = Transformer(shape)
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "emb" not in name]
-    assert count_linear_flops(shape, 3) == 2 * 3 * sum(p.numel() for p in matrices)
+    decode = Decode(shape, 3, fewlines.cache("full"), torch.float32, torch.float32)
+    assert decode.linear_flops == 2 * 3 * sum(p.numel() for p in matrices)
     norms = sum(p.nbytes for p in model.parameters() if p.ndim == 1)
-    assert count_weight_bytes(shape, 4) == sum(p.nbytes for p in model.parameters()) - norms
+    assert decode.weight_bytes == sum(p.nbytes for p in model.parameters()) - norms
 
 
 def test_the_cost_model_knows_what_bounds_a_decode():

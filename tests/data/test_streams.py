@@ -82,7 +82,7 @@ def test_archives_that_cannot_be_used_are_explained(archives, tmp_path):
     load = SOURCES["webdataset"]
     with pytest.raises(FewlinesError, match="'webdataset' needs the folder"):
         load(None)
-    with pytest.raises(FewlinesError, match=r"is no folder of \.tar archives"):
+    with pytest.raises(FewlinesError, match=r"is no folder of \.tar files"):
         load(tmp_path)
     for members, message in (
         ({"a.png": picture(1), "a.cls": b"0", "b.png": picture(2)}, "'b' has not both"),

@@ -25,7 +25,7 @@ from fewlines.files import read_tensors, write_tensors
 from fewlines.models.checkpoint import load_network
 from fewlines.models.llamagen.checkpoint import load_checkpoint
 from fewlines.models.llamagen.model import Transformer
-from fewlines.models.llamagen.shape import SHAPES, PublishedShape, TransformerShape
+from fewlines.models.llamagen.shape import SHAPES, TransformerShape
 from fewlines.models.llamagen.tokenizer import LlamaGenTokenizer, LlamaGenTokenizerShape
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -37,7 +37,7 @@ ROWS = "cls_embedding.embedding_table.weight"
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """`tiny` is a published shape of `tiny_transformer`'s sizes."""
-    monkeypatch.setitem(SHAPES, "llamagen-tiny", PublishedShape(32, 2, 4, 16, GRID))
+    monkeypatch.setitem(SHAPES, "llamagen-tiny", TransformerShape(32, 2, 4, 4, 16, 1000, GRID))
 
 
 def imported(path: Path, capsys, *more: str) -> tuple[int, str]:
@@ -391,7 +391,7 @@ def test_a_tokenizer_of_other_codes_is_refused(published, capsys):
 def three_classes(monkeypatch):
     """Codes are of `tiny_transformer`'s three classes, and not of ImageNet's."""
     shape = TransformerShape(32, 2, 4, 4, 16, 3, GRID)
-    monkeypatch.setattr(PublishedShape, "on", lambda self, grid: shape)
+    monkeypatch.setattr(TransformerShape, "on", lambda self, grid: shape)
 
 
 def test_folders_of_extracted_codes_become_tokens(tmp_path, three_classes, capsys):

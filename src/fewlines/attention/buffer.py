@@ -282,11 +282,6 @@ class BoundedCache:
         """Bytes of keys and values held, prefix and merge_slots included."""
         return sum(group.bytes for group in self._groups())
 
-    @property
-    def policy_bytes(self) -> int:
-        """Bytes of the bookkeeping of a scoring policy; 0 where the victims are known."""
-        return sum(group.slots.bytes for group in self._groups())
-
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend as an `Attend` does."""
         groups, geometry = self.layers[layer], self.plan.geometry

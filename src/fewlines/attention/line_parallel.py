@@ -8,7 +8,6 @@ distribution that decoding under the same `EvictionPlan` has, in `N / w` product
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,8 +16,7 @@ from torch import Tensor
 
 from fewlines.attention.teacher_forced import TeacherForced, pick_rows
 from fewlines.cache.plan import EvictionPlan
-from fewlines.cache.policy import Expectation, ScoringPolicy
-from fewlines.geometry import Geometry
+from fewlines.cache.policy import ScoringPolicy, View
 
 
 def attend_under(
@@ -143,19 +141,19 @@ class _Lines:
             return everyone
         P, every = self.geometry.prefix, self.policy.interval(self.geometry, self.capacity)
         start = steps.start
-        keys, values = (pick_rows(x, state.residents + P).detach().float() for x in (k, v))
-        view = LineView(
+        view = View(
             start,
             self.geometry,
             self.capacity,
             state.residents,
-            keys,
-            values,
-            state.line,
-            q[..., P + start - every : P + start, :].detach().float(),
-            state.history,
-            state.total,
             self.expectation,
+            lambda: pick_rows(k, state.residents + P).detach().float(),
+            lambda: pick_rows(v, state.residents + P).detach().float(),
+            line_mean=state.line.mean(2),
+            line_max=state.line.amax(2),
+            line_query=q[..., P + start - every : P + start, :].detach().float().mean(-2),
+            attention=state.history,
+            total=state.total,
         )
         with torch.no_grad(), torch.autocast(k.device.type, enabled=False):
             evictions = self.policy.rank_evictions(view, steps, going)
@@ -196,35 +194,3 @@ class _State:
         sums = tuple(torch.zeros(B, G, 1, D, dtype=exact) for _ in range(2))
         residents = torch.empty(B, G, 0, dtype=torch.long)
         return cls(residents, nothing, nothing, torch.zeros(B, G, 0), sums)
-
-
-@dataclass(frozen=True)
-class LineView:
-    """What the policy sees at the start of a line: a `View`."""
-
-    step: int
-    geometry: Geometry
-    capacity: int
-    positions: Tensor
-    keys: Tensor
-    values: Tensor
-    line: Tensor  # (B, G, Q, R)
-    queries: Tensor  # (B, G, r, Q, D)
-    attention: Tensor
-    total: Tensor
-    expectation: Expectation | None
-
-    @cached_property
-    def line_mean(self) -> Tensor:
-        """`(B, G, R)`, the mean over the line."""
-        return self.line.mean(2)
-
-    @cached_property
-    def line_max(self) -> Tensor:
-        """`(B, G, R)`, the maximum over the line."""
-        return self.line.amax(2)
-
-    @cached_property
-    def line_query(self) -> Tensor:
-        """`(B, G, r, D)`, the mean query."""
-        return self.queries.mean(-2)

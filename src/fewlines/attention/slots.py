@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fewlines.cache.plan import EvictionPlan
-from fewlines.cache.policy import NO_VICTIM, Expectation, ScoringPolicy
-from fewlines.geometry import Geometry
+from fewlines.cache.policy import NO_VICTIM, ScoringPolicy, View
 
 # Rows of `Slots.now`; from MERGED on there is one for each merge slot.
 EVICTS, LENGTH, BAND, MERGED = range(4)
@@ -44,7 +42,6 @@ class Slots(ABC):
     evicting = evicted = False
     seen: Tensor | None = None
     peak = False
-    bytes = 0
 
     @abstractmethod
     def read(self, row: Tensor) -> None:
@@ -137,13 +134,6 @@ class RankedSlots(Slots):
             self.history = torch.zeros(self.window, *shape, device=device)
         self.query: Tensor | None = None  # (B, G, r, D), sum over the queries since the ranking
 
-    @property
-    def bytes(self) -> int:  # type: ignore[override]
-        """Bytes of the policy's own bookkeeping."""
-        remembered = getattr(self, "history", self.seen)  # of which `seen` is a part
-        kept = [self.recorded, self.upcoming, self.query, remembered]
-        return sum(tensor.nbytes for tensor in kept if tensor is not None)
-
     def read(self, row: Tensor) -> None:
         """Follow a row `(4 + S, G)` of the table."""
         self.now = row[1:]
@@ -190,7 +180,7 @@ class RankedSlots(Slots):
         victims = residents[..., :0]
         if going:
             in_raster_order = residents.argsort(-1)
-            view = RankedView(self, step, in_raster_order, keys, values)
+            view = self._look(step, in_raster_order, keys, values)
             evictions = self.policy.rank_evictions(view, steps, going)
             victims = self._slots_of(evictions, in_raster_order)
         self._place(steps, victims)
@@ -198,6 +188,37 @@ class RankedSlots(Slots):
             self.query.zero_()
         if self.seen is not None and self.policy.needs != "attention":  # which forgets by itself
             self.seen.mul_(self.policy.decay if self.policy.needs == "total" else 0)
+
+    def _look(self, step: int, order: Tensor, keys: Tensor, values: Tensor) -> View:
+        """What the policy sees of the slots `order` `(B, G, R)`, residents in raster order."""
+        need, queries = self.policy.needs, min(step, self.every)
+        entries, positions = order + self.prefix, self.positions.gather(-1, order)
+        asked: dict[str, Tensor] = {}
+        if need == "attention":
+            before = range(max(0, step - self.window), step)
+            rows = [self.history[query % self.window].gather(-1, entries) for query in before]
+            known = [positions <= query for query in before]
+            asked[need] = torch.stack(rows, dim=2) * torch.stack(known, dim=2)
+        elif need == "line_query" and self.query is not None:
+            asked[need] = self.query / queries
+        elif need is not None and self.seen is not None:
+            seen = self.seen.gather(-1, entries)
+            asked[need] = seen / queries if need == "line_mean" else seen
+
+        def read(buffer: Tensor) -> Tensor:
+            index = entries[..., None].expand(-1, -1, -1, buffer.shape[-1])
+            return buffer.gather(2, index).float()
+
+        return View(
+            step,
+            self.geometry,
+            self.capacity,
+            positions,
+            self.expectation,
+            lambda: read(keys),
+            lambda: read(values),
+            **asked,
+        )
 
     def _place(self, steps: range, victims: Tensor) -> None:
         """Give tokens what is free and then the places of victims `(B, G, ·)`, in this order."""
@@ -269,87 +290,3 @@ class Tables:
         self.row.copy_(self.table[step])
         if self.slot.numel():
             self.slot.copy_(self.upcoming[step % len(self.upcoming)])
-
-
-@dataclass(frozen=True)
-class RankedView:
-    """What `RankedSlots` lets its policy see: a `View`."""
-
-    slots: RankedSlots
-    step: int
-    order: Tensor  # (B, G, R), slots of the residents in raster order
-    of_keys: Tensor  # the buffers
-    of_values: Tensor
-
-    @property
-    def geometry(self) -> Geometry:
-        """The image and the model."""
-        return self.slots.geometry
-
-    @property
-    def capacity(self) -> int:
-        """Of each of these heads."""
-        return self.slots.capacity
-
-    @property
-    def positions(self) -> Tensor:
-        """`(B, G, R)`, the image position of each resident."""
-        return self.slots.positions.gather(-1, self.order)
-
-    @property
-    def keys(self) -> Tensor:
-        """`(B, G, R, D)`, rotated, float32."""
-        return self._gather(self.of_keys)
-
-    @property
-    def values(self) -> Tensor:
-        """`(B, G, R, D)`, float32."""
-        return self._gather(self.of_values)
-
-    def _gather(self, buffer: Tensor) -> Tensor:
-        rows = (self.order + self.slots.prefix)[..., None].expand(-1, -1, -1, buffer.shape[-1])
-        return buffer.gather(2, rows).float()
-
-    @property
-    def line_mean(self) -> Tensor:
-        """`(B, G, R)`, mean attention of the line."""
-        return self._seen / min(self.step, self.slots.every)
-
-    @property
-    def line_max(self) -> Tensor:
-        """`(B, G, R)`, its maximum."""
-        return self._seen
-
-    @property
-    def line_query(self) -> Tensor:
-        """`(B, G, r, D)`, the line's mean query."""
-        assert self.slots.query is not None
-        return self.slots.query / min(self.step, self.slots.every)
-
-    @property
-    def total(self) -> Tensor:
-        """`(B, G, R)`, the sum over all queries so far."""
-        return self._seen
-
-    @property
-    def expectation(self) -> Expectation | None:
-        """What calibration expects of these heads."""
-        return self.slots.expectation
-
-    @property
-    def attention(self) -> Tensor:
-        """`(B, G, Q, R)`, of each of the last queries."""
-        window, positions = self.slots.window, self.positions
-        rows = [
-            self._residents(self.slots.history[query % window]).masked_fill(positions > query, 0)
-            for query in range(max(0, self.step - window), self.step)
-        ]
-        return torch.stack(rows, dim=2)
-
-    @property
-    def _seen(self) -> Tensor:
-        assert self.slots.seen is not None
-        return self._residents(self.slots.seen)
-
-    def _residents(self, entries: Tensor) -> Tensor:
-        return entries.gather(-1, self.order + self.slots.prefix)

@@ -7,9 +7,8 @@ disturbs the machine disturbs them alike.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def measure_cost(
         workers = []
         for configuration in configurations:  # each warms up alone: their threads would spin
             worker = Worker(configuration.name, Decoding, configuration, workload)
-            workers.append(stack.enter_context(worker))
+            workers.append(stack.enter_context(closing(worker)))
             row: dict[str, Any] = {"name": configuration.name, "engine": configuration.engine}
             answer = worker.ask("watch_memory")
             row |= {"outcome": answer} if answer == OUT_OF_MEMORY else {"outcome": OK, **answer}
@@ -113,11 +112,7 @@ class Decoding:
 
     def take_time(self) -> float:
         """Decode a batch; returns its seconds."""
-        machine.synchronise()
-        start = time.perf_counter()
-        self._decode(self.workload.batch)
-        machine.synchronise()
-        return time.perf_counter() - start
+        return machine.take_seconds(lambda: self._decode(self.workload.batch))
 
     def watch_memory(self) -> dict[str, Any]:
         """Decode a batch; returns its bytes, as `measure_cost` does."""
@@ -152,6 +147,11 @@ class Decoding:
             storage=workload.precision if engine == "stock" else workload.storage,
             watch=watch,
         )
+
+
+def name_ratios(name: str, slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """Pair repeats as `pair_ratios`; returns columns `name`, `name_low` and `name_high`."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), pair_ratios(slow, fast), strict=True))
 
 
 def pair_ratios(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ import bisect
 import gc
 import itertools
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def measure_setting(
             write_json(part, result)
         bar.update()
 
-    with Workers(setting) as workers:
+    with closing(Workers(setting)) as workers:
         for batch in batches:
             if str(batch) not in probes:
                 answer = workers.ask(PROBE_SECONDS, "probe", batch)
@@ -116,9 +117,6 @@ def _begin(setting: Setting, stamp: dict[str, str], part: Path | None) -> dict[s
 
 
 def _blank_setting(setting: Setting) -> dict[str, Any]:
-    rows = [_blank(setting, row) for row in setting.rows]
-    for row, blank in zip(setting.rows, rows, strict=True):
-        blank["outcome"] = OK if _fits(setting, row) else OUT_OF_MEMORY
     return {
         "shape": setting.shape_name,
         "grid": list(setting.shape.grid),
@@ -136,7 +134,7 @@ def _blank_setting(setting: Setting) -> dict[str, Any]:
         "full_run": setting.full_run,
         "compilers": machine.list_compilers(),
         "probes": {},
-        "rows": rows,
+        "rows": [_blank(setting, row) for row in setting.rows],
     }
 
 
@@ -147,20 +145,16 @@ def _identify(result: dict[str, Any]) -> dict[str, Any]:
     return {**result, "rows": rows, "probes": None}
 
 
-def _fits(setting: Setting, row: Row) -> bool:
-    needed: float = setting.predict(row).process_bytes
-    return needed < machine.available_bytes() - RESERVE
-
-
 def _blank(setting: Setting, row: Row) -> dict[str, Any]:
     decode = setting.predict(row)
+    fits = decode.process_bytes < machine.available_bytes() - RESERVE
     return {
         "engine": row.engine,
         "policy": row.cache.policy_text,
         "budget": row.cache.budget_text,
         "batch": row.batch,
         "storage": machine.dtype_name(row.storage),
-        "outcome": OK,
+        "outcome": OK if fits else OUT_OF_MEMORY,
         "mean_read_bytes": decode.average_bytes(),
         "kv_bytes": decode.kv_bytes,
         "predicted_peak_bytes": decode.peak_bytes,
@@ -188,24 +182,17 @@ class Workers:
         self.setting, self.shared = setting, machine.device().type == "cuda"
         self.worker: Worker | None = None
 
-    def __enter__(self) -> Workers:
-        """End with the block."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End the process that is left."""
-        self._close()
-
     def ask(self, limit: float, question: str, *arguments: Any) -> Any:
         """Ask a `Measurement`; the answer, or what became of it."""
         if self.worker is None:
             self.worker = Worker(self.setting.shape_name, Measurement, self.setting)
         answer = self.worker.ask(question, *arguments, limit=limit)
         if not self.shared or isinstance(answer, str):
-            self._close()
+            self.close()
         return answer
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the process that is left."""
         if self.worker:
             self.worker.close()
         self.worker = None
@@ -271,8 +258,8 @@ def find_largest_batch(decode: Any, cap: float) -> int:
     return bisect.bisect_right(rows, cap, key=lambda n: replace(decode, rows=n).process_bytes)
 
 
-def describe_host(probe: dict[str, Any], precision: str, batch: int) -> Device:
-    """Describe this machine, as a probe of it found it, for batches of that size."""
+def describe_host(probe: dict[str, Any], precision: str) -> Device:
+    """Describe this machine, as a probe of it found it for the batch that it was asked about."""
     # Of a precision that the machine has no instructions for, no rate was measured: it is no bound.
     rate = max(probe["linear_rates"].get(precision, {"none": np.nan}).values())
     return Device(
@@ -281,7 +268,6 @@ def describe_host(probe: dict[str, Any], precision: str, batch: int) -> Device:
         rate,
         machine.available_bytes(),
         probe["operator_seconds"],
-        {batch: rate},
         has_memory=machine.device().type != "cpu",
     )
 

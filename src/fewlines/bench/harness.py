@@ -7,7 +7,6 @@ import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -60,19 +59,6 @@ class Worker:
             raise FewlinesError(
                 f"the process that measures {self.name} ended with status {self.process.exitcode}"
             ) from None
-
-    def __enter__(self) -> Worker:
-        """End the process with the block."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the process."""
-        self.close()
 
     def close(self) -> None:
         """End the process."""

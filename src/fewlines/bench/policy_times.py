@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fewlines import machine
-from fewlines.bench.cost import pair_ratios
+from fewlines.bench.cost import name_ratios
 from fewlines.bench.steps import DecodeSteps, Setting, make_random_model
 from fewlines.progress import progress
 
@@ -36,7 +36,6 @@ def measure_policies(setting: Setting, rounds: int) -> list[dict[str, Any]]:
             for which in (0, 1) if nth % 2 else (1, 0):
                 taken[which].append(pair[which].line(position))
             bar.update()
-        median, low, high = pair_ratios(taken[1], taken[0])
         rows.append(
             {
                 "shape": setting.shape_name,
@@ -48,9 +47,7 @@ def measure_policies(setting: Setting, rounds: int) -> list[dict[str, Any]]:
                 "budget": row.cache.budget_text,
                 "seconds_per_step": float(np.median(taken[1])),
                 "against": first.cache.policy_text,
-                "ratio": median,
-                "ratio_low": low,
-                "ratio_high": high,
+                **name_ratios("ratio", taken[1], taken[0]),
                 "rounds": rounds,
                 "processor": machine.processor(),
                 "torch": torch.__version__,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -114,14 +114,11 @@ class DecodeSteps:
 
     def _steps(self, position: int, count: int) -> list[float]:
         self.buffers.seek(position)
-        seconds = []
-        for step in range(position, position + count):
-            machine.synchronise()
-            start = time.perf_counter()
-            self.codes = self.decoder.step(step, self.codes, self.noise)
-            machine.synchronise()
-            seconds.append(time.perf_counter() - start)
-        return seconds
+        steps = range(position, position + count)
+        return [machine.take_seconds(partial(self._step, step)) for step in steps]
+
+    def _step(self, step: int) -> None:
+        self.codes = self.decoder.step(step, self.codes, self.noise)
 
     def profile(self, position: int) -> dict[str, float]:
         """Share out the seconds of a step, see `profile_steps`."""
@@ -131,12 +128,12 @@ class DecodeSteps:
     def whole(self) -> float:
         """Time a whole batch, after the prefix."""
         self.buffers.seek(0)
-        machine.synchronise()
-        start = time.perf_counter()
-        for step in range(self.geometry.n_tokens - 1):
-            self.codes = self.decoder.step(step, self.codes, self.noise)
-        machine.synchronise()
-        return time.perf_counter() - start
+
+        def run() -> None:
+            for step in range(self.geometry.n_tokens - 1):
+                self._step(step)
+
+        return machine.take_seconds(run)
 
 
 def make_random_model(setting: Setting, batch: int) -> Model:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from fewlines import machine
-from fewlines.bench.cost import pair_ratios
+from fewlines.bench.cost import name_ratios
 from fewlines.cache.spec import Cache, make_cache
 from fewlines.config.settings import TrainingCostSettings
 from fewlines.models.base import Model, ModelSettings, TokenSpec
@@ -38,11 +38,10 @@ def measure_training(
         seconds: list[list[float]] = [[] for _ in objectives]
         for repeat in range(settings.repeats + 1):
             for objective, taken in zip(objectives, seconds, strict=True):
-                taken.append(_timed(objective, repeat))
+                taken.append(machine.take_seconds(partial(take_step, objective, repeat)))
                 bar.update()
         warm = [taken[1:] for taken in seconds]
         for each, objective, taken in zip(caches, objectives, warm, strict=True):
-            median, low, high = pair_ratios(warm[0], taken)
             rows.append(
                 {
                     "grid": f"{side}x{side}",
@@ -51,9 +50,7 @@ def measure_training(
                     "policy": each.policy_text,
                     "budget": each.budget_text,
                     "seconds_per_step": float(np.median(taken)),
-                    "speedup": median,
-                    "speedup_low": low,
-                    "speedup_high": high,
+                    **name_ratios("speedup", warm[0], taken),
                     "repeats": settings.repeats,
                     "processor": machine.processor(),
                     "torch": torch.__version__,
@@ -75,11 +72,3 @@ def _make_objective(
     labels = torch.randint(CLASSES, (images,), generator=generator)
     memories = [network.limit(limit)]
     return ModelObjective(settings, network, labels, codes, SEED, memories=memories)
-
-
-def _timed(objective: ModelObjective, step: int) -> float:
-    machine.synchronise()
-    start = time.perf_counter()
-    take_step(objective, step)
-    machine.synchronise()
-    return time.perf_counter() - start

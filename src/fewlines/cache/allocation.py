@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fewlines.cache.policy import Policy
 from fewlines.calibration.data import Calibration
 from fewlines.calibration.losses import SMALLEST
-from fewlines.errors import FewlinesError
+from fewlines.errors import look_up
 from fewlines.geometry import Geometry, Table
 from fewlines.registry import discover
 
@@ -102,10 +102,7 @@ def get_allocation(name: str) -> Allocation:
     Raises:
         FewlinesError: there is none; with those that exist.
     """
-    known = list_allocations()
-    if name not in known:
-        raise FewlinesError(f"unknown allocation '{name}'; there are {', '.join(known)}")
-    return known[name]()
+    return look_up(name, list_allocations(), "allocation")()
 
 
 def list_allocations() -> dict[str, type[Allocation]]:

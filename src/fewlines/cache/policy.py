@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -65,6 +66,27 @@ def count_anchors(wanted: Anchors, geometry: Geometry, capacity: Table) -> Table
     return np.minimum(wanted, capacity - 1)
 
 
+def evict_one_by_one(
+    geometry: Geometry, capacity: Table, choose: Callable[[int, int, int, list[int]], int]
+) -> Table:
+    """Choose victims as `StaticPolicy.choose_victims` does, for a rule of one victim at a time.
+
+    Args:
+        geometry: the image and the model.
+        capacity: `(L, H)`, image tokens that each head may hold.
+        choose: of layer, head, step and the residents in raster order, the one that goes.
+    """
+    victims = np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)
+    for layer, head in np.ndindex(capacity.shape):
+        resident: list[int] = []
+        for step in range(geometry.n_tokens):
+            if len(resident) == capacity[layer, head]:
+                victims[layer, head, step] = choose(layer, head, step, resident)
+                resident.remove(victims[layer, head, step])
+            resident.append(step)
+    return victims
+
+
 class StaticPolicy(Policy):
     """A policy whose victims are the same for every image: known before the first token."""
 
@@ -113,10 +135,13 @@ class OraclePolicy(Policy):
 Need = Literal["line_mean", "line_max", "line_query", "attention", "total"]
 
 
-class View(Protocol):
+NOTHING = torch.empty(0)
+
+
+@dataclass(frozen=True)
+class View:
     """What a scoring policy may look at, once per line, in one layer: the `R` residents of each
-    row and head, in raster order, and, of the rest, what it said it needs. What is not asked for is
-    not computed.
+    row and head, in raster order, and, of the rest, what it said it needs.
 
     `A` is the probability that a query gave to a resident, mean over the query heads of a
     key-value head, 0 from queries before the resident was written. A line's queries are those
@@ -127,62 +152,37 @@ class View(Protocol):
         geometry: the image and the model.
         capacity: image tokens that each of these heads may hold.
         positions: `(B, H, R)`, the image position of each resident.
-        keys, values: `(B, H, R, D)` float32, keys rotated.
+        expectation: what calibration expects of these heads; None of policies that need none.
+        read_keys, read_values: make `keys` and `values`, which few policies look at.
         line_mean, line_max: `(B, H, R)`, mean and maximum of `A` over the line's queries.
         line_query: `(B, H, r, D)`, the line's mean query of each query head, rotated.
         attention: `(B, H, Q, R)`, `A` of the last `Q ≤ window` queries, oldest first.
         total: `(B, H, R)`, sum of `A` over all queries so far, those before the line times the
             policy's `decay` for every time it was asked since.
-        expectation: what calibration expects of these heads; None of policies that need none.
     """
 
-    @property
-    def step(self) -> int:
-        """The image token about to be written."""
-
-    @property
-    def geometry(self) -> Geometry:
-        """The image and the model."""
-
-    @property
-    def capacity(self) -> int:
-        """Of each of these heads."""
-
-    @property
-    def positions(self) -> Tensor:
-        """`(B, H, R)`."""
+    step: int
+    geometry: Geometry
+    capacity: int
+    positions: Tensor
+    expectation: Expectation | None
+    read_keys: Callable[[], Tensor]
+    read_values: Callable[[], Tensor]
+    line_mean: Tensor = NOTHING
+    line_max: Tensor = NOTHING
+    line_query: Tensor = NOTHING
+    attention: Tensor = NOTHING
+    total: Tensor = NOTHING
 
     @property
     def keys(self) -> Tensor:
-        """`(B, H, R, D)`."""
+        """`(B, H, R, D)` float32, rotated."""
+        return self.read_keys()
 
     @property
     def values(self) -> Tensor:
-        """`(B, H, R, D)`."""
-
-    @property
-    def line_mean(self) -> Tensor:
-        """`(B, H, R)`."""
-
-    @property
-    def line_max(self) -> Tensor:
-        """`(B, H, R)`."""
-
-    @property
-    def line_query(self) -> Tensor:
-        """`(B, H, r, D)`."""
-
-    @property
-    def attention(self) -> Tensor:
-        """`(B, H, Q, R)`."""
-
-    @property
-    def total(self) -> Tensor:
-        """`(B, H, R)`."""
-
-    @property
-    def expectation(self) -> Expectation | None:
-        """Of these heads, or None."""
+        """`(B, H, R, D)` float32."""
+        return self.read_values()
 
 
 @dataclass(frozen=True)
@@ -205,11 +205,7 @@ class Expectation:
     def average_line(self, view: View, queries: int) -> Tensor:
         """Average the attention `(B, G, R)` expected of the last `queries` queries."""
         rows = self.attention[:, max(0, view.step - queries) : view.step]
-        return self._of(rows.mean(1), view.positions)
-
-    @staticmethod
-    def _of(score: Tensor, positions: Tensor) -> Tensor:
-        return score.expand(len(positions), -1, -1).gather(-1, positions)
+        return rows.mean(1).expand(len(view.positions), -1, -1).gather(-1, view.positions)
 
 
 @dataclass(frozen=True)

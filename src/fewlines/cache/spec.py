@@ -23,7 +23,7 @@ from fewlines.cache.policy import (
 )
 from fewlines.calibration.data import Calibration
 from fewlines.calibration.losses import SMALLEST
-from fewlines.errors import FewlinesError
+from fewlines.errors import FewlinesError, look_up
 from fewlines.geometry import Geometry, Table
 from fewlines.schema import check_fields
 
@@ -208,13 +208,11 @@ def make_policy(name: str, options: dict[str, Any]) -> Policy:
     Raises:
         FewlinesError: no such policy, or no such option; with those that exist.
     """
-    policies = list_policies()
-    if name not in policies:
-        raise FewlinesError(f"unknown policy '{name}'; there are {', '.join(policies)}")
+    made = look_up(name, list_policies(), "policy")
     try:
-        return policies[name](**options)
+        return made(**options)
     except TypeError:
-        options_of = fields(policies[name])  # type: ignore[arg-type]
+        options_of = fields(made)  # type: ignore[arg-type]
         known = ", ".join(option.name for option in options_of) or "none"
         raise FewlinesError(
             f"policy '{name}' does not take {', '.join(map(str, options))}; its options: {known}"

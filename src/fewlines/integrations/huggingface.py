@@ -7,7 +7,7 @@ replaced by one that reads our two-dimensional table. Nothing else differs.
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,22 +146,16 @@ class LlamaSteps:
         entries = self.geometry.prefix + position
         cache = self._filled(entries)
         self._continue(cache, entries, 1)
-        machine.synchronise()
-        start = time.perf_counter()
-        self._continue(cache, entries + 1, self.steps)
-        machine.synchronise()
-        return (time.perf_counter() - start) / self.steps
+        several = partial(self._continue, cache, entries + 1, self.steps)
+        return machine.take_seconds(several) / self.steps
 
     def whole(self) -> float:
         """Time a whole batch."""
         n_tokens = self.geometry.n_tokens
         prefix = torch.zeros(self.batch, self.geometry.prefix, self.llama.config.hidden_size)
         cache = self.make_cache(self.geometry.prefix + n_tokens)
-        machine.synchronise()
-        start = time.perf_counter()
-        generate_codes(self.llama, prefix.to(machine.device()), n_tokens, cache)
-        machine.synchronise()
-        return time.perf_counter() - start
+        prefix = prefix.to(machine.device())
+        return machine.take_seconds(partial(generate_codes, self.llama, prefix, n_tokens, cache))
 
     def _filled(self, entries: int) -> Any:
         config, total = self.llama.config, self.geometry.prefix + self.geometry.n_tokens

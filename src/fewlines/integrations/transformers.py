@@ -160,11 +160,6 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
         """What was evicted does not come back."""
         return False
 
-    @property
-    def batch_size(self) -> int:
-        """Rows, −1 before the first."""
-        return -1 if self.buffers is None else len(self.buffers.first)
-
     def _refuse(self, *_: Any, **__: Any) -> None:
         raise FewlinesError(
             "FewLinesCache: beams, assisted decoding and contrastive search go back to tokens that "

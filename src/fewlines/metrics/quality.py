@@ -78,14 +78,6 @@ def register_extractor(of: Features) -> str:
         def get_default_feature_layer_for_metric(metric: str) -> str:
             return "logits" if metric == "isc" else "features"
 
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
-
-        @staticmethod
-        def get_dummy_input_for_compile() -> Tensor:
-            raise NotImplementedError
-
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             features, logits = self.network(images)
             provided = {"features": features, "logits": logits}

@@ -23,14 +23,15 @@ from fewlines.attention.attend import Attend
 from fewlines.attention.line_parallel import attend_under
 from fewlines.cache.schedule import Schedule
 from fewlines.cache.spec import Cache
-from fewlines.errors import FewlinesError
+from fewlines.errors import FewlinesError, look_up
 from fewlines.geometry import Geometry
 from fewlines.registry import discover
-from fewlines.schema import Positive, Rate, Section, Share
+from fewlines.schema import Positive, Rate, Section, Share, check_fields
 
 # Rows of a CPU batch that are drawn together. What a large batch needs at once, the C library maps
 # and unmaps at every step, and then every page costs a fault.
 CHUNK = 64
+PRODUCTS = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,23 @@ class TokenSpec:
         """Describe the tokens in a sentence."""
         height, width = self.grid
         return f"{height}×{width} tokens of {self.codes} codes in {self.classes} classes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """What is in the shape of every model of class numbers and codes.
+
+    Attributes:
+        grid: `(h, w)`, tokens of an image.
+    """
+
+    grid: tuple[Positive, Positive]
+    codes: Positive
+    classes: Positive
+
+    def __post_init__(self) -> None:
+        """Refuse what is no shape."""
+        check_fields(self, "model")
 
 
 class ModelSettings(Section):
@@ -102,11 +120,6 @@ class State(ABC):
         """Bytes that are kept for the batch."""
 
     @property
-    def policy_bytes(self) -> int:
-        """Bytes of the bookkeeping of a cache policy."""
-        return 0
-
-    @property
     def signature(self) -> tuple[object, ...]:
         """What the host decides of a step: those of equal signature are the same operations on the
         same memory."""
@@ -123,9 +136,9 @@ class State(ABC):
             Logits `(B, V)` of the first token.
         """
 
-    @abstractmethod
     def advance(self, step: int) -> None:
         """Go to image token `step`, which `forward` is given next: the host's part of a step."""
+        self.position = step
 
     @abstractmethod
     def forward(self, codes: Tensor, position: int | Tensor) -> Tensor:
@@ -169,10 +182,6 @@ class Recomputation(State):
         self.labels, self.order = labels, self.model.order.tolist()
         return self.model.teacher_forced(labels, self.codes)[:, self.order[0]]
 
-    def advance(self, step: int) -> None:
-        """Go to image token `step`."""
-        self.position = step
-
     def forward(self, codes: Tensor, position: int | Tensor) -> Tensor:
         """Read codes `(B,)`; logits `(B, V)` of the next token."""
         read, predicted = self.order[int(position)], self.order[int(position) + 1]
@@ -186,7 +195,8 @@ class Model(nn.Module, ABC):
     Attributes:
         name: of the family, as `model.family` writes it.
         Settings: its keys of the configuration.
-        Shape: a frozen dataclass with `grid`, `codes` and `classes` among its fields.
+        Shape: a frozen dataclass with `grid`, `codes` and `classes` among its fields, such as a
+            `ModelShape`.
         caption_dim: numbers of a feature, of a model that draws from a caption's features; 0 where
             it draws from a class.
         raster: whether it draws line by line; one that does not completes no image.
@@ -203,7 +213,7 @@ class Model(nn.Module, ABC):
     caption_dim: int = 0
     raster: ClassVar[bool] = True
     has_kv_cache: ClassVar[bool] = False
-    engines: ClassVar[tuple[str, ...]] = ("lean",)
+    engines: ClassVar[tuple[str, ...]] = ("lean", "naive")
     parts: ClassVar[Mapping[str, str]] = {"all": ""}
     published: ClassVar[Mapping[str, Any]] = {}
     Cost: ClassVar[Any] = None
@@ -362,9 +372,33 @@ class Model(nn.Module, ABC):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [{"params": trained, "optimizer": "adamw"}]
 
-    def count_training_flops(self) -> float | None:
-        """Count the operations of training on one image; None where nobody has."""
-        return None
+    def group_for_muon(self, split: list[int], but: str = "-") -> list[dict[str, Any]]:
+        """Group as `group_parameters`: Muon for the matrices of `layers`, AdamW for the rest.
+
+        Args:
+            split: rows of queries, keys and values in `wqkv`.
+            but: how the names of matrices end that are the rest's.
+        """
+        matrices: list[Tensor] = []
+        fused: list[Tensor] = []
+        rest: list[Tensor] = []
+        for name, parameter in self.named_parameters():
+            inside = "layers." in name and name.endswith(".weight") and parameter.ndim == 2
+            if parameter.requires_grad and name.endswith("wqkv.weight"):
+                fused.append(parameter)
+            elif parameter.requires_grad:
+                (matrices if inside and not name.endswith(but) else rest).append(parameter)
+        return [
+            {"params": matrices, "optimizer": "muon"},
+            {"params": fused, "optimizer": "muon", "split": split},
+            {"params": rest, "optimizer": "adamw"},
+        ]
+
+    def count_training_flops(self) -> float:
+        """Count the operations of training on one image: six for each token and each weight of a
+        product, where a family does not say more."""
+        products = (each for each in self.modules() if isinstance(each, PRODUCTS))
+        return 6.0 * self.spec.n_tokens * sum(each.weight.numel() for each in products)
 
 
 class AttentionModel(Model):
@@ -428,10 +462,7 @@ def get_family(name: str) -> type[Model]:
     Raises:
         FewlinesError: there is none; with those that exist.
     """
-    families = list_families()
-    if name not in families:
-        raise FewlinesError(f"unknown model family '{name}'; there are {', '.join(families)}")
-    return families[name]
+    return look_up(name, list_families(), "model family")
 
 
 def find_published(name: str) -> tuple[type[Model], Any]:
@@ -441,6 +472,5 @@ def find_published(name: str) -> tuple[type[Model], Any]:
         FewlinesError: no family knows it; with those that are known.
     """
     known = {shape: family for family in list_families().values() for shape in family.published}
-    if name not in known:
-        raise FewlinesError(f"unknown shape '{name}'; there are {', '.join(known)}")
-    return known[name], known[name].published[name]
+    family = look_up(name, known, "shape")
+    return family, family.published[name]

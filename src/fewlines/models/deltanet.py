@@ -20,15 +20,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fewlines.errors import FewlinesError
-from fewlines.models.base import Model, ModelSettings, State, TokenSpec
-from fewlines.schema import Positive, check_fields
+from fewlines.models.base import Model, ModelSettings, ModelShape, State, TokenSpec
+from fewlines.schema import Positive
 
 CONVOLUTION = 4  # tokens that queries, keys and values are made of, as published
 MULTIPLE = 64  # the hidden width of the feed-forward layer is one of it
 
 
 @dataclass(frozen=True)
-class DeltaNetShape:
+class DeltaNetShape(ModelShape):
     """A shape.
 
     Attributes:
@@ -36,20 +36,16 @@ class DeltaNetShape:
         layers: of a mixer and a feed-forward layer.
         heads: each with a state of `dim / heads` squared.
         chunk: tokens that training runs at once; no result depends on it.
-        grid: `(h, w)`, tokens of an image.
     """
 
     dim: Positive
     layers: Positive
     heads: Positive
     chunk: Positive
-    codes: Positive
-    classes: Positive
-    grid: tuple[Positive, Positive]
 
     def __post_init__(self) -> None:
         """Refuse what is no shape."""
-        check_fields(self, "model")
+        super().__post_init__()
         if self.dim % self.heads:
             raise FewlinesError(f"heads {self.heads} must divide dim {self.dim}")
 
@@ -71,7 +67,7 @@ class DeltaNetSettings(ModelSettings):
     def make_shape(self, spec: TokenSpec) -> DeltaNetShape:
         """Make the shape of the model that is trained on such tokens."""
         sizes = (self.dim, self.layers, self.heads, self.chunk)
-        return DeltaNetShape(*sizes, spec.codes, spec.classes, spec.grid)
+        return DeltaNetShape(*sizes, **vars(spec))
 
 
 def run_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, chunk: int) -> Tensor:
@@ -193,7 +189,6 @@ class GatedDeltaNet(Model):
     name = "gated-deltanet"
     Settings = DeltaNetSettings
     Shape = DeltaNetShape
-    engines = ("lean", "naive")
     shape: DeltaNetShape
     layers: Any  # of a module list the type of a layer is not known
 
@@ -248,24 +243,7 @@ class GatedDeltaNet(Model):
 
     def group_parameters(self) -> list[dict[str, Any]]:
         """Muon for the layers' matrices, AdamW for everything else."""
-        matrices: list[Tensor] = []
-        fused: list[Tensor] = []
-        rest: list[Tensor] = []
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if name.endswith("wqkv.weight"):
-                fused.append(parameter)
-            elif name.startswith("layers.") and parameter.ndim == 2 and "gates" not in name:
-                (rest if name.endswith("convolution") else matrices).append(parameter)
-            else:
-                rest.append(parameter)
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "optimizer": "muon"},
-            {"params": fused, "optimizer": "muon", "split": [self.shape.dim] * 3},
-            {"params": rest, "optimizer": "adamw"},
-        ]
-        return groups
+        return self.group_for_muon([self.shape.dim] * 3, but="gates.weight")
 
 
 class MatrixState(State):

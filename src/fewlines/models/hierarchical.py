@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewlines.models.base import Model, ModelSettings, State, TokenSpec
+from fewlines.models.base import Model, ModelSettings, ModelShape, State, TokenSpec
 from fewlines.models.llamagen.model import Block, rope_2d
 from fewlines.models.llamagen.shape import TransformerShape
-from fewlines.schema import Positive, check_fields
+from fewlines.schema import Positive
 
 
 @dataclass(frozen=True)
-class HierarchicalShape:
+class HierarchicalShape(ModelShape):
     """A shape.
 
     Attributes:
@@ -32,7 +32,6 @@ class HierarchicalShape:
         layers: of the second.
         heads: of a layer.
         lines: of tokens that attention reaches back, in both levels.
-        grid: `(h, w)`, tokens of an image.
     """
 
     dim: Positive
@@ -40,13 +39,10 @@ class HierarchicalShape:
     layers: Positive
     heads: Positive
     lines: Positive
-    codes: Positive
-    classes: Positive
-    grid: tuple[Positive, Positive]
 
     def __post_init__(self) -> None:
         """Refuse what is no shape."""
-        check_fields(self, "model")
+        super().__post_init__()
         _ = self.dense
 
     @property
@@ -82,7 +78,7 @@ class HierarchicalSettings(ModelSettings):
     def make_shape(self, spec: TokenSpec) -> HierarchicalShape:
         """Make the shape of the model that is trained on such tokens."""
         sizes = (self.dim, self.coarse_layers, self.layers, self.heads, self.lines)
-        return HierarchicalShape(*sizes, spec.codes, spec.classes, spec.grid)
+        return HierarchicalShape(*sizes, **vars(spec))
 
 
 class Level(nn.Module):
@@ -136,7 +132,6 @@ class Hierarchical(Model):
     name = "hierarchical"
     Settings = HierarchicalSettings
     Shape = HierarchicalShape
-    engines = ("lean", "naive")
     raster = False
     shape: HierarchicalShape
 
@@ -188,20 +183,7 @@ class Hierarchical(Model):
 
     def group_parameters(self) -> list[dict[str, Any]]:
         """Muon for the blocks' matrices, AdamW for everything else."""
-        matrices: list[Tensor] = []
-        fused: list[Tensor] = []
-        rest: list[Tensor] = []
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                in_block = ".layers." in name and parameter.ndim == 2
-                queries = name.endswith("wqkv.weight")
-                (fused if queries else matrices if in_block else rest).append(parameter)
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "optimizer": "muon"},
-            {"params": fused, "optimizer": "muon", "split": [self.shape.dim] * 3},
-            {"params": rest, "optimizer": "adamw"},
-        ]
-        return groups
+        return self.group_for_muon([self.shape.dim] * 3)
 
 
 class LevelState:
@@ -277,10 +259,6 @@ class LevelsState(State):
         """Read the class; logits `(B, V)` of the first coarse token."""
         self.label = self.model.label(labels)
         return self.coarse.predict(self.label, 0)
-
-    def advance(self, step: int) -> None:
-        """Go to the token that is drawn as number `step`."""
-        self.position = step
 
     def forward(self, codes: Tensor, position: int | Tensor) -> Tensor:
         """Read codes `(B,)`; logits `(B, V)` of the next token."""

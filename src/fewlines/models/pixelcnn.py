@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewlines.models.base import Model, ModelSettings, State, TokenSpec
-from fewlines.schema import Odd, Positive, Rate, check_fields
+from fewlines.models.base import Model, ModelSettings, ModelShape, State, TokenSpec
+from fewlines.schema import Odd, Positive, Rate
 
 
 @dataclass(frozen=True)
-class PixelCNNShape:
+class PixelCNNShape(ModelShape):
     """A shape.
 
     Attributes:
@@ -28,19 +28,11 @@ class PixelCNNShape:
         layers: gated ones.
         kernel: side of the masked square, odd: a layer sees so many columns, and `kernel // 2` rows
             above.
-        grid: `(h, w)`, tokens of an image.
     """
 
     channels: Positive
     layers: Positive
     kernel: Odd
-    codes: Positive
-    classes: Positive
-    grid: tuple[Positive, Positive]
-
-    def __post_init__(self) -> None:
-        """Refuse what is no shape."""
-        check_fields(self, "model")
 
     @property
     def rows(self) -> int:
@@ -65,7 +57,7 @@ class PixelCNNSettings(ModelSettings):
     def make_shape(self, spec: TokenSpec) -> PixelCNNShape:
         """Make the shape of the model that is trained on such tokens."""
         sizes = (self.channels, self.layers, self.kernel)
-        return PixelCNNShape(*sizes, spec.codes, spec.classes, spec.grid)
+        return PixelCNNShape(*sizes, **vars(spec))
 
 
 class GatedLayer(nn.Module):
@@ -124,7 +116,6 @@ class PixelCNN(Model):
     name = "pixelcnn"
     Settings = PixelCNNSettings
     Shape = PixelCNNShape
-    engines = ("lean", "naive")
     shape: PixelCNNShape
     layers: Any  # of a module list the type of a layer is not known
 
@@ -227,10 +218,6 @@ class LineCache(State):
         self.conditions = self.model.conditions(labels)
         self._begin_line()
         return self._predict(torch.zeros_like(self.line[..., :1]), 0)
-
-    def advance(self, step: int) -> None:
-        """Go to image token `step`."""
-        self.position = step
 
     def forward(self, codes: Tensor, position: int | Tensor) -> Tensor:
         """Read codes `(B,)`; logits `(B, V)` of the next token."""

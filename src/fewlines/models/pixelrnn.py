@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from fewlines.models.base import Model, ModelSettings, State, TokenSpec
-from fewlines.schema import Odd, Positive, Rate, check_fields
+from fewlines.models.base import Model, ModelSettings, ModelShape, State, TokenSpec
+from fewlines.schema import Odd, Positive, Rate
 
 Variant = Literal["row", "diagonal"]
 
 
 @dataclass(frozen=True)
-class PixelRNNShape:
+class PixelRNNShape(ModelShape):
     """A shape.
 
     Attributes:
@@ -30,20 +30,12 @@ class PixelRNNShape:
         hidden: units of an LSTM; what goes from layer to layer is twice as wide.
         layers: of LSTMs.
         kernel: columns that a state of a Row LSTM is made of, odd.
-        grid: `(h, w)`, tokens of an image.
     """
 
     variant: Variant
     hidden: Positive
     layers: Positive
     kernel: Odd
-    codes: Positive
-    classes: Positive
-    grid: tuple[Positive, Positive]
-
-    def __post_init__(self) -> None:
-        """Refuse what is no shape."""
-        check_fields(self, "model")
 
 
 class PixelRNNSettings(ModelSettings):
@@ -59,7 +51,7 @@ class PixelRNNSettings(ModelSettings):
     def make_shape(self, spec: TokenSpec) -> PixelRNNShape:
         """Make the shape of the model that is trained on such tokens."""
         sizes = (self.variant, self.hidden, self.layers, self.kernel)
-        return PixelRNNShape(*sizes, spec.codes, spec.classes, spec.grid)
+        return PixelRNNShape(*sizes, **vars(spec))
 
 
 def update(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,7 +199,6 @@ class PixelRNN(Model):
     name = "pixelrnn"
     Settings = PixelRNNSettings
     Shape = PixelRNNShape
-    engines = ("lean", "naive")
     shape: PixelRNNShape
     layers: Any  # of a module list the type of a layer is not known
 
@@ -268,15 +259,6 @@ class PixelRNN(Model):
         numbers = shape.layers * of_layer + 2 * shape.hidden * (shape.kernel + side)
         return float(rows * numbers * self.dtype.itemsize)
 
-    def count_training_flops(self) -> float:
-        """Count six operations per weight and token of the products."""
-        weights = sum(
-            parameter.numel()
-            for name, parameter in self.named_parameters()
-            if parameter.ndim == 2 and name not in ("label.weight", "code.weight")
-        )
-        return 6.0 * self.spec.n_tokens * weights
-
 
 class LineState(State):
     """The states of a line, for each row of the batch, with `H` units, `w` columns of a line and a
@@ -314,10 +296,6 @@ class LineState(State):
         """Logits `(B, V)` of the first token."""
         self.label = self.model.label(labels)
         return self._predict(0)
-
-    def advance(self, step: int) -> None:
-        """Go to image token `step`."""
-        self.position = step
 
     def forward(self, codes: Tensor, position: int | Tensor) -> Tensor:
         """Read codes `(B,)`; logits `(B, V)` of the next token."""

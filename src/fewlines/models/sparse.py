@@ -18,16 +18,16 @@ from pydantic import Field
 from torch import Tensor
 
 from fewlines.errors import FewlinesError
-from fewlines.models.base import Model, ModelSettings, State, TokenSpec
+from fewlines.models.base import Model, ModelSettings, ModelShape, State, TokenSpec
 from fewlines.models.llamagen.model import Transformer
 from fewlines.models.llamagen.shape import TransformerShape
-from fewlines.schema import Positive, check_fields
+from fewlines.schema import Positive
 
 Pattern = Literal["strided", "fixed"]
 
 
 @dataclass(frozen=True)
-class SparseShape:
+class SparseShape(ModelShape):
     """A shape.
 
     Attributes:
@@ -41,13 +41,10 @@ class SparseShape:
     dim: Positive
     layers: Positive
     heads: Positive
-    codes: Positive
-    classes: Positive
-    grid: tuple[Positive, Positive]
 
     def __post_init__(self) -> None:
         """Refuse what is no shape."""
-        check_fields(self, "model")
+        super().__post_init__()
         _ = self.dense
         if self.heads < 2:
             raise FewlinesError("heads: one reads what is near, one what is far; write 2 or more")
@@ -97,7 +94,7 @@ class SparseSettings(ModelSettings):
     def make_shape(self, spec: TokenSpec) -> SparseShape:
         """Make the shape of the model that is trained on such tokens."""
         sizes = (self.pattern, self.summary, self.dim, self.layers, self.heads)
-        return SparseShape(*sizes, spec.codes, spec.classes, spec.grid)
+        return SparseShape(*sizes, **vars(spec))
 
 
 class SparseTransformer(Model):
@@ -106,7 +103,6 @@ class SparseTransformer(Model):
     name = "sparse-transformer"
     Settings = SparseSettings
     Shape = SparseShape
-    engines = ("lean", "naive")
     shape: SparseShape
     mask: Tensor
 

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
 from fewlines import machine
-from fewlines.bench.cost import pair_ratios
+from fewlines.bench.cost import name_ratios
 from fewlines.bench.efficiency import describe_host
 from fewlines.cache.spec import make_cache
 from fewlines.devices import Device
@@ -63,14 +63,14 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _device(result: dict[str, Any], row: dict[str, Any]) -> Device:
-    return describe_host(result["probes"][str(row["batch"])], result["dtype"], row["batch"])
+    return describe_host(result["probes"][str(row["batch"])], result["dtype"])
 
 
 def bound_seconds(result: dict[str, Any], row: dict[str, Any]) -> tuple[float, float]:
     """Bound the seconds of an image: its linear layers at the best rate, its keys and values at the
     bandwidth."""
     device, probe = _device(result, row), result["probes"][str(row["batch"])]
-    linear = probe["linear_flops"] / device.rate(row["batch"])
+    linear = probe["linear_flops"] / device.flops
     read = row["mean_read_bytes"] / device.bandwidth
     steps = result["n_tokens"] / row["batch"]
     return linear * steps, read * steps
@@ -97,7 +97,7 @@ def _measured(result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
         "linear_seconds": linear,
         "read_seconds": read,
         "bandwidth": device.bandwidth,
-        "linear_flops_per_second": device.rate(row["batch"]),
+        "linear_flops_per_second": device.flops,
         "operator_seconds": device.operator,
         "predicted_seconds": linear + read + small,
         "predicted_peak_bytes": row["predicted_peak_bytes"],
@@ -117,13 +117,9 @@ def _against(
     for name, full in (("lean", lean), ("stock", stock)):
         if full is not None:
             pairs = min(len(full["seconds"]), len(row["seconds"]))
-            median, low, high = pair_ratios(full["seconds"][:pairs], row["seconds"][:pairs])
-            ratios |= {
-                f"speedup_{name}": median,
-                f"speedup_{name}_low": low,
-                f"speedup_{name}_high": high,
-                f"memory_saving_{name}": full["peak_bytes"] / row["peak_bytes"],
-            }
+            taken = full["seconds"][:pairs], row["seconds"][:pairs]
+            ratios |= name_ratios(f"speedup_{name}", *taken)
+            ratios[f"memory_saving_{name}"] = full["peak_bytes"] / row["peak_bytes"]
     if lean is not None:
         ratios["speedup_bound"] = sum(bound_seconds(result, lean)) / sum(bound_seconds(result, row))
         ratios["bound_reached"] = ratios["speedup_lean"] / ratios["speedup_bound"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fewlines.bench.cost import pair_ratios
+from fewlines.bench.cost import name_ratios
 from fewlines.config import BASE
 from fewlines.report.efficiency import make_efficiency_table
 from fewlines.report.results import Results
@@ -91,14 +91,11 @@ def _read_fid(results: Results, model: str, slug: str) -> np.ndarray[Any, np.dty
 
 
 def _compare_cost(full: dict[str, Any], few: dict[str, Any], against: str = "") -> dict[str, float]:
-    median, low, high = pair_ratios(full["seconds"], few["seconds"])
     return {
         f"process_memory_ratio{against}": full["process_bytes"] / few["process_bytes"],
         f"peak_memory_ratio{against}": full["peak_bytes"] / few["peak_bytes"],
         f"kv_memory_ratio{against}": full["kv_bytes"] / few["kv_bytes"],
-        f"time_ratio{against}": median,
-        f"time_ratio{against}_low": low,
-        f"time_ratio{against}_high": high,
+        **name_ratios(f"time_ratio{against}", full["seconds"], few["seconds"]),
     }
 
 
@@ -171,12 +168,10 @@ def compare_large_grids(table: pd.DataFrame) -> pd.DataFrame:
                 made["cache"] = f"{row['policy']}, {row['budget']}"
                 for engine, other in measured.items():
                     against = "" if engine == "lean" else f"_{engine}"
-                    made |= {
-                        f"peak_memory_ratio{against}": other["peak_bytes"] / row["peak_bytes"],
-                        f"kv_memory_ratio{against}": other["kv_bytes"] / row["kv_bytes"],
-                        f"time_ratio{against}": row[f"speedup_{engine}"],
-                        f"time_ratio{against}_low": row[f"speedup_{engine}_low"],
-                        f"time_ratio{against}_high": row[f"speedup_{engine}_high"],
-                    }
+                    for memory in ("peak", "kv"):
+                        ratio = other[f"{memory}_bytes"] / row[f"{memory}_bytes"]
+                        made[f"{memory}_memory_ratio{against}"] = ratio
+                    for end in ("", "_low", "_high"):
+                        made[f"time_ratio{against}{end}"] = row[f"speedup_{engine}{end}"]
             rows.append(made)
     return pd.DataFrame(rows)

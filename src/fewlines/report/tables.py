@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from fewlines import machine
-from fewlines.bench.cost import pair_ratios
+from fewlines.bench.cost import name_ratios
 from fewlines.config import BASE
 from fewlines.config.settings import AdaptedModel
 from fewlines.metrics.likelihood import name_interval
@@ -24,7 +24,12 @@ def make_cache_table(results: Results) -> pd.DataFrame:
     """Make one row per model and cache, in the order of the configuration. Bytes are bytes, times
     seconds, likelihoods nats per token, deltas against `full` of the same model. A row of
     `measure: likelihood` has no samples and no times."""
-    rows = [_cache_row(results, model, slug) for model, slug in results.experiment.rows]
+    rows = []
+    for model, slug in results.experiment.rows:
+        cost: dict[str, Any] = {"kv_bytes": _count_bytes(results, model, slug)}
+        if results.experiment.is_shown(slug):
+            cost |= _cost(results.read_cost(slug), slug)
+        rows.append(_row(results, model, slug, cost))
     return pd.DataFrame(rows)
 
 
@@ -64,14 +69,8 @@ def make_likelihood_table(results: Results) -> pd.DataFrame:
 def make_quality_table(results: Results) -> pd.DataFrame:
     """Make the rows of likelihood and the measures of samples, of those that have samples: no
     times."""
-    measured = [(row, results.read_quality(row[1], row[0])) for row in results.experiment.rows]
-    rows = []
-    for row, quality in measured:
-        if quality:
-            made = {**_quality_row(results, *row, quality), **_versus(results, *row)}
-            made["fid_ratio"] = _compare_fid(results, row[0], made["fid_mean"])
-            rows.append({**made, **_describe_quality(quality)})
-    return pd.DataFrame(rows)
+    drawn = [row for row in results.experiment.rows if results.read_quality(row[1], row[0])]
+    return pd.DataFrame([_row(results, *row, {}) for row in drawn])
 
 
 def make_lines_table(results: Results) -> pd.DataFrame:
@@ -188,37 +187,21 @@ def _trained_for(adapted: AdaptedModel, slug: str) -> str:
     return "this" if len(adapted.caches) == 1 else "several"
 
 
-def _cache_row(results: Results, model: str, slug: str) -> dict[str, Any]:
-    timed, quality = results.experiment.is_shown(slug), results.read_quality(slug, model)
-    row = _quality_row(results, model, slug, quality)
-    return {
-        **row,
-        "kv_bytes": _count_bytes(results, model, slug),
-        **(_cost(results.read_cost(slug), slug) if timed else {}),
-        **_versus(results, model, slug),
-        "fid_ratio": _compare_fid(results, model, row["fid_mean"]),
-        **_describe_quality(quality),
-    }
-
-
-def _quality_row(
-    results: Results, model: str, slug: str, quality: dict[str, Any]
-) -> dict[str, Any]:
-    """Likelihood, and the measures of samples where there are any."""
+def _row(results: Results, model: str, slug: str, cost: dict[str, Any]) -> dict[str, Any]:
+    """Likelihood; where there are samples, their measures, and what those are of: network of the
+    features, temperature of the samples, and the images that they were compared with."""
+    quality = results.read_quality(slug, model)
     sets = pd.DataFrame(quality.get("sets", []), columns=MEASURES)
+    scores = _over_seeds(sets)
     return {
         **_identify(results, model, slug),
         "samples": quality.get("samples", np.nan),
         "seeds": len(sets) or np.nan,
         **_likelihood(results, model, slug),
-        **_over_seeds(sets),
-    }
-
-
-def _describe_quality(quality: dict[str, Any]) -> dict[str, Any]:
-    """What the measures of samples are of: network of the features, temperature of the samples, and
-    the images that they were compared with."""
-    return {
+        **scores,
+        **cost,
+        **_versus(results, model, slug),
+        "fid_ratio": _compare_fid(results, model, scores["fid_mean"]),
         "extractor": quality.get("extractor", ""),
         "fid_note": _note_rank(quality),
         "temperature": quality.get("temperature", np.nan),
@@ -261,20 +244,16 @@ def _cost(cost: dict[str, Any], slug: str) -> dict[str, Any]:
     """Memory and time of a cache: the same for all weights."""
     rows = {row["name"]: row for row in cost["rows"]}
     full, this = rows["full"], rows[slug]
-    ratios = {}
-    for name, other in (("lean", full), ("stock", rows.get("stock", {}))):
-        seconds = other.get("seconds", [np.nan] * len(this["seconds"]))
-        ratios[name] = pair_ratios(seconds, this["seconds"])
+    stock = rows.get("stock", {}).get("seconds", [np.nan] * len(this["seconds"]))
+    ratios = name_ratios("speedup_lean", full["seconds"], this["seconds"])
+    ratios |= name_ratios("speedup_stock", stock, this["seconds"])
     return {
         "peak_bytes": this["peak_bytes"],
         "seconds_per_image": float(np.median(this["seconds"])) / cost["batch"],
-        "speedup_lean": ratios["lean"][0],
-        "speedup_stock": ratios["stock"][0],
+        "speedup_lean": ratios.pop("speedup_lean"),
+        "speedup_stock": ratios.pop("speedup_stock"),
         "memory_saving": full["peak_bytes"] / this["peak_bytes"],
-        "speedup_lean_low": ratios["lean"][1],
-        "speedup_lean_high": ratios["lean"][2],
-        "speedup_stock_low": ratios["stock"][1],
-        "speedup_stock_high": ratios["stock"][2],
+        **ratios,
         "outcome": this["outcome"],
         "cost_batch": cost["batch"],
         "arithmetic": cost["precision"],

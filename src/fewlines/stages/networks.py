@@ -11,7 +11,7 @@ import typer
 from fewlines import machine
 from fewlines.config import Experiment
 from fewlines.data import SOURCES, ImageData
-from fewlines.errors import FewlinesError
+from fewlines.errors import FewlinesError, look_up
 from fewlines.files import write_tensors
 from fewlines.models.checkpoint import load_network, load_tokenizer, save_network
 from fewlines.models.tokenizer import Tokenizer
@@ -39,9 +39,7 @@ def fetch_data(
         path: a folder with its files.
         side: pixels that images of a folder are brought to.
     """
-    if source not in SOURCES:
-        raise FewlinesError(f"unknown data source '{source}'; there are {', '.join(SOURCES)}")
-    SOURCES[source](path, side).save(output)
+    look_up(source, SOURCES, "data source")(path, side).save(output)
 
 
 @join()

@@ -189,7 +189,7 @@ def _measure_processor(dtype: torch.dtype) -> Device:
     """This machine, for products of common size."""
     print("measuring this machine …", file=sys.stderr)
     probe = roofline.probe_layers(SQUARES, 256, 1024)
-    return describe_host(probe, machine.dtype_name(dtype), 256)
+    return describe_host(probe, machine.dtype_name(dtype))
 
 
 def _find_device(name: str) -> Device | None:
@@ -208,7 +208,7 @@ def _resolve(device: str, precision: Precision) -> torch.dtype:
 def _measure_host(decode: Any, dtype: torch.dtype) -> Device:
     print("measuring this machine …", file=sys.stderr)
     probe = roofline.probe_machine(decode)
-    return describe_host(probe, machine.dtype_name(dtype), decode.rows)
+    return describe_host(probe, machine.dtype_name(dtype))
 
 
 def _describe_fitting(decode: Any, device: Device, batch: int) -> str:

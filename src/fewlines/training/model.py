@@ -57,20 +57,16 @@ class ModelObjective(Objective):
         self.steps, self.batch, self.warmup = settings.steps, settings.batch, settings.warmup
         self.network: Model = network
         self.teacher, self.distil = teacher, distil
-        groups = [group for group in network.group_parameters() if group["params"]]
-        matrices, rest = (
-            [{key: group[key] for key in group if key != "optimizer"} for group in of_one]
-            for of_one in (
-                [group for group in groups if group["optimizer"] == name]
-                for name in ("muon", "adamw")
-            )
-        )
+        groups: dict[str, list[dict[str, Any]]] = {"muon": [], "adamw": []}
+        for group in network.group_parameters():
+            if group["params"]:
+                groups[group.pop("optimizer")].append(group)
         self.optimizers: list[torch.optim.Optimizer] = []
-        if matrices:
-            self.optimizers.append(Muon(matrices, lr=settings.muon_rate))
-        if rest:
+        if groups["muon"]:
+            self.optimizers.append(Muon(groups["muon"], lr=settings.muon_rate))
+        if groups["adamw"]:
             rate, betas = settings.adamw_rate, (0.9, 0.95)
-            adamw = torch.optim.AdamW(rest, lr=rate, betas=betas, weight_decay=0.0)
+            adamw = torch.optim.AdamW(groups["adamw"], lr=rate, betas=betas, weight_decay=0.0)
             self.optimizers.append(adamw)
 
     def fingerprint(self) -> list[Any]:

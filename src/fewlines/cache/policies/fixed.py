@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from fewlines.cache.policy import NO_VICTIM, StaticPolicy
+from fewlines.cache.policy import StaticPolicy, evict_one_by_one
 from fewlines.geometry import Geometry, Table
 
 
@@ -26,16 +24,11 @@ class Fixed(StaticPolicy):
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
         """Choose whom each image token evicts."""
         height, width = geometry.grid
-        victims = np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)
-        for layer, head in np.ndindex(capacity.shape):
+
+        def choose(layer: int, head: int, step: int, resident: list[int]) -> int:
             columns = max(1, (int(capacity[layer, head]) - width) // max(1, height - 1))
-            resident: list[int] = []
-            for step in range(geometry.n_tokens):
-                if len(resident) == capacity[layer, head]:
-                    line = step - step % width
-                    left = (t for t in resident if t < line and t % width < width - columns)
-                    victim = next(left, resident[0])
-                    victims[layer, head, step] = victim
-                    resident.remove(victim)
-                resident.append(step)
-        return victims
+            line = step - step % width
+            left = (t for t in resident if t < line and t % width < width - columns)
+            return next(left, resident[0])
+
+        return evict_one_by_one(geometry, capacity, choose)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fewlines.cache.policy import NO_VICTIM, StaticPolicy
+from fewlines.cache.policy import StaticPolicy, evict_one_by_one
 from fewlines.geometry import Geometry, Table
 from fewlines.schema import Count
 
@@ -22,12 +22,8 @@ class Random(StaticPolicy):
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
         """Choose whom each image token evicts."""
         random = np.random.default_rng(self.seed)
-        victims = np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)
-        for layer, head in np.ndindex(capacity.shape):
-            resident: list[int] = []
-            for step in range(geometry.n_tokens):
-                if len(resident) == capacity[layer, head]:
-                    chosen = int(random.integers(len(resident)))
-                    victims[layer, head, step] = resident.pop(chosen)
-                resident.append(step)
-        return victims
+
+        def choose(layer: int, head: int, step: int, resident: list[int]) -> int:
+            return resident[random.integers(len(resident))]
+
+        return evict_one_by_one(geometry, capacity, choose)

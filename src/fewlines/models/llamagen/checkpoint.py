@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fewlines.errors import FewlinesError
+from fewlines.errors import FewlinesError, look_up
 from fewlines.files import parse, read_tensors
 from fewlines.models.llamagen.model import Transformer
 from fewlines.models.llamagen.shape import SHAPES, TransformerShape
@@ -120,8 +120,8 @@ def load_checkpoint(
     Raises:
         FewlinesError: see `read_weights` and `fill`; or it is of another shape than was named.
     """
-    if shape is not None and shape not in SHAPES:
-        raise FewlinesError(f"unknown shape '{shape}'; there are {', '.join(SHAPES)}")
+    if shape is not None:
+        look_up(shape, SHAPES, "shape")
     found, given = read_weights(path, part)
     condition = NOTHING if NOTHING in found else ROWS
     tables = {name for name, tensor in found.items() if tensor.ndim == 2}

@@ -36,22 +36,6 @@ def list_linears(shape: TransformerShape) -> list[tuple[int, int]]:
     return block * shape.layers + [(shape.codes, shape.dim)]
 
 
-def count_linear_flops(shape: TransformerShape, rows: int) -> int:
-    """Count the operations of all linear layers for `rows` positions."""
-    return 2 * rows * sum(out * into for out, into in list_linears(shape))
-
-
-def count_weight_bytes(shape: TransformerShape, itemsize: int) -> int:
-    """Count the bytes of matrices in `itemsize` bytes and of embeddings in float32."""
-    matrices = sum(out * into for out, into in list_linears(shape))
-    return matrices * itemsize + (shape.codes + shape.classes + 1) * shape.dim * FLOAT
-
-
-def count_entry_bytes(shape: TransformerShape, itemsize: int) -> int:
-    """Count the bytes of one cached position of one row, in one head of one layer."""
-    return 2 * shape.head_dim * itemsize
-
-
 @dataclass(frozen=True)
 class Decode:
     """A decode whose cost is asked for.
@@ -96,7 +80,7 @@ class Decode:
         """Count the bytes of keys and values read when image token `step` goes in."""
         plan = self.cache.plan(self.shape.geometry)
         seen = plan.count_entries() if self.whole else self._written(step)
-        return seen * count_entry_bytes(self.shape, self.storage.itemsize) * self.rows
+        return seen * 2 * self.shape.head_dim * self.storage.itemsize * self.rows
 
     def average_bytes(self) -> float:
         """Average `count_step_bytes` over the image's steps."""
@@ -111,10 +95,9 @@ class Decode:
 
     def predict_linear(self, device: Device) -> float:
         """Predict the seconds of the linear layers of a step."""
-        rate = device.rate(self.rows)
         return sum(
             max(
-                2 * self.rows * out * into / rate,
+                2 * self.rows * out * into / device.flops,
                 out * into * self.precision.itemsize / device.bandwidth,
             )
             for out, into in list_linears(self.shape)
@@ -152,12 +135,14 @@ class Decode:
     @property
     def linear_flops(self) -> int:
         """Operations of the linear layers of a step."""
-        return count_linear_flops(self.shape, self.rows)
+        return 2 * self.rows * sum(out * into for out, into in self.linears)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights."""
-        return count_weight_bytes(self.shape, self.precision.itemsize)
+        """Bytes of the weights: matrices in the products' precision, embeddings in float32."""
+        matrices = sum(out * into for out, into in self.linears)
+        tables = (self.shape.codes + self.shape.classes + 1) * self.shape.dim
+        return matrices * self.precision.itemsize + tables * FLOAT
 
     def count_operators(self, device: Device) -> int:
         """Count the small operators of a step."""

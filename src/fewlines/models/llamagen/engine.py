@@ -61,11 +61,6 @@ class KVState(State):
         return self.buffers.bytes
 
     @property
-    def policy_bytes(self) -> int:
-        """Bytes of the bookkeeping of a scoring policy."""
-        return self.buffers.policy_bytes
-
-    @property
     def signature(self) -> tuple[object, ...]:
         """What the host decides of a step."""
         return self.buffers.signature

@@ -23,7 +23,7 @@ from fewlines.cache.spec import Cache
 from fewlines.errors import FewlinesError
 from fewlines.geometry import Geometry
 from fewlines.models.base import AttentionModel, Model, State
-from fewlines.models.llamagen.cost import Decode
+from fewlines.models.llamagen.cost import Decode, list_linears
 from fewlines.models.llamagen.settings import LlamaGenSettings
 from fewlines.models.llamagen.shape import SHAPES, TransformerShape
 
@@ -307,33 +307,14 @@ class Transformer(AttentionModel):
 
     def group_parameters(self) -> list[dict[str, Any]]:
         """Muon for the blocks' matrices, AdamW for everything else."""
-        shape = self.shape
-        kv_rows = shape.kv_heads * shape.head_dim
-        matrices, fused, rest = [], [], []
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if name.endswith("wqkv.weight"):
-                fused.append(parameter)
-            elif name.startswith("layers.") and name.endswith(".weight") and parameter.ndim == 2:
-                matrices.append(parameter)
-            else:
-                rest.append(parameter)
-        split = [shape.dim, kv_rows, kv_rows]
-        groups: list[dict[str, Any]] = [
-            {"params": matrices, "optimizer": "muon"},
-            {"params": fused, "optimizer": "muon", "split": split},
-            {"params": rest, "optimizer": "adamw"},
-        ]
-        return groups
+        kv_rows = self.shape.kv_heads * self.shape.head_dim
+        return self.group_for_muon([self.shape.dim, kv_rows, kv_rows])
 
     def count_training_flops(self) -> float:
         """Count six operations per weight and token of the products, and causal attention; the
         optimiser's are not counted."""
         shape = self.shape
-        attention = shape.dim * shape.dim * 2 + 2 * shape.dim * shape.kv_heads * shape.head_dim
-        weights = shape.layers * (attention + 3 * shape.dim * shape.hidden)
-        weights += shape.dim * shape.codes
+        weights = sum(out * into for out, into in list_linears(shape))
         n = shape.geometry.n_tokens
         return 6.0 * n * weights + 6 * shape.layers * n * n * shape.dim
 

@@ -3,7 +3,7 @@ are served by the same architecture: cost does not depend on the weights."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fewlines.errors import FewlinesError
 from fewlines.geometry import Geometry
@@ -48,6 +48,10 @@ class TransformerShape:
         if self.heads % self.kv_heads:
             raise FewlinesError(f"kv_heads {self.kv_heads} must divide heads {self.heads}")
 
+    def on(self, grid: tuple[int, int]) -> TransformerShape:
+        """Make the shape on another grid `(h, w)`."""
+        return replace(self, grid=grid)
+
     @property
     def head_dim(self) -> int:
         """Numbers of a query, key or value."""
@@ -65,44 +69,25 @@ class TransformerShape:
         return Geometry(self.grid, prefix, layers=self.layers, heads=self.kv_heads)
 
 
-@dataclass(frozen=True)
-class PublishedShape:
-    """A shape as published: as `TransformerShape`, `grid` is that of the published images."""
-
-    dim: int
-    layers: int
-    heads: int
-    codes: int
-    grid: tuple[int, int]
-    prefix: int = 1
-    kv_heads: int | None = None
-
-    def on(self, grid: tuple[int, int]) -> TransformerShape:
-        """Make the shape on a grid `(h, w)`, with ImageNet's classes."""
-        return TransformerShape(
-            self.dim,
-            self.layers,
-            self.heads,
-            self.kv_heads or self.heads,
-            self.codes,
-            1000,
-            grid,
-            prefix=self.prefix,
-        )
+def _publish(
+    dim: int, layers: int, heads: int, codes: int, grid: tuple[int, int], prefix: int = 1
+) -> TransformerShape:
+    """A shape as published, on the grid of the published images and with ImageNet's classes."""
+    return TransformerShape(dim, layers, heads, heads, codes, 1000, grid, prefix=prefix)
 
 
 SHAPES = {
     # LlamaGen, class-conditional (2406.06525)
-    "llamagen-b": PublishedShape(768, 12, 12, 16384, (16, 16)),
-    "llamagen-l": PublishedShape(1024, 24, 16, 16384, (16, 16)),
-    "llamagen-xl": PublishedShape(1280, 36, 20, 16384, (24, 24)),
-    "llamagen-xxl": PublishedShape(1536, 48, 24, 16384, (24, 24)),
-    "llamagen-3b": PublishedShape(3200, 24, 32, 16384, (24, 24)),
-    "llamagen-xxxl": PublishedShape(2560, 48, 40, 16384, (24, 24)),
-    "llamagen-1b": PublishedShape(2048, 22, 32, 16384, (24, 24)),
-    "llamagen-7b": PublishedShape(4096, 32, 32, 16384, (24, 24)),
+    "llamagen-b": _publish(768, 12, 12, 16384, (16, 16)),
+    "llamagen-l": _publish(1024, 24, 16, 16384, (16, 16)),
+    "llamagen-xl": _publish(1280, 36, 20, 16384, (24, 24)),
+    "llamagen-xxl": _publish(1536, 48, 24, 16384, (24, 24)),
+    "llamagen-3b": _publish(3200, 24, 32, 16384, (24, 24)),
+    "llamagen-xxxl": _publish(2560, 48, 40, 16384, (24, 24)),
+    "llamagen-1b": _publish(2048, 22, 32, 16384, (24, 24)),
+    "llamagen-7b": _publish(4096, 32, 32, 16384, (24, 24)),
     # Janus-Pro-1B (2501.17811): DeepSeek-LLM with a text prompt before the image
-    "janus-1b": PublishedShape(2048, 24, 16, 16384, (24, 24), prefix=64),
+    "janus-1b": _publish(2048, 24, 16, 16384, (24, 24), prefix=64),
     # Lumina-mGPT (2408.02657): Chameleon 7B, and a long instruction before the image
-    "lumina-7b": PublishedShape(4096, 32, 32, 65536, (48, 49), prefix=256),
+    "lumina-7b": _publish(4096, 32, 32, 65536, (48, 49), prefix=256),
 }
