@@ -17,7 +17,7 @@ from fewlines.report.provenance import make_stamp_here
 from toy_chain import make_folder, snakemake
 
 EXPERIMENT = REPOSITORY / "tests/cluster/nodes.yaml"
-NODES, REPEATS = ("n1", "n2", "n3"), 2
+NODES, REPEATS, JOBS = ("n1", "n2", "n3"), 2, 6  # as many as shards in the experiment
 TARGETS = {
     "generate": "results/nodes/base/samples/full.safetensors",
     "tokenize": "results/nodes/tokens.safetensors",  # the last: models are of it
@@ -58,7 +58,9 @@ def measure(folder: Path, stage: str, nodes: int) -> float:
     before = list_times()
     command = ["--workflow-profile=profiles/slurm", f"--forcerun={stage}", *ON_SLURM]
     snakemake(folder, TARGETS[stage], *command, config=EXPERIMENT, limit=LIMIT)
-    jobs = [times for job, times in list_times().items() if job not in before and stage in times[0]]
+    since = {job: times for job, times in list_times().items() if job not in before}
+    jobs = [times for times in since.values() if times[0].startswith(f"rule_{stage}_")]
+    assert len(jobs) == JOBS, since
     starts, ends = ([datetime.fromisoformat(times[each]) for _, *times in jobs] for each in (0, 1))
     for node in spare:
         run("scontrol", "update", f"NodeName={node}", "State=RESUME")

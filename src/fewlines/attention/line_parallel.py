@@ -141,6 +141,19 @@ class _Lines:
             return everyone
         P, every = self.geometry.prefix, self.policy.interval(self.geometry, self.capacity)
         start = steps.start
+        asked: dict[str, Tensor] = {}
+        match self.policy.needs:
+            case "line_mean":
+                asked["line_mean"] = state.line.mean(2)
+            case "line_max":
+                asked["line_max"] = state.line.amax(2)
+            case "line_query":
+                queries = q[..., P + start - every : P + start, :].detach().float()
+                asked["line_query"] = queries.mean(-2)
+            case "attention":
+                asked["attention"] = state.history
+            case "total":
+                asked["total"] = state.total
         view = View(
             start,
             self.geometry,
@@ -149,11 +162,7 @@ class _Lines:
             self.expectation,
             lambda: pick_rows(k, state.residents + P).detach().float(),
             lambda: pick_rows(v, state.residents + P).detach().float(),
-            line_mean=state.line.mean(2),
-            line_max=state.line.amax(2),
-            line_query=q[..., P + start - every : P + start, :].detach().float().mean(-2),
-            attention=state.history,
-            total=state.total,
+            **asked,
         )
         with torch.no_grad(), torch.autocast(k.device.type, enabled=False):
             evictions = self.policy.rank_evictions(view, steps, going)

@@ -81,8 +81,9 @@ def evict_one_by_one(
         resident: list[int] = []
         for step in range(geometry.n_tokens):
             if len(resident) == capacity[layer, head]:
-                victims[layer, head, step] = choose(layer, head, step, resident)
-                resident.remove(victims[layer, head, step])
+                victim = choose(layer, head, step, resident)
+                victims[layer, head, step] = victim
+                resident.remove(victim)
             resident.append(step)
     return victims
 

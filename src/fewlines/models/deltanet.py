@@ -189,6 +189,7 @@ class GatedDeltaNet(Model):
     name = "gated-deltanet"
     Settings = DeltaNetSettings
     Shape = DeltaNetShape
+    engines = ("lean", "naive")
     shape: DeltaNetShape
     layers: Any  # of a module list the type of a layer is not known
 

@@ -132,6 +132,7 @@ class Hierarchical(Model):
     name = "hierarchical"
     Settings = HierarchicalSettings
     Shape = HierarchicalShape
+    engines = ("lean", "naive")
     raster = False
     shape: HierarchicalShape
 

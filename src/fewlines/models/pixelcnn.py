@@ -116,6 +116,7 @@ class PixelCNN(Model):
     name = "pixelcnn"
     Settings = PixelCNNSettings
     Shape = PixelCNNShape
+    engines = ("lean", "naive")
     shape: PixelCNNShape
     layers: Any  # of a module list the type of a layer is not known
 

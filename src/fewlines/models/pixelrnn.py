@@ -199,6 +199,7 @@ class PixelRNN(Model):
     name = "pixelrnn"
     Settings = PixelRNNSettings
     Shape = PixelRNNShape
+    engines = ("lean", "naive")
     shape: PixelRNNShape
     layers: Any  # of a module list the type of a layer is not known
 
@@ -258,6 +259,15 @@ class PixelRNN(Model):
         of_layer = shape.hidden * (row if shape.variant == "row" else diagonal)
         numbers = shape.layers * of_layer + 2 * shape.hidden * (shape.kernel + side)
         return float(rows * numbers * self.dtype.itemsize)
+
+    def count_training_flops(self) -> float:
+        """Count six operations per weight and token of the products."""
+        weights = sum(
+            parameter.numel()
+            for name, parameter in self.named_parameters()
+            if parameter.ndim == 2 and name not in ("label.weight", "code.weight")
+        )
+        return 6.0 * self.spec.n_tokens * weights
 
 
 class LineState(State):

@@ -103,6 +103,7 @@ class SparseTransformer(Model):
     name = "sparse-transformer"
     Settings = SparseSettings
     Shape = SparseShape
+    engines = ("lean", "naive")
     shape: SparseShape
     mask: Tensor
 

@@ -165,7 +165,7 @@ def _train(
     if not is_first():
         return
     flops, images = objective.network.count_training_flops(), objective.settings.batch
-    rate = images * flops / seconds if seconds else None
+    rate = images * flops / seconds if seconds and flops else None
     parameters = list(objective.network.parameters())
     summary = {
         "parameters": sum(parameter.numel() for parameter in parameters),

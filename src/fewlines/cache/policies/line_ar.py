@@ -63,6 +63,7 @@ class LineAR(ScoringPolicy):
             return view.line_max
         if self.pool == "decayed":
             return view.total / max(1, view.step)
-        scores = view.line_query @ view.keys.transpose(2, 3) * view.keys.shape[-1] ** -0.5
+        keys = view.keys
+        scores = view.line_query @ keys.transpose(2, 3) * keys.shape[-1] ** -0.5
         attention: Tensor = scores.softmax(-1).mean(2)
         return attention

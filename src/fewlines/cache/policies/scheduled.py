@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fewlines.cache.policy import CalibratedPolicy, evict_one_by_one
+import numpy as np
+
+from fewlines.cache.policy import NO_VICTIM, CalibratedPolicy
 from fewlines.calibration.data import Calibration
 from fewlines.geometry import Geometry, Table
 
@@ -25,8 +27,14 @@ class Scheduled(CalibratedPolicy):
         self, geometry: Geometry, capacity: Table, calibration: Calibration
     ) -> Table:
         """Choose whom each image token evicts."""
-
-        def choose(layer: int, head: int, step: int, resident: list[int]) -> int:
-            return resident[calibration.future[layer, head, step, resident].argmin()]
-
-        return evict_one_by_one(geometry, capacity, choose)
+        n = geometry.n_tokens
+        victims = np.full((*capacity.shape, n), NO_VICTIM)
+        for layer, head in np.ndindex(capacity.shape):
+            resident = np.zeros(n, dtype=bool)
+            for step in range(n):
+                if resident.sum() == capacity[layer, head]:
+                    score = np.where(resident, calibration.future[layer, head, step], np.inf)
+                    victims[layer, head, step] = score.argmin()
+                    resident[victims[layer, head, step]] = False
+                resident[step] = True
+        return victims
