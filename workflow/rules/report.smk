@@ -155,7 +155,7 @@ rule figures:
     input:
         MEASURED,
         calibration_for(CACHES),
-        of(SHOWN, "{model}/samples/{cache}.safetensors"),
+        of(EXPERIMENT.pictured_rows, "{model}/samples/{cache}.safetensors"),
         tokenizer=rules.tokenizer.output.weights,
     output:
         expand(f"{RUN}/figures/{{name}}.csv", name=FIGURES),

@@ -153,6 +153,13 @@ class Experiment(Section):
             if slug in compared and model in models and self.is_drawn(slug, model)
         ]
 
+    @property
+    def pictured_rows(self) -> list[tuple[str, str]]:
+        """The rows whose images are shown: headlines, and the base model's in the paper's
+        comparison."""
+        compared = [row for row in self.paper_rows if row[0] == BASE]
+        return [row for row in self.rows if self.is_shown(row[1], row[0]) or row in compared]
+
     def is_drawn(self, slug: str, model: str = BASE) -> bool:
         """Whether a model's images are drawn under this cache."""
         return self._get_measure(slug, model) != "likelihood"

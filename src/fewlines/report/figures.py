@@ -121,7 +121,7 @@ def draw_quality(table: pd.DataFrame, reference: pd.DataFrame, path: Path) -> No
 def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
     """Draw the same seeds and classes under every cache, a row each, beside what a head of the
     middle layer holds when three quarters of the image are drawn."""
-    shown = results.shown
+    shown = results.experiment.pictured_rows
     drawn = []
     figure, axes = plt.subplots(
         len(shown),

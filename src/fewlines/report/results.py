@@ -50,11 +50,6 @@ class Results:
         weights = self.experiment.get_weights(model)
         return _load_network(self.folder / weights / "model.safetensors")
 
-    @property
-    def shown(self) -> list[tuple[str, str]]:
-        """The rows, model and cache, whose images are shown."""
-        return [row for row in self.experiment.rows if self.experiment.is_shown(row[1], row[0])]
-
     @cached_property
     def calibration(self) -> Calibration:
         """The base model's; raises if there is none."""
