@@ -13,6 +13,7 @@ from fewlines.files import read_json, write_json
 # What was published after an earlier run is no change of what makes the next one.
 CHANGES = ("status", "--porcelain", "--untracked-files=no", "--", ":(top)", ":(top,exclude)results")
 CODE = Path(__file__).parent
+PROVENANCE = "provenance.json"  # of a run: what was put together, no measurement
 
 
 def describe_run(config: Experiment, checkout: Path) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def write_measured(path: Path, content: dict[str, Any]) -> None:
 def collect_stamps(run: Path) -> dict[str, str]:
     """Put together what the measurements of a run say of their origin: both commits, of a run that
     went on after a change."""
-    contents = [read_json(path) for path in sorted(run.rglob("*.json"))]
+    paths = [path for path in sorted(run.rglob("*.json")) if path.name != PROVENANCE]
+    contents = [read_json(path) for path in paths]
     found = [each["measured"] for each in contents if isinstance(each, dict) and "measured" in each]
     keys = found[0] if found else ()
     return {key: "; ".join(sorted({each[key] for each in found} - {""})) for key in keys}

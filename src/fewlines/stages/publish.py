@@ -12,7 +12,13 @@ from fewlines.config import Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import read_json, replacing, write_text
 from fewlines.report.blocks import fill
-from fewlines.report.provenance import describe_run, make_stamp, run_git
+from fewlines.report.provenance import (
+    PROVENANCE,
+    collect_stamps,
+    describe_run,
+    make_stamp,
+    run_git,
+)
 from fewlines.report.tables import make_correlation_table
 
 
@@ -32,13 +38,13 @@ def publish(config: Experiment, run: Path, reference: Path) -> None:
     ]
     if missing:
         raise FewlinesError(f"{missing[0]} is missing; finish the run with 'snakemake' first")
-    recorded = run / "provenance.json"
+    recorded = run / PROVENANCE
     facts = read_json(recorded) if recorded.exists() else describe_run(config, Path.cwd())
+    measured = {key: text for key, text in collect_stamps(run).items() if text}
+    stamp = make_stamp(facts) | measured
     for name, source in config.publish.items():
         path, target = run / source, reference / name.format(name=config.name)
         if path.suffix == ".csv":
-            measured = {key: text for key, text in facts.get("measured", {}).items() if text}
-            stamp = make_stamp(facts) | measured
             table = pd.read_csv(path, dtype=dict.fromkeys(stamp, "str"))
             for key, text in stamp.items():  # of rows that do not say it themselves
                 table[key] = table[key].fillna(text) if key in table else text
