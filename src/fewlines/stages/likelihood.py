@@ -15,6 +15,7 @@ from fewlines.metrics.likelihood import (
     Likelihood,
     compare_storages,
     measure_likelihoods,
+    name_interval,
 )
 from fewlines.models.base import Model
 from fewlines.models.checkpoint import load_network
@@ -87,7 +88,9 @@ def measure_storage(config: Experiment, model: Path, tokens: Path, output: Path)
         {
             "storage": name,
             "images": len(labels),
-            **found,
+            **name_interval("nll_delta", found.nll_delta),
+            "equal_tokens": found.equal_tokens,
+            "equal_before": found.equal_before,
         }
         for name, found in zip(storages, agreements, strict=True)
     ]
