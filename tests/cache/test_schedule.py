@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -45,6 +46,18 @@ def test_a_layer_at_a_time_is_the_same_schedule(policy, lines):
     np.testing.assert_array_equal(found.victims, expected.victims)
     np.testing.assert_array_equal(found.capacity, expected.capacity)
     np.testing.assert_array_equal(found.merge_slots, expected.merge_slots)
+
+
+def test_a_cache_that_is_served_holds_no_calibration_where_nothing_asks_for_it():
+    geometry = Geometry((14, 14), prefix=1, layers=6, heads=3)
+    held = {}
+    for policy in ("scheduled", "corrected", "line_ar"):
+        cache = calibrated(fewlines.cache(policy, lines=2, merge=True), geometry)
+        held[policy] = len(pickle.dumps(Schedule.settle(cache, geometry)))
+    calibration = 6 * 3 * 196**2 * 4  # bytes
+    assert held["scheduled"] < calibration / 10
+    assert held["corrected"] > calibration  # it goes by it while an image is drawn
+    assert held["line_ar"] < calibration / 10
 
 
 def test_it_takes_a_few_kilobytes_at_the_default_model(tmp_path):

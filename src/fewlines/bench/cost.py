@@ -19,6 +19,7 @@ import torch
 from fewlines import machine
 from fewlines.bench import memory
 from fewlines.bench.harness import OK, OUT_OF_MEMORY, Worker
+from fewlines.cache.schedule import Schedule
 from fewlines.cache.spec import Cache
 from fewlines.decode.loop import Watch, decode
 from fewlines.decode.sampler import Sampler, draw_noise
@@ -32,7 +33,7 @@ class Configuration:
     """What is compared: `name` of the row, the `cache`, the `engine` that reads it."""
 
     name: str
-    cache: Cache
+    cache: Cache | Schedule
     engine: str
 
 

@@ -64,6 +64,13 @@ class Schedule:
         return cls(cache.slug, plan)
 
     @classmethod
+    def settle(cls, cache: Cache, geometry: Geometry) -> Cache | Schedule:
+        """A cache as it is served: by its schedule, without the calibration that it went by; itself
+        where it decides while an image is drawn."""
+        plan = cache.plan(geometry)
+        return cache if plan.victims is None else cls(cache.slug, plan)
+
+    @classmethod
     def by_layer(
         cls, cache: Cache, geometry: Geometry, calibrations: Iterable[Calibration]
     ) -> Schedule:

@@ -12,10 +12,13 @@ from fewlines.bench.cost import Configuration, Workload
 from fewlines.bench.cost import measure_cost as measure
 from fewlines.bench.memory import peak_method
 from fewlines.bench.training_cost import measure_training
+from fewlines.cache.schedule import Schedule
+from fewlines.cache.spec import Cache
 from fewlines.config import Experiment
 from fewlines.config.settings import CostSettings, PaperSettings
 from fewlines.files import write_csv
-from fewlines.models.checkpoint import load_shape
+from fewlines.models.base import AttentionModel
+from fewlines.models.checkpoint import load_network, load_shape
 from fewlines.report.provenance import make_stamp_here, write_measured
 from fewlines.stages.samples import make_sampler
 
@@ -32,7 +35,8 @@ def measure_cost(
         output: JSON to write.
         calibration: of the model, for caches that go by one.
     """
-    _measure(config, config.cost, model, [cache], output, calibration)
+    caches = _settle(config, model, [cache], calibration)
+    _measure(config, config.cost, model, caches, output)
 
 
 def measure_paper(
@@ -46,7 +50,8 @@ def measure_paper(
         output: JSON to write.
         calibration: of the model, for caches that go by one.
     """
-    _measure(config, config.paper, model, config.paper_caches, output, calibration)
+    caches = _settle(config, model, config.paper_caches, calibration)
+    _measure(config, config.paper, model, caches, output)
 
 
 def measure_architecture(config: Experiment, model: Path, output: Path) -> None:
@@ -60,21 +65,28 @@ def measure_architecture(config: Experiment, model: Path, output: Path) -> None:
     _measure(config, config.cost, model, [], output)
 
 
+def _settle(
+    config: Experiment, model: Path, slugs: Sequence[str], calibration: Path | None
+) -> list[Cache | Schedule]:
+    """The limited ones of these caches, as they are served: a calibration is not their memory."""
+    geometry = load_network(model, AttentionModel).geometry
+    caches = [config.get_cache(slug) for slug in slugs if slug != "full"]
+    return [Schedule.settle(cache.calibrated(calibration), geometry) for cache in caches]
+
+
 def _measure(
     config: Experiment,
     settings: CostSettings | PaperSettings,
     model: Path,
-    caches: Sequence[str],
+    caches: Sequence[Cache | Schedule],
     output: Path,
-    calibration: Path | None = None,
 ) -> None:
     full = config.get_cache("full")
-    limited = [config.get_cache(slug).calibrated(calibration) for slug in caches if slug != "full"]
     engines = load_shape(model)[0].engines
     configurations = [
         Configuration("full" if engine == "lean" else engine, full, engine) for engine in engines
     ]
-    configurations += [Configuration(cache.slug, cache, "lean") for cache in limited]
+    configurations += [Configuration(cache.slug, cache, "lean") for cache in caches]
     workload = Workload(
         model,
         settings.batch,
