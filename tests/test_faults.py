@@ -68,7 +68,7 @@ def test_a3_the_oracle_is_measured_by_likelihood_alone():
         {"tasks": {"c": {"prompt_lines": 1, "caches": ["oracle-2lines"]}}},
         {"adaptation": {"models": {"adapted": {"caches": ["oracle-2lines"]}}}},
     ):
-        with pytest.raises(FewlinesError, match="oracle looks at the finished image"):
+        with pytest.raises(FewlinesError, match="oracle is applied to a finished image"):
             validate_experiment(elsewhere)
 
 

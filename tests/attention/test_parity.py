@@ -12,6 +12,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import fewlines
 from conftest import CACHES, DECODED, GRID, calibrated, images, step_by_step, tiny_transformer
@@ -233,8 +234,41 @@ def test_the_oracle_evicts_what_the_rest_of_the_image_looks_at_least(budget, kv_
         torch.testing.assert_close(fast[row : row + 1], slow, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("policy", ["headkv_online", "diagonal_online"])
+@pytest.mark.parametrize("budget", [{"lines": 1}, {"lines": 2}, {"tokens": 7}])
+def test_what_differs_from_image_to_image_is_what_a_mask_hides(policy, budget):
+    """Image by image causal attention with what is evicted, or not read, masked entry by entry."""
+    model = tiny_transformer()
+    labels, codes = images(model)
+    plan = fewlines.cache(policy, **budget).plan(model.shape.geometry)
+    fast = forward_oracle(model, labels, codes, plan)
+    masks = []
+    for layer, seen in enumerate(capture_attention(model, labels, codes)):
+        capacity = torch.from_numpy(plan.capacity[layer])
+        evicted = plan.oracle.find_evictions(seen, capacity)[:, :, None]
+        unread = plan.oracle.find_unread(seen, capacity)
+        steps = torch.arange(N)
+        sees = (steps <= steps[:, None]) & (steps[:, None] < evicted)
+        held = sees.sum(-1)
+        assert (held.sum(1) <= capacity.sum()).all()  # at every step, of the layer
+        if unread is not None:
+            assert not unread.diagonal(dim1=-2, dim2=-1).any()
+            sees = sees & ~unread
+        sees = torch.cat([torch.zeros_like(sees[:, :, :1]), sees], dim=2)  # the prefix comes first
+        sees = F.pad(sees, (1, 0), value=True)[..., :N, :N]
+        masks.append(sees.repeat_interleave(model.shape.heads // model.shape.kv_heads, dim=1))
+
+    def attend(layer, q, k, v):
+        mask = masks[layer]
+        return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+
+    slow = model.teacher_forced(labels, codes, attend)
+    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    assert fewlines.cache(policy, lines=99).plan(model.shape.geometry).is_full
+
+
 def test_nothing_can_be_drawn_with_the_oracle(model):
-    with pytest.raises(FewlinesError, match="looks at the finished image"):
+    with pytest.raises(FewlinesError, match="is applied to a finished image"):
         fewlines.generate(model, [0], fewlines.cache("oracle", lines=1))
 
 

@@ -162,7 +162,7 @@ def test_wrong_caches_are_explained():
     for build, message in (
         (
             lambda: fewlines.cache("lins", lines=3),
-            "unknown policy 'lins'; there are corrected, diagonal, fixed",
+            "unknown policy 'lins'; there are corrected, diagonal, diagonal_online, fixed",
         ),
         (lambda: fewlines.cache("lines"), "needs a budget"),
         (lambda: fewlines.cache("lines", lines=3, tokens=4), "not several"),

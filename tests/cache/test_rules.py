@@ -168,6 +168,76 @@ def test_the_oracle_is_beladys_rule_on_this_image():
         assert found[row, head].tolist() == expected.tolist()
 
 
+def draw_attention(rows: int = 3) -> torch.Tensor:
+    """Of queries to tokens, in two heads: the second looks near."""
+    random = torch.rand(rows, 2, N, N, generator=torch.Generator().manual_seed(0))
+    steps = torch.arange(N)
+    random[:, 1] *= torch.exp2(-2.0 * (steps[:, None] - steps).clamp(min=0))
+    return torch.tril(random)
+
+
+def test_heads_are_typed_early_in_the_image_and_share_what_local_ones_free():
+    """HeadKV, online: nothing is known before the image is."""
+    attention, options = draw_attention(), {"window": 5, "sinks": 2, "mass": 0.8, "near": 0.6}
+    capacity = torch.tensor([CAPACITY, CAPACITY])
+    found = make_policy("headkv_online", options).find_evictions(attention, capacity)
+    for row in range(3):
+        needs = []
+        for head in range(2):
+            by_distance = [0.0] * CAPACITY
+            for query in range(CAPACITY - 5, CAPACITY):
+                for token in range(query + 1):
+                    by_distance[query - token] += float(attention[row, head, query, token])
+            reached = np.cumsum(by_distance) / sum(by_distance)
+            needs.append(2 + next(r for r in range(1, CAPACITY + 1) if reached[r - 1] >= 0.8))
+        assert needs[1] <= 0.6 * CAPACITY < needs[0]  # the second head is local
+        holds = [2 * CAPACITY - needs[1], needs[1]]
+        for head in range(2):
+            resident, expected = list(range(CAPACITY)), [N] * N
+            for step in range(CAPACITY, N):
+
+                def rank(token, step=step, head=head, given=attention[row]):
+                    if token < 2:
+                        return (2, 0.0)
+                    if head == 1 or token >= step - 5:
+                        return (1, float(token))
+                    return (0, sum(given[head, step - 5 : step, token].tolist()))
+
+                while len(resident) > holds[head] - 1:
+                    victim = min(resident, key=rank)
+                    resident.remove(victim)
+                    expected[victim] = step
+                resident.append(step)
+            assert found[row, head].tolist() == expected
+    alike = draw_attention().roll(1, 1)[:, :1].expand(-1, 2, -1, -1)  # both look near
+    found = make_policy("headkv_online", options).find_evictions(alike, capacity)
+    held = (torch.arange(N)[:, None] < found[..., None, :]).tril().sum(-1)
+    assert held.max() == CAPACITY  # with nobody to take what they free, nobody frees
+
+
+def test_offsets_that_a_window_hardly_looks_at_are_not_read():
+    """DiagonalAttn, as others describe it: the skip set moves by one with every step."""
+    attention, capacity = draw_attention(), torch.tensor([CAPACITY, 9])
+    policy = make_policy("diagonal_online", {"read": 0.4})
+    leaves = policy.find_evictions(attention, capacity)
+    unread = policy.find_unread(attention, capacity)
+    for row, head in np.ndindex(3, 2):
+        window = int(capacity[head])
+        skipped: set[int] = set()  # positions
+        for step in range(N):
+            skipped = {token + 1 for token in skipped}
+            resident = [k for k in range(step + 1) if k > step - window]
+            assert [k for k in range(step + 1) if leaves[row, head, k] > step] == resident
+            if step < window and len(resident) - len(skipped) > round(0.4 * window):
+                known = [k for k in resident if k not in skipped and k < step]
+                skipped.add(min(known, key=lambda k: attention[row, head, step - 1, k].item()))
+            read = [k for k in resident if not unread[row, head, step, k]]
+            assert read == [k for k in resident if k not in skipped]
+            assert len(read) <= round(0.4 * window)
+    everything = make_policy("diagonal_online", {"read": 1.0})
+    assert not everything.find_unread(attention, capacity).any()
+
+
 STEP, RESIDENTS = 18, 13  # the fourth line is about to be written
 
 
@@ -431,8 +501,9 @@ def test_scores_are_compared_at_twelve_bits():
 
 
 STATED = {
-    "full", "lines", "streaming", "fixed", "random", "scheduled", "diagonal", "oracle", "h2o",
-    "tova", "snapkv", "rkv", "keydiff", "knorm", "vatp", "line_ar", "corrected",
+    "full", "lines", "streaming", "fixed", "random", "scheduled", "diagonal", "oracle",
+    "diagonal_online", "headkv_online", "h2o", "tova", "snapkv", "rkv", "keydiff", "knorm", "vatp",
+    "line_ar", "corrected",
 }  # fmt: skip
 
 

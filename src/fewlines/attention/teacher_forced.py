@@ -96,6 +96,7 @@ class Limits:
     Args:
         evicted_at: the step that evicts each token, `(H, N)`, or `(B, H, N)` where rows differ.
         merge_slots: of each head; 0 where victims are dropped.
+        unread: what queries do not look at, `(B, H, N, N)`; None where they look at all they see.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Limits:
         merge_slots: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        unread: Tensor | None = None,
     ) -> None:
         P, n = plan.geometry.prefix, plan.geometry.n_tokens - 1
         self.prefix, self.block = P, min(LINES * plan.geometry.width, n)
@@ -118,7 +120,12 @@ class Limits:
         tokens = seen.int().argsort(dim=-1, descending=True, stable=True)[..., :most]
         leaves = evicted.expand(seen.shape).gather(-1, tokens)[..., None, :]  # (b, H, S, 1, M−P)
         came = tokens[..., None, :] <= query[..., None]
-        sees = F.pad(came & (leaves > query[..., None]), (P, 0), value=True)  # (b, H, S, c, M)
+        looks = came & (leaves > query[..., None])  # (b, H, S, c, M−P)
+        if unread is not None:
+            rows = F.pad(unread[..., :n, :n], (0, 0, 0, query.numel() - n))
+            of_blocks = rows.cpu().unflatten(2, query.shape)  # (B, H, S, c, n)
+            looks &= ~of_blocks.gather(-1, tokens[..., None, :].expand_as(looks))
+        sees = F.pad(looks, (P, 0), value=True)  # (b, H, S, c, M)
         before = torch.arange(P).expand(*tokens.shape[:-1], P)
         self.rows = torch.cat([before, tokens + P], dim=-1).to(device)  # (b, H, S, M)
         self.bias = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, -math.inf).to(device)

@@ -72,7 +72,7 @@ class EvictionPlan:
         """The victims, of a policy that knows them before the first token."""
         if self.oracle is not None:
             raise FewlinesError(
-                f"cache: {self.oracle} looks at the finished image; "
+                f"cache: {self.oracle} is applied to a finished image; "
                 "its likelihood can be measured, nothing can be drawn with it"
             )
         if self.victims is None:

@@ -117,7 +117,8 @@ class CalibratedPolicy(Policy):
 
 
 class OraclePolicy(Policy):
-    """A rule that looks at an image that is known already: an instrument, for likelihood alone."""
+    """A rule that is applied to a finished image: an instrument, for likelihood alone. It may look
+    ahead, or let heads hold or read what differs from image to image."""
 
     @abstractmethod
     def find_evictions(self, attention: Tensor, capacity: Tensor) -> Tensor:
@@ -131,6 +132,11 @@ class OraclePolicy(Policy):
         Returns:
             `(B, H, N)`, the step at which each token is evicted; `N` if it never is.
         """
+
+    def find_unread(self, attention: Tensor, capacity: Tensor) -> Tensor | None:
+        """Find what stays resident and is not read: `(B, H, N, N)` of queries and tokens; None
+        where all residents are read. Arguments are those of `find_evictions`."""
+        return None
 
 
 Need = Literal["line_mean", "line_max", "line_query", "attention", "total"]

@@ -45,7 +45,9 @@ def _check_cache(name: str) -> str:
     except FewlinesError as error:
         raise ValueError(str(error)) from None
     if isinstance(cache.policy, OraclePolicy):
-        raise ValueError(f"{cache.policy.name} looks at the finished image: nothing is drawn by it")
+        raise ValueError(
+            f"{cache.policy.name} is applied to a finished image: nothing is drawn by it"
+        )
     return cache.slug
 
 

@@ -136,7 +136,7 @@ def _make_forward(model: Model, cache: Cache) -> Callable[[Tensor, Tensor], Tens
 def forward_oracle(
     model: AttentionModel, labels: Tensor, codes: Tensor, plan: EvictionPlan
 ) -> Tensor:
-    """Predict under a policy that is shown the finished image.
+    """Predict under a policy that is applied to the finished image.
 
     Args:
         model: whose predictions they are.
@@ -148,17 +148,12 @@ def forward_oracle(
         Logits `(B, N, V)`.
     """
     assert plan.oracle is not None
-    capacity = torch.from_numpy(plan.capacity)  # (L, H)
-    limits = [
-        Limits(
-            plan.oracle.find_evictions(seen.cpu(), capacity[layer]),
-            plan,
-            int(plan.merge_slots[layer, 0]),
-            seen.dtype,
-            seen.device,
-        )
-        for layer, seen in enumerate(capture_attention(model, labels, codes))
-    ]
+    limits = []
+    for layer, seen in enumerate(capture_attention(model, labels, codes)):
+        given = (seen.cpu(), torch.from_numpy(plan.capacity[layer]))
+        evicted_at, unread = plan.oracle.find_evictions(*given), plan.oracle.find_unread(*given)
+        merge_slots = int(plan.merge_slots[layer, 0])
+        limits.append(Limits(evicted_at, plan, merge_slots, seen.dtype, seen.device, unread))
     return model.teacher_forced(labels, codes, lambda layer, q, k, v: limits[layer].attend(q, k, v))
 
 
