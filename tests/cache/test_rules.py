@@ -178,7 +178,7 @@ def draw_attention(rows: int = 3) -> torch.Tensor:
 
 def test_heads_are_typed_early_in_the_image_and_share_what_local_ones_free():
     """HeadKV, online: nothing is known before the image is."""
-    attention, options = draw_attention(), {"window": 5, "sinks": 2, "mass": 0.8, "near": 0.6}
+    attention, options = draw_attention(), {"recent": 5 / 13, "sinks": 2, "mass": 0.8, "near": 0.6}
     capacity = torch.tensor([CAPACITY, CAPACITY])
     found = make_policy("headkv_online", options).find_evictions(attention, capacity)
     for row in range(3):

@@ -14,21 +14,21 @@ import torch
 from torch import Tensor
 
 from fewlines.cache.policy import OraclePolicy
-from fewlines.schema import Count, Mass, Positive, Share
+from fewlines.schema import Count, Mass, Share
 
 
 @dataclass(frozen=True)
 class HeadKVOnline(OraclePolicy):
-    """Heads are typed when the first of them is full, by its last `window` queries. One that gave a
-    share `mass` of its attention to so few last tokens that they are at most a share `near` of its
-    capacity is local: it keeps only these, and what it frees is divided among the other heads of
-    the layer. There the least attended by the last `window` queries go; their own tokens go last,
-    and the first `sinks` tokens stay in every head."""
+    """Heads are typed when the first of them is full, by its last queries, as many as a share
+    `recent` of its capacity. One that gave a share `mass` of its attention to so few last tokens
+    that they are at most a share `near` of its capacity is local: it keeps only these, and what it
+    frees is divided among the other heads of the layer. There the least attended by as many last
+    queries go; the tokens of these go last, and the first `sinks` tokens stay in every head."""
 
     name: ClassVar[str] = "headkv_online"
     mass: Mass = 0.9
-    near: Share = 0.5
-    window: Positive = 8
+    near: Share = 0.25
+    recent: Mass = 0.5
     sinks: Count = 4
 
     def find_evictions(self, attention: Tensor, capacity: Tensor) -> Tensor:
@@ -38,11 +38,12 @@ class HeadKVOnline(OraclePolicy):
         evicted = torch.full(attention.shape[:-1], n)  # (B, H, N)
         if first >= n:
             return evicted
-        local, holds = self._divide(attention[:, :, :first, :first], capacity)
+        window = max(1, round(self.recent * first))
+        local, holds = self._divide(attention[:, :, :first, :first], window, capacity)
         resident = (token < first).expand_as(evicted)
         for step in range(first, n):
-            score = attention[:, :, max(0, step - self.window) : step].mean(2)
-            newest_last = local[..., None] | (token >= step - self.window)
+            score = attention[:, :, step - window : step].mean(2)
+            newest_last = local[..., None] | (token >= step - window)
             score = torch.where(newest_last, 1.0 + token, score)
             score = score.masked_fill(token < self.sinks, torch.inf)
             score = score.masked_fill(~resident, -torch.inf)
@@ -52,11 +53,11 @@ class HeadKVOnline(OraclePolicy):
             resident = (resident & ~gone) | (token == step)
         return evicted
 
-    def _divide(self, attention: Tensor, capacity: Tensor) -> tuple[Tensor, Tensor]:
-        """Which heads are local, and what each may hold, both `(B, H)`, by the attention of all
-        queries so far, `(B, H, S, S)`."""
+    def _divide(self, attention: Tensor, window: int, capacity: Tensor) -> tuple[Tensor, Tensor]:
+        """Which heads are local, and what each may hold, both `(B, H)`, by the attention
+        `(B, H, S, S)` of the last `window` queries."""
         steps = attention.shape[-1]
-        query = torch.arange(max(0, steps - self.window), steps)[:, None]
+        query = torch.arange(steps - window, steps)[:, None]
         token = query - torch.arange(steps)  # by distance
         index = token.clamp(min=0).expand(*attention.shape[:2], -1, -1)
         mass = attention[:, :, query[:, 0]].gather(-1, index).masked_fill(token < 0, 0)
