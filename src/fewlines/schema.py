@@ -29,6 +29,7 @@ Number = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Mass = Annotated[float, Field(gt=0, le=1)]
+Levels = Annotated[int, Field(gt=1, le=256)]
 
 
 def _be_odd(value: int) -> int:

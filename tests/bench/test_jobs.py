@@ -116,6 +116,14 @@ def test_a_tokenizer_that_is_given_is_still_judged(monkeypatch, tmp_path):
     assert max(tokenizer.seconds) > 60
 
 
+def test_pixels_take_no_training(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    jobs = {each.rule: each for each in make_work(tokenizer={"levels": 256}).list_jobs()}
+    trained = {each.rule: each for each in make_work().list_jobs()}
+    assert max(jobs["tokenizer"].seconds) < max(trained["tokenizer"].seconds)
+    assert max(jobs["model"].seconds) > max(trained["model"].seconds)  # of more tokens
+
+
 def test_bytes_are_those_of_the_files(folder, monkeypatch):
     monkeypatch.chdir(folder)
     written = {each.rule: each.written for each in make_work().list_jobs()}

@@ -9,10 +9,11 @@ from fewlines.attention.teacher_forced import TeacherForced
 from fewlines.errors import FewlinesError
 from fewlines.files import write_tensors
 from fewlines.metrics.likelihood import predict_by_steps
-from fewlines.models.checkpoint import load_network, load_shape, save_network
+from fewlines.models.checkpoint import load_network, load_shape, load_tokenizer, save_network
 from fewlines.models.classifier import Classifier, ClassifierShape
 from fewlines.models.llamagen.model import Transformer, rope_2d, rotate
 from fewlines.models.llamagen.shape import TransformerShape
+from fewlines.models.pixels import PixelShape, PixelTokenizer
 from fewlines.models.tokenizer import ConvTokenizer, TokenizerShape, to_bytes, to_signed
 
 SHAPE = TokenizerShape(channels=3, widths=(4, 8, 8), blocks=1, codes=16, code_dim=4)
@@ -66,6 +67,25 @@ def test_a_position_sees_nothing_after_it():
     before, after = model.teacher_forced(labels, codes), model.teacher_forced(labels, changed)
     assert torch.equal(before[:, :11], after[:, :11])
     assert not torch.allclose(before[:, 11:], after[:, 11:])
+
+
+@pytest.mark.parametrize("levels", [2, 5, 256])
+def test_grey_levels_are_tokens_of_a_pixel_each(levels, tmp_path):
+    tokenizer = PixelTokenizer(PixelShape(1, levels))
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    codes = tokenizer.encode(grey)
+    assert codes.flatten().tolist() == [value * levels // 256 for value in range(256)]
+    drawn = tokenizer.decode(codes)
+    assert (drawn.int() - grey.int()).abs().max() <= 128 / levels + 1
+    assert torch.equal(drawn, grey) == (levels == 256)
+    assert torch.equal(tokenizer.encode(drawn), codes)
+    save_network(tmp_path / "t", tokenizer)
+    assert torch.equal(load_tokenizer(tmp_path / "t").decode(codes), drawn)
+
+
+def test_a_pixel_of_several_channels_is_no_token():
+    with pytest.raises(FewlinesError, match=r"tokenizer\.levels: images of 3 channels"):
+        PixelShape(3, 256)
 
 
 def test_the_tokenizer_halves_the_side_per_level_and_survives_its_batches():

@@ -129,7 +129,7 @@ class Work:
         encoded, weights = self._encode, FLOAT * count_weights(self.tokenizer)
         seconds = START + self.facts.test * (self._run(encoded) + self._run(self._decode))
         device = self.tokenizer.batch * self._decode.kept
-        if settings.weights is None:
+        if settings.trained:
             step = self._step(settings.batch, encoded, self._decode)
             seconds += settings.steps * step / self._gpus
             device = 4 * weights + settings.batch * (encoded.kept + self._decode.kept)

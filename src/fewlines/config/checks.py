@@ -46,7 +46,7 @@ def _find_complaints(experiment: Experiment, facts: DataFacts) -> Iterator[str]:
         yield f"data: {facts.test} test images; at least 2 are needed"
     if facts.side is not None:
         stride = experiment.tokenizer.stride
-        if experiment.tokenizer.weights is None and any(side % stride for side in facts.side):
+        if experiment.tokenizer.trained and any(side % stride for side in facts.side):
             height, width = facts.side
             yield (
                 f"tokenizer.widths: {len(experiment.tokenizer.widths)} levels make tokens of "

@@ -22,7 +22,17 @@ from fewlines.config.caches import CacheName, CacheSettings, Measure, SeveralBud
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
 from fewlines.models.base import ModelSettings, find_published, get_family
-from fewlines.schema import Number, Positive, Precision, Rate, Section, Seed, Share, Storage
+from fewlines.schema import (
+    Levels,
+    Number,
+    Positive,
+    Precision,
+    Rate,
+    Section,
+    Seed,
+    Share,
+    Storage,
+)
 
 BASE = "base"  # the model that all others go on from
 STEPS = "base+steps"  # the base model after as many more steps with a full cache
@@ -74,6 +84,9 @@ class TokenizerSettings(Section):
     """The VQ model between images and codes."""
 
     weights: Path | None = Field(None, description="of a trained one, in place of training")
+    levels: Levels | None = Field(
+        None, description="grey levels that are tokens, a pixel each, in place of training"
+    )
     widths: tuple[Positive, ...] = Field(
         (24, 48),
         min_length=1,
@@ -88,10 +101,21 @@ class TokenizerSettings(Section):
     batch: Positive = Field(128, description="images of a step")
     learning_rate: Rate = Field(2e-3, description="peak, AdamW")
 
+    @model_validator(mode="after")
+    def _one_of_both(self) -> TokenizerSettings:
+        if self.weights and self.levels:
+            raise ValueError("weights and levels are two tokenizers; leave one of them out")
+        return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether the experiment trains it."""
+        return not (self.weights or self.levels)
+
     @property
     def stride(self) -> int:
         """Pixels of a token's side."""
-        return int(2 ** (len(self.widths) - 1))
+        return 1 if self.levels else int(2 ** (len(self.widths) - 1))
 
 
 class TrainingSettings(Section):

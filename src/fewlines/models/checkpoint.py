@@ -14,9 +14,10 @@ from fewlines.files import read_shapes, read_tensors, write_tensors
 from fewlines.models.base import Model, get_family, list_families
 from fewlines.models.classifier import Classifier
 from fewlines.models.llamagen.tokenizer import LlamaGenTokenizer
+from fewlines.models.pixels import PixelTokenizer
 from fewlines.models.tokenizer import ConvTokenizer, Tokenizer
 
-TOKENIZERS = (ConvTokenizer, LlamaGenTokenizer)
+TOKENIZERS = (ConvTokenizer, PixelTokenizer, LlamaGenTokenizer)
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 PUBLISHED = ("encoder.conv_in.weight", "tok_embeddings.weight")  # in a tokenizer, in a model
 
