@@ -228,7 +228,10 @@ def test_a7_nothing_is_trained_before(tmp_path, capsys):
 WRONG = [
     ({"quality": {"kid_subset_size": 1}}, r"kid_subset_size: .*greater than 1"),
     ({"tokenizer": {"levels": 1}}, r"tokenizer\.levels: .*greater than 1"),
-    ({"tokenizer": {"levels": 9, "weights": "a"}}, "tokenizer: weights and levels are two"),
+    (
+        {"tokenizer": {"levels": 9, "weights": "a"}},
+        "levels and two_levels are three",
+    ),
     ({"tokenizer": {"widths": []}}, r"tokenizer\.widths: .*at least 1 item"),
     ({"classifier": {"widths": []}}, r"classifier\.widths: .*at least 1 item"),
     ({"seed": 10**30}, "seed: .*less than 4294967296"),

@@ -15,6 +15,7 @@ from fewlines.models.llamagen.model import Transformer, rope_2d, rotate
 from fewlines.models.llamagen.shape import TransformerShape
 from fewlines.models.pixels import PixelShape, PixelTokenizer
 from fewlines.models.tokenizer import ConvTokenizer, TokenizerShape, to_bytes, to_signed
+from fewlines.models.two_level import TwoLevelTokenizer
 
 SHAPE = TokenizerShape(channels=3, widths=(4, 8, 8), blocks=1, codes=16, code_dim=4)
 
@@ -81,6 +82,38 @@ def test_grey_levels_are_tokens_of_a_pixel_each(levels, tmp_path):
     assert torch.equal(tokenizer.encode(drawn), codes)
     save_network(tmp_path / "t", tokenizer)
     assert torch.equal(load_tokenizer(tmp_path / "t").decode(codes), drawn)
+
+
+def test_every_second_token_of_every_second_line_is_an_upper_one(tmp_path):
+    """It sees twice as far, decides what the lower codes are given, and is drawn around itself."""
+    torch.manual_seed(0)
+    shape = TokenizerShape(channels=1, widths=(4, 8), blocks=0, codes=64, code_dim=4)
+    tokenizer = TwoLevelTokenizer(shape).eval()
+    picture = torch.randint(256, (1, 1, 16, 16), dtype=torch.uint8)
+    image = to_signed(picture).requires_grad_()
+
+    def see_lower(x):
+        return tokenizer.lower(tokenizer.encoder(x))
+
+    def count_seen(of):
+        (gradient,) = torch.autograd.grad(of(image)[0, :, 4, 4].sum(), image)
+        return gradient.count_nonzero()
+
+    assert count_seen(tokenizer.compress) > count_seen(see_lower)
+    codes = tokenizer.encode(picture)
+    assert codes.shape == (1, 8, 8)
+    upper = tokenizer.quantizer(tokenizer.upper(tokenizer.encoder(image)))
+    assert torch.equal(codes[:, ::2, ::2], upper.indices)
+
+    def reach(row, column):
+        other = codes.clone()
+        other[0, row, column] = (other[0, row, column] + 1) % 64
+        moved = tokenizer.draw_images(other) != tokenizer.draw_images(codes)
+        return int(moved.sum())
+
+    assert reach(4, 4) > reach(3, 3)
+    save_network(tmp_path / "t", tokenizer)
+    assert torch.equal(load_tokenizer(tmp_path / "t").decode(codes), tokenizer.decode(codes))
 
 
 def test_a_pixel_of_several_channels_is_no_token():

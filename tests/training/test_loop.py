@@ -38,12 +38,17 @@ def tokenizer_task() -> TokenizerObjective:
     return TokenizerObjective(settings, IMAGES, seed=3)
 
 
+def two_level_task() -> TokenizerObjective:
+    settings = TokenizerSettings(widths=(4, 8), codes=16, steps=45, batch=8, two_levels=True)
+    return TokenizerObjective(settings, IMAGES, seed=3)
+
+
 def classifier_task() -> ClassifierObjective:
     settings = ClassifierSettings(widths=(4, 8), features=8, steps=12, batch=8)
     return ClassifierObjective(settings, IMAGES, LABELS, seed=3)
 
 
-TASKS = [transformer_task, tokenizer_task, classifier_task]
+TASKS = [transformer_task, tokenizer_task, two_level_task, classifier_task]
 
 
 @pytest.mark.parametrize("make", TASKS)

@@ -57,7 +57,7 @@ def make_network(settings: ModelSettings, spec: TokenSpec) -> Model:
     return place_nowhere(get_family(settings.family), settings.make_shape(spec))
 
 
-def place_nowhere(kind: type[Network], shape: Any) -> Network:
+def place_nowhere(kind: Callable[[Any], Network], shape: Any) -> Network:
     """Make a network of a shape, its weights on no device."""
     with torch.device("meta"):
         return kind(shape)

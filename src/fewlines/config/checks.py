@@ -45,12 +45,13 @@ def _find_complaints(experiment: Experiment, facts: DataFacts) -> Iterator[str]:
     if facts.test < 2:
         yield f"data: {facts.test} test images; at least 2 are needed"
     if facts.side is not None:
-        stride = experiment.tokenizer.stride
-        if experiment.tokenizer.trained and any(side % stride for side in facts.side):
-            height, width = facts.side
+        tokenizer, (height, width) = experiment.tokenizer, facts.side
+        stride = tokenizer.stride * (2 if tokenizer.two_levels else 1)
+        if tokenizer.trained and any(side % stride for side in facts.side):
             yield (
-                f"tokenizer.widths: {len(experiment.tokenizer.widths)} levels make tokens of "
-                f"{stride}×{stride} pixels, which do not divide images of {height}×{width}"
+                f"tokenizer.widths: {len(tokenizer.widths)} levels make "
+                f"{'upper ' * tokenizer.two_levels}tokens of {stride}×{stride} pixels, which do "
+                f"not divide images of {height}×{width}"
             )
         if quality.kid_subset_size > facts.test:
             yield (

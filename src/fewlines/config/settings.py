@@ -22,6 +22,9 @@ from fewlines.config.caches import CacheName, CacheSettings, Measure, SeveralBud
 from fewlines.data import SOURCES
 from fewlines.errors import FewlinesError
 from fewlines.models.base import ModelSettings, find_published, get_family
+from fewlines.models.pixels import PixelShape, PixelTokenizer
+from fewlines.models.tokenizer import ConvTokenizer, Tokenizer, TokenizerShape
+from fewlines.models.two_level import TwoLevelTokenizer
 from fewlines.schema import (
     Levels,
     Number,
@@ -87,6 +90,10 @@ class TokenizerSettings(Section):
     levels: Levels | None = Field(
         None, description="grey levels that are tokens, a pixel each, in place of training"
     )
+    two_levels: bool = Field(
+        False,
+        description="every second token of every second line sees twice as far, after VQ-VAE-2",
+    )
     widths: tuple[Positive, ...] = Field(
         (24, 48),
         min_length=1,
@@ -102,9 +109,9 @@ class TokenizerSettings(Section):
     learning_rate: Rate = Field(2e-3, description="peak, AdamW")
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> TokenizerSettings:
-        if self.weights and self.levels:
-            raise ValueError("weights and levels are two tokenizers; leave one of them out")
+    def _one_of_three(self) -> TokenizerSettings:
+        if sum(map(bool, (self.weights, self.levels, self.two_levels))) > 1:
+            raise ValueError("weights, levels and two_levels are three tokenizers; write one")
         return self
 
     @property
@@ -116,6 +123,13 @@ class TokenizerSettings(Section):
     def stride(self) -> int:
         """Pixels of a token's side."""
         return 1 if self.levels else int(2 ** (len(self.widths) - 1))
+
+    def make(self, channels: int) -> Tokenizer:
+        """Make a tokenizer for images of so many channels, as it is before training."""
+        if self.levels:
+            return PixelTokenizer(PixelShape(channels, self.levels))
+        sizes = (channels, self.widths, self.blocks, self.codes, self.code_dim)
+        return (TwoLevelTokenizer if self.two_levels else ConvTokenizer)(TokenizerShape(*sizes))
 
 
 class TrainingSettings(Section):

@@ -16,8 +16,9 @@ from fewlines.models.classifier import Classifier
 from fewlines.models.llamagen.tokenizer import LlamaGenTokenizer
 from fewlines.models.pixels import PixelTokenizer
 from fewlines.models.tokenizer import ConvTokenizer, Tokenizer
+from fewlines.models.two_level import TwoLevelTokenizer
 
-TOKENIZERS = (ConvTokenizer, PixelTokenizer, LlamaGenTokenizer)
+TOKENIZERS = (ConvTokenizer, TwoLevelTokenizer, PixelTokenizer, LlamaGenTokenizer)
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 PUBLISHED = ("encoder.conv_in.weight", "tok_embeddings.weight")  # in a tokenizer, in a model
 

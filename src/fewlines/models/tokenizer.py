@@ -198,23 +198,31 @@ class ConvTokenizer(Tokenizer):
         self.quantizer = Quantizer(shape.codes, shape.code_dim)
         self.decoder = nn.Sequential(*up)
 
+    def compress(self, images: Tensor) -> Tensor:
+        """Encode images `(B, C, H, W)` → `(B, D, h, w)`, what is quantised."""
+        encoded: Tensor = self.encoder(images)
+        return encoded
+
+    def expand(self, codes: Tensor) -> Tensor:
+        """Decode codes `(B, D, h, w)` → images `(B, C, H, W)`."""
+        images: Tensor = self.decoder(codes)
+        return images
+
     def forward(
         self, images: Tensor, commitment: float = 0.25, replace: Tensor | None = None
     ) -> tuple[Tensor, Quantized]:
         """Reconstructions, and what the loss and the codebook's upkeep need."""
-        quantized = self.quantizer(self.encoder(images), commitment, replace)
-        return self.decoder(quantized.codes), quantized
+        quantized = self.quantizer(self.compress(images), commitment, replace)
+        return self.expand(quantized.codes), quantized
 
     def find_codes(self, images: Tensor) -> Tensor:
         """Encode images `(B, C, H, W)` in [−1, 1] → indices `(B, h, w)`."""
-        indices: Tensor = self.quantizer(self.encoder(images)).indices
+        indices: Tensor = self.quantizer(self.compress(images)).indices
         return indices
 
     def draw_images(self, indices: Tensor) -> Tensor:
         """Decode indices `(B, h, w)` → images `(B, C, H, W)`."""
-        codes = F.embedding(indices, self.quantizer.codebook).permute(0, 3, 1, 2)
-        images: Tensor = self.decoder(codes)
-        return images
+        return self.expand(F.embedding(indices, self.quantizer.codebook).permute(0, 3, 1, 2))
 
 
 def to_signed(images: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from fewlines.data import SOURCES, ImageData
 from fewlines.errors import FewlinesError, look_up
 from fewlines.files import write_tensors
 from fewlines.models.checkpoint import load_network, load_tokenizer, save_network
-from fewlines.models.pixels import PixelShape, PixelTokenizer
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.progress import progress
 from fewlines.report.provenance import write_measured
@@ -54,13 +53,11 @@ def train_tokenizer(config: Experiment, images: Path, output: Path, metrics: Pat
         metrics: JSON to write, its error on test images.
     """
     data = ImageData.load(images)
-    seconds, levels = 0.0, config.tokenizer.levels
+    seconds, given, channels = 0.0, config.tokenizer.weights, data.train.images.shape[1]
     network: Tokenizer
-    if config.tokenizer.weights:
-        network = load_tokenizer(config.tokenizer.weights).to(machine.device())
-    elif levels:
-        shape = PixelShape(data.train.images.shape[1], levels)
-        network = PixelTokenizer(shape).to(machine.device())
+    if not config.tokenizer.trained:
+        made = load_tokenizer(given) if given else config.tokenizer.make(channels)
+        network = made.to(machine.device())
     else:
         objective = TokenizerObjective(config.tokenizer, data.train.images, config.seed)
         every, accumulate = config.checkpoint_seconds, config.training.accumulate

@@ -18,8 +18,7 @@ from fewlines.files import read_shapes
 from fewlines.models.base import Model, TokenSpec
 from fewlines.models.checkpoint import load_shape
 from fewlines.models.llamagen.tokenizer import SHAPES, LlamaGenTokenizer
-from fewlines.models.pixels import PixelShape, PixelTokenizer
-from fewlines.models.tokenizer import ConvTokenizer, Tokenizer, TokenizerShape
+from fewlines.models.tokenizer import Tokenizer
 from fewlines.stages.tokens import read_spec
 
 
@@ -88,11 +87,8 @@ def _find_images(experiment: Experiment) -> Size:
 
 def _find_tokenizer(experiment: Experiment, images: Size) -> Tokenizer:
     given = experiment.tokenizer
-    if given.levels:
-        return place_nowhere(PixelTokenizer, PixelShape(images.channels, given.levels))
     if given.weights is None:
-        sizes = (given.widths, given.blocks, given.codes, given.code_dim)
-        return place_nowhere(ConvTokenizer, TokenizerShape(images.channels, *sizes))
+        return place_nowhere(given.make, images.channels)
     if given.weights.exists():
         kind, shape = load_shape(given.weights)
         tokenizer: Tokenizer = place_nowhere(kind, shape)

@@ -11,13 +11,7 @@ from torch import Tensor
 from fewlines import machine
 from fewlines.config.settings import TokenizerSettings
 from fewlines.files import digest
-from fewlines.models.tokenizer import (
-    ConvTokenizer,
-    Quantized,
-    Tokenizer,
-    TokenizerShape,
-    to_signed,
-)
+from fewlines.models.tokenizer import ConvTokenizer, Quantized, Tokenizer, to_signed
 from fewlines.training.loop import WHOLE, Objective, draw_rows, make_generator
 from fewlines.training.parallel import Share, gather
 
@@ -33,12 +27,11 @@ class TokenizerObjective(Objective):
         self.settings, self.images, self.seed = settings, images, seed
         self.steps, self.batch, self.warmup = settings.steps, settings.batch, 20
         self.quantized: list[Quantized] = []  # of the shares of a step
-        shape = TokenizerShape(
-            images.shape[1], settings.widths, settings.blocks, settings.codes, settings.code_dim
-        )
         with torch.random.fork_rng(devices=[]):  # convolutions initialise themselves globally
             torch.manual_seed(seed)
-            self.network: ConvTokenizer = ConvTokenizer(shape)
+            network = settings.make(images.shape[1])
+        assert isinstance(network, ConvTokenizer)
+        self.network: ConvTokenizer = network
         self.network.to(memory_format=torch.channels_last).to(machine.device())
         self.optimizers = [
             torch.optim.AdamW(
@@ -99,7 +92,7 @@ class TokenizerObjective(Objective):
 
     @torch.no_grad()
     def _encoded(self, step: int) -> Tensor:
-        quantized = self.network.quantizer(self.network.encoder(self._draw_images(step)), 1.0)
+        quantized = self.network.quantizer(self.network.compress(self._draw_images(step)), 1.0)
         assert isinstance(quantized, Quantized)
         return quantized.encoded
 
