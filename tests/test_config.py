@@ -33,6 +33,20 @@ def test_later_files_override_key_by_key(tmp_path):
     assert (model.dim, model.layers) == (64, 3)
 
 
+def test_another_family_takes_no_keys_from_the_one_before(tmp_path):
+    (tmp_path / "a").write_text("model: {family: pixelcnn, steps: 7}")
+    (tmp_path / "b").write_text("model: {layers: 2}")
+    default = EXPERIMENTS.parent / "config.yaml"
+    alone = load_experiment([tmp_path / "a"]).model
+    assert load_experiment([default, tmp_path / "a"]).model == alone
+    assert (alone.layers, alone.steps) == (12, 7)
+    assert load_experiment([default, tmp_path / "a", tmp_path / "b"]).model.layers == 2
+    given = load_experiment([default], {"model": {"family": "pixelcnn"}, "seed": 3})
+    assert (given.model.layers, given.seed) == (12, 3)
+    (tmp_path / "c").write_text("model: {family: llamagen, heads: 2}")
+    assert load_experiment([tmp_path / "b", tmp_path / "c"]).model.layers == 2  # the same one
+
+
 def test_models_of_an_earlier_file_are_left_out_one_by_one_or_together(tmp_path):
     (tmp_path / "a").write_text(
         "adaptation: {models: {base+steps: {caches: [full]}, adapted: null}}"

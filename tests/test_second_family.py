@@ -52,7 +52,7 @@ def test_it_goes_from_images_to_report_without_what_it_cannot_do(family, tmp_pat
     config = tmp_path / "convolution.yaml"
     config.write_text(yaml.safe_dump(experiment))
     folder = tmp_path / "run"
-    make_folder(folder, config="model: {}\n")
+    make_folder(folder)
     jobs = planned(plan(folder, "-n", config=config))
     assert jobs == {
         "data": 1, "tokenizer": 1, "classifier": 1, "tokens": 1, "model": 1, "model_test": 1,

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from shlex import quote
 
-from fewlines.config import BASE, dump_experiment, read_yaml, validate_experiment
+from fewlines.config import BASE, dump_experiment, load_experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import digest_folder, write_text
 from fewlines.stages import READS
@@ -20,9 +20,10 @@ sys.path.insert(0, os.path.join(workflow.basedir, "workflow/scripts"))
 from unlock import OWNER, describe_owner
 
 try:
-    for path in workflow.configfiles:
-        read_yaml(Path(path))  # Snakemake forgets the first of two equal keys
-    EXPERIMENT = validate_experiment(config)
+    # Snakemake forgets the first of two equal keys, and what family a model's keys are of.
+    given = workflow.overwrite_configfiles
+    files = [path for path in workflow.configfiles if path not in given] + given
+    EXPERIMENT = load_experiment(map(Path, files), workflow.config_settings.config)
 except FewlinesError as error:
     sys.exit(f"fewlines: {error}")
 

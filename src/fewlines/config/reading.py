@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from fewlines.config.experiment import Experiment, make_schema
 from fewlines.errors import FewlinesError
 from fewlines.schema import Section
+
+FAMILY = "llamagen"  # of a model that names none
 
 # Of the time before 2026-12: keys anywhere, and values of some keys.
 RENAMED_KEYS = {
@@ -25,18 +27,20 @@ RENAMED_VALUES = {"policy": {"linear": "line_ar"}, "allocation": {"summaries": "
 RENAMED_PARTS = {"+fold": "+merge", "+budgets": "+allocated", "+summaries": "+bands"}
 
 
-def load_experiment(paths: Sequence[Path]) -> Experiment:
-    """Load the experiment of YAML files, later ones overriding earlier ones key by key.
+def load_experiment(paths: Iterable[Path], also: Mapping[str, Any] | None = None) -> Experiment:
+    """Load the experiment of YAML files, later ones overriding earlier ones key by key; where one
+    names another family of models, what was said of the model before is not said of it.
 
     Args:
         paths: of the files.
+        also: keys that override those of all files.
 
     Raises:
         FewlinesError: a file cannot be read, or what they say together is not usable.
     """
     merged: dict[str, Any] = {}
-    for path in paths:
-        _update(merged, read_yaml(path))
+    for content in (*map(read_yaml, paths), also or {}):
+        _update(merged, content)
     return validate_experiment(merged)
 
 
@@ -77,12 +81,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _update(into: dict[str, Any], other: Mapping[str, Any]) -> None:
-    """As Snakemake's `update_config`, whose import takes as long as torch's."""
     for key, value in other.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _update(into[key], value)
-        else:
+        held = into.get(key)
+        if not (isinstance(value, dict) and isinstance(held, dict)) or _names_another(value, held):
             into[key] = value
+        else:
+            into[key] = dict(held)
+            _update(into[key], value)
+
+
+def _names_another(model: Mapping[str, Any], than: Mapping[str, Any]) -> bool:
+    """Whether a section names another family of models than the one before it."""
+    return "family" in model and model["family"] != than.get("family", FAMILY)
 
 
 def validate_experiment(content: Mapping[str, Any]) -> Experiment:
@@ -99,7 +109,7 @@ def validate_experiment(content: Mapping[str, Any]) -> Experiment:
     if old:
         raise FewlinesError(_join(old))
     model = content.get("model")
-    family = model.get("family", "llamagen") if isinstance(model, Mapping) else "llamagen"
+    family = model.get("family", FAMILY) if isinstance(model, Mapping) else FAMILY
     schema = make_schema(str(family))
     try:
         return schema.model_validate(content)
