@@ -7,11 +7,7 @@ MEASURED = [
     ),
     *rules.reference_scores.output,
     *(rules.storage.output if HAS_KV else []),
-    *(
-        [*rules.paper_cost.output, *rules.efficiency.input]
-        if EXPERIMENT.paper_caches
-        else []
-    ),
+    *(rules.paper_cost.output if EXPERIMENT.paper_caches else []),
     *models_of(ROWS),
     *calibration_for(CACHES),
 ]
@@ -129,7 +125,6 @@ rule quality_table:
 rule paper_table:
     input:
         of(EXPERIMENT.paper_rows, "{model}/quality/{cache}.json"),
-        rules.efficiency.input,
         rules.paper_cost.output,
         models=models_of(EXPERIMENT.paper_rows),
     output:

@@ -9,7 +9,6 @@ import pandas as pd
 
 from fewlines.bench.cost import name_ratios
 from fewlines.config import BASE
-from fewlines.report.efficiency import make_efficiency_table
 from fewlines.report.results import Results
 
 # The paper's own table: GB, seconds per image, FID.
@@ -81,8 +80,7 @@ def make_paper_table(results: Results) -> pd.DataFrame:
                 made |= _compare_fid(results, model, quality)
                 made |= judge_claims(made, rows[1])
             rows.append(made)
-    large = [compare_large_grids(make_efficiency_table([each])) for each in results.efficiency]
-    return pd.concat([pd.DataFrame(rows), *large], ignore_index=True)
+    return pd.DataFrame(rows)
 
 
 def _read_fid(results: Results, model: str, slug: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -141,37 +139,3 @@ def judge_claims(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, str]
         mean = "holds" if ours["fid_ratio"] <= most else "fails"
         verdict["fid_claim"] = f"{mean}, within chance" if chance else mean
     return verdict
-
-
-def compare_large_grids(table: pd.DataFrame) -> pd.DataFrame:
-    """Make the same comparison at a published shape with random weights, so without a quality: of
-    each batch of a setting of `efficiency.csv`, both full caches and the first of the few-lines
-    ones."""
-    rows = []
-    if table.empty:
-        return table
-    ours = table[table["engine"].isin(("lean", "stock"))]
-    shown = ["shape", "grid", "batch", "storage", "peak_bytes", "kv_bytes", "seconds_per_image"]
-    for _, setting in ours.groupby(["shape", "grid", "batch"], sort=False):
-        full = setting[setting["policy"] == "full"]
-        few = setting[(setting["policy"] != "full") & (setting["outcome"] == "ok")].head(1)
-        measured = {row["engine"]: row for _, row in full.iterrows() if row["outcome"] == "ok"}
-        for _, row in pd.concat([full, few]).iterrows():
-            made = {
-                "source": "fewlines",
-                **row.reindex(shown),  # where none was measured, some are not there
-                "dtype": row["dtype"],
-                "cache": f"full, {row['engine']}",
-                "outcome": row["outcome"],
-            }
-            if row["policy"] != "full":
-                made["cache"] = f"{row['policy']}, {row['budget']}"
-                for engine, other in measured.items():
-                    against = "" if engine == "lean" else f"_{engine}"
-                    for memory in ("peak", "kv"):
-                        ratio = other[f"{memory}_bytes"] / row[f"{memory}_bytes"]
-                        made[f"{memory}_memory_ratio{against}"] = ratio
-                    for end in ("", "_low", "_high"):
-                        made[f"time_ratio{against}{end}"] = row[f"speedup_{engine}{end}"]
-            rows.append(made)
-    return pd.DataFrame(rows)
