@@ -234,15 +234,18 @@ def test_the_oracle_evicts_what_the_rest_of_the_image_looks_at_least(budget, kv_
         torch.testing.assert_close(fast[row : row + 1], slow, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["headkv_online", "diagonal_online"])
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [("headkv_online", {"sinks": 0, "mass": 0.5, "near": 0.4}), ("diagonal_online", {})],
+)
 @pytest.mark.parametrize("budget", [{"lines": 1}, {"lines": 2}, {"tokens": 7}])
-def test_what_differs_from_image_to_image_is_what_a_mask_hides(policy, budget):
+def test_what_differs_from_image_to_image_is_what_a_mask_hides(policy, options, budget):
     """Image by image causal attention with what is evicted, or not read, masked entry by entry."""
     model = tiny_transformer()
     labels, codes = images(model)
-    plan = fewlines.cache(policy, **budget).plan(model.shape.geometry)
+    plan = fewlines.cache(policy, **budget, **options).plan(model.shape.geometry)
     fast = forward_oracle(model, labels, codes, plan)
-    masks = []
+    masks, kinds = [], set()
     for layer, seen in enumerate(capture_attention(model, labels, codes)):
         capacity = torch.from_numpy(plan.capacity[layer])
         evicted = plan.oracle.find_evictions(seen, capacity)[:, :, None]
@@ -251,6 +254,7 @@ def test_what_differs_from_image_to_image_is_what_a_mask_hides(policy, budget):
         sees = (steps <= steps[:, None]) & (steps[:, None] < evicted)
         held = sees.sum(-1)
         assert (held.sum(1) <= capacity.sum()).all()  # at every step, of the layer
+        kinds |= set(held.amax(-1).flatten().tolist())
         if unread is not None:
             assert not unread.diagonal(dim1=-2, dim2=-1).any()
             sees = sees & ~unread
@@ -264,6 +268,7 @@ def test_what_differs_from_image_to_image_is_what_a_mask_hides(policy, budget):
 
     slow = model.teacher_forced(labels, codes, attend)
     torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    assert (len(kinds) > 1) == (policy == "headkv_online")  # heads of several capacities
     assert fewlines.cache(policy, lines=99).plan(model.shape.geometry).is_full
 
 

@@ -70,12 +70,13 @@ def test_a_position_sees_nothing_after_it():
     assert not torch.allclose(before[:, 11:], after[:, 11:])
 
 
-@pytest.mark.parametrize("levels", [2, 5, 256])
+@pytest.mark.parametrize("levels", [2, 5, 200, 256])
 def test_grey_levels_are_tokens_of_a_pixel_each(levels, tmp_path):
     tokenizer = PixelTokenizer(PixelShape(1, levels))
     grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     codes = tokenizer.encode(grey)
-    assert codes.flatten().tolist() == [value * levels // 256 for value in range(256)]
+    expected = [int((value + 0.5) * levels / 256) for value in range(256)]
+    assert codes.flatten().tolist() == expected
     drawn = tokenizer.decode(codes)
     assert (drawn.int() - grey.int()).abs().max() <= 128 / levels + 1
     assert torch.equal(drawn, grey) == (levels == 256)
@@ -102,6 +103,8 @@ def test_every_second_token_of_every_second_line_is_an_upper_one(tmp_path):
     assert count_seen(tokenizer.compress) > count_seen(see_lower)
     codes = tokenizer.encode(picture)
     assert codes.shape == (1, 8, 8)
+    below = tokenizer.compress(image)[0, :, 3, 3].sum()
+    assert torch.autograd.grad(below, tokenizer.upper[0].weight)[0].any()  # given the upper ones
     upper = tokenizer.quantizer(tokenizer.upper(tokenizer.encoder(image)))
     assert torch.equal(codes[:, ::2, ::2], upper.indices)
 
@@ -114,6 +117,15 @@ def test_every_second_token_of_every_second_line_is_an_upper_one(tmp_path):
     assert reach(4, 4) > reach(3, 3)
     save_network(tmp_path / "t", tokenizer)
     assert torch.equal(load_tokenizer(tmp_path / "t").decode(codes), tokenizer.decode(codes))
+
+
+def test_two_levels_need_even_grids():
+    shape = TokenizerShape(channels=1, widths=(4, 8), blocks=0, codes=64, code_dim=4)
+    tokenizer = TwoLevelTokenizer(shape).eval()
+    with pytest.raises(FewlinesError, match="a grid of 5×6 tokens; both sides must be even"):
+        tokenizer.encode(torch.zeros(1, 1, 10, 12, dtype=torch.uint8))
+    with pytest.raises(FewlinesError, match="a grid of 6×5 tokens"):
+        tokenizer.decode(torch.zeros(1, 6, 5, dtype=torch.long))
 
 
 def test_a_pixel_of_several_channels_is_no_token():

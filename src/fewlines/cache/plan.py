@@ -33,7 +33,7 @@ class EvictionPlan:
         victims: `(L, H, N)`, the token evicted at each step, or `NO_VICTIM`; None where a scoring
             policy picks them while the image is drawn.
         scoring: that policy; None where the victims are known.
-        oracle: a policy that needs the finished image; None for all that can be decoded with.
+        oracle: a policy that is applied to a finished image; None for all that can be decoded with.
         calibration: what a scoring policy may go by.
 
     Raises:

@@ -46,12 +46,16 @@ def _find_complaints(experiment: Experiment, facts: DataFacts) -> Iterator[str]:
         yield f"data: {facts.test} test images; at least 2 are needed"
     if facts.side is not None:
         tokenizer, (height, width) = experiment.tokenizer, facts.side
-        stride = tokenizer.stride * (2 if tokenizer.two_levels else 1)
+        stride = tokenizer.stride
         if tokenizer.trained and any(side % stride for side in facts.side):
             yield (
-                f"tokenizer.widths: {len(tokenizer.widths)} levels make "
-                f"{'upper ' * tokenizer.two_levels}tokens of {stride}×{stride} pixels, which do "
-                f"not divide images of {height}×{width}"
+                f"tokenizer.widths: {len(tokenizer.widths)} levels make tokens of {stride}×{stride}"
+                f" pixels, which do not divide images of {height}×{width}"
+            )
+        if tokenizer.two_levels and any(tokens % 2 for tokens in facts.grid):
+            yield (
+                f"tokenizer.two_levels: images of {height}×{width} have "
+                f"{facts.grid[0]}×{facts.grid[1]} tokens; both sides must be even"
             )
         if quality.kid_subset_size > facts.test:
             yield (

@@ -55,7 +55,7 @@ class PixelTokenizer(Tokenizer):
     def find_codes(self, images: Tensor) -> Tensor:
         """Encode images `(B, 1, H, W)` in [−1, 1] → levels `(B, H, W)`."""
         grey = ((images[:, 0] + 1) * 127.5).round().long()  # 0 … 255
-        return grey * self.shape.codes // 256
+        return (2 * grey + 1) * self.shape.codes // 512
 
     def draw_images(self, indices: Tensor) -> Tensor:
         """Decode levels `(B, H, W)` → images `(B, 1, H, W)`, the middle of each level."""

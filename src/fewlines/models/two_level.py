@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fewlines.errors import FewlinesError
 from fewlines.models.tokenizer import ConvTokenizer, TokenizerShape
 
 
@@ -31,7 +32,7 @@ class TwoLevelTokenizer(ConvTokenizer):
 
     def compress(self, images: Tensor) -> Tensor:
         """Encode images: upper encodings at every second place of every second line."""
-        features = self.encoder(images)
+        features = _be_even(self.encoder(images))
         upper = self.upper(features)
         mixed: Tensor = self.lower(features) + self.given(self.quantizer(upper).codes)
         mixed[:, :, ::2, ::2] = upper
@@ -39,5 +40,15 @@ class TwoLevelTokenizer(ConvTokenizer):
 
     def expand(self, codes: Tensor) -> Tensor:
         """Decode codes of both levels."""
-        images: Tensor = self.decoder(codes + self.drawn(codes[:, :, ::2, ::2]))
+        images: Tensor = self.decoder(_be_even(codes) + self.drawn(codes[:, :, ::2, ::2]))
         return images
+
+
+def _be_even(grid: Tensor) -> Tensor:
+    """Refuses `(B, D, h, w)` of an odd side, where the upper tokens are no half."""
+    height, width = grid.shape[-2:]
+    if height % 2 or width % 2:
+        raise FewlinesError(
+            f"tokenizer.two_levels: a grid of {height}×{width} tokens; both sides must be even"
+        )
+    return grid

@@ -38,7 +38,7 @@ OF_MODULES = {
 # row, `adapted` the model it is named, `searched` the options of the cache it is named. What is not
 # here reads nothing.
 ROWS = ("caches", "adaptation", "tasks", "paper", "model")
-TABLES = (*ROWS, "name", "cost", "storage", "efficiency")
+TABLES = (*ROWS, "name", "cost", "storage")
 READS: dict[str, tuple[str, ...]] = dict.fromkeys(
     (name for names in OF_MODULES.values() for name in names), ()
 ) | {

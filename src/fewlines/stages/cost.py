@@ -69,8 +69,10 @@ def _settle(
     config: Experiment, model: Path, slugs: Sequence[str], calibration: Path | None
 ) -> list[Cache | Schedule]:
     """The limited ones of these caches, as they are served: a calibration is not their memory."""
-    geometry = load_network(model, AttentionModel).geometry
     caches = [config.get_cache(slug) for slug in slugs if slug != "full"]
+    if not caches:
+        return []
+    geometry = load_network(model, AttentionModel).geometry
     return [Schedule.settle(cache.calibrated(calibration), geometry) for cache in caches]
 
 

@@ -1,8 +1,8 @@
 """DiagonalAttn (arXiv 2609.19702): what a head looks at is a set of relative offsets.
 
-The paper keeps a fixed set of offsets, measured once. Here the offsets are weighed by the mean
-attention they got, and a token is scored by what the offsets still to come will give it: the
-schedule (`scheduled`) that is left when the position of the query is forgotten. Our reading."""
+The paper finds them in the image itself (`diagonal_online`). Here they are weighed by the mean
+attention they got in calibration, and a token is scored by what the offsets still to come will give
+it: the schedule (`scheduled`) that is left when the position of the query is forgotten. Ours."""
 
 from __future__ import annotations
 

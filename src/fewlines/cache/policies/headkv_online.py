@@ -21,9 +21,10 @@ from fewlines.schema import Count, Mass, Share
 class HeadKVOnline(OraclePolicy):
     """Heads are typed when the first of them is full, by its last queries, as many as a share
     `recent` of its capacity. One that gave a share `mass` of its attention to so few last tokens
-    that they are at most a share `near` of its capacity is local: it keeps only these, and what it
-    frees is divided among the other heads of the layer. There the least attended by as many last
-    queries go; the tokens of these go last, and the first `sinks` tokens stay in every head."""
+    that they are at most a share `near` of its capacity is local: it keeps only these and the first
+    `sinks` tokens, which stay in every head that has room for them, and what it frees is divided
+    among the other heads of the layer. There the least attended by as many last queries go, and
+    the tokens of these go last."""
 
     name: ClassVar[str] = "headkv_online"
     mass: Mass = 0.9
@@ -58,12 +59,13 @@ class HeadKVOnline(OraclePolicy):
         `(B, H, S, S)` of the last `window` queries."""
         steps = attention.shape[-1]
         query = torch.arange(steps - window, steps)[:, None]
-        token = query - torch.arange(steps)  # by distance
+        token = query - torch.arange(steps)  # a column for each distance
         index = token.clamp(min=0).expand(*attention.shape[:2], -1, -1)
         mass = attention[:, :, query[:, 0]].gather(-1, index).masked_fill(token < 0, 0)
         mass = mass.sum(2).cumsum(-1)
-        needs = (mass < self.mass * mass[..., -1:]).sum(-1) + 1 + self.sinks
-        local = needs <= self.near * capacity
+        reach = (mass < self.mass * mass[..., -1:]).sum(-1) + 1
+        needs = reach + self.sinks
+        local = (reach <= self.near * capacity) & (needs <= capacity)
         local &= ~local.all(-1, keepdim=True)  # nobody is there to take what they free
         frees = torch.where(local, capacity - needs, 0).sum(-1, keepdim=True)
         others = (~local).sum(-1, keepdim=True)
