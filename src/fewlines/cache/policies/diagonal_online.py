@@ -2,7 +2,7 @@
 by image, with no calibration, the offsets are found that queries hardly look at, and not read.
 
 It saves reads, not memory: all of the window stays resident, since what lies at an offset that is
-skipped lies at another one a step later. At equal memory it can do what `lines` does, at most.
+skipped lies at another one a step later. At equal memory it reads a part of what `lines` reads.
 """
 
 from __future__ import annotations
