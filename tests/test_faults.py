@@ -20,7 +20,7 @@ from fewlines.calibration.data import Calibration
 from fewlines.cli import main
 from fewlines.config import load_experiment, validate_experiment
 from fewlines.config.checks import DataFacts, check_against_data
-from fewlines.config.settings import TokenizerSettings
+from fewlines.config.tokenizer import TokenizerSettings
 from fewlines.data import SOURCES
 from fewlines.data.folder import choose_test
 from fewlines.errors import FewlinesError

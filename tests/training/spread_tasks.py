@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import fewlines
-from fewlines.config.settings import TokenizerSettings
+from fewlines.config.tokenizer import TokenizerSettings
 from fewlines.files import write_json, write_tensors
 from fewlines.models.llamagen.model import Transformer
 from fewlines.models.llamagen.settings import LlamaGenSettings

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import fewlines
-from fewlines.config.settings import ClassifierSettings, TokenizerSettings
+from fewlines.config.settings import ClassifierSettings
+from fewlines.config.tokenizer import TokenizerSettings
 from fewlines.errors import FewlinesError
 from fewlines.models.llamagen.model import Transformer
 from fewlines.models.llamagen.settings import LlamaGenSettings

@@ -32,10 +32,10 @@ from fewlines.config.settings import (
     SearchSettings,
     TaskName,
     TaskSettings,
-    TokenizerSettings,
     TrainingCostSettings,
     TrainingSettings,
 )
+from fewlines.config.tokenizer import TokenizerSettings
 from fewlines.errors import FewlinesError
 from fewlines.models.base import Model, ModelSettings, get_family
 from fewlines.schema import Precision, Rate, Section, Seed, Storage

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewlines import machine
-from fewlines.config.settings import TokenizerSettings
+from fewlines.config.tokenizer import TokenizerSettings
 from fewlines.files import digest
 from fewlines.models.tokenizer import ConvTokenizer, Quantized, Tokenizer, to_signed
 from fewlines.training.loop import WHOLE, Objective, draw_rows, make_generator
