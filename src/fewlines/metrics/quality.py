@@ -15,14 +15,12 @@ import torch_fidelity
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fewlines import machine
 from fewlines.config.settings import QualitySettings
 from fewlines.errors import FewlinesError
 from fewlines.files import parse
 from fewlines.metrics.features import Features
 
 BATCH = 500  # images whose features are computed at once
-HELD = 5000  # images after which free memory is returned
 PAIRS = 25_000_000  # of images whose distances are held at once
 METRICS = {
     "fid": "frechet_inception_distance",
@@ -55,8 +53,6 @@ class BareImages(Dataset[Tensor]):
 
     def __getitems__(self, rows: list[int]) -> list[Tensor]:
         """Images of a batch, as torch's loaders ask for it."""
-        if rows[0] % HELD < len(rows):
-            machine.return_memory()
         images = self.images[rows]
         return list(images if self.side is None else resize(images, self.side))
 

@@ -111,6 +111,7 @@ def _write(
     output: Path,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
+    machine.return_large_blocks()
     features = load_features(config.quality.features, classifier)
     results = measure(sets, reference, features, config.quality)
     measured = {
