@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import fewlines
+from conftest import GRID
 from fewlines.cli import main
 from fewlines.data.images import ImageData, Split
 from fewlines.decode.sampler import Sampler
-from fewlines.files import read_json, read_tensors
+from fewlines.files import read_json, read_tensors, write_tensors
 from fewlines.metrics.likelihood import measure_likelihood
 from fewlines.models.base import Model
 from fewlines.models.checkpoint import load_network, save_network
@@ -157,6 +158,36 @@ def test_a_task_may_be_compared_with_training_images(tiny_files, monkeypatch):
     assert [(each["against"], each["temperature"]) for each in found] == [
         ("test", 0.9), ("train", 1.5),
     ]  # fmt: skip
+
+
+def test_a_model_that_remembers_draws_what_is_at_no_distance_from_a_training_image(tiny_files):
+    text = (tiny_files / "config").read_text()
+    text = text.replace("kid_subset_size: 2", "kid_subset_size: 2, neighbours: 2")
+    (tiny_files / "config").write_text(text.replace("tasks:", "tokenizer: {widths: [4]}\ntasks:"))
+    tokenizer = ConvTokenizer(TokenizerShape(1, (4,), 0, 16, 4))
+    save_network(tiny_files / "tokenizer", tokenizer)
+    save_network(tiny_files / "classifier", Classifier(ClassifierShape(1, (4,), 8, 3)))
+    codes = torch.randint(16, (12, 20), generator=torch.Generator().manual_seed(0))
+    made = tokenizer.eval().decode(codes.unflatten(1, GRID))
+    write_tensors(tiny_files / "samples", {"seed_0": codes.int()}, {"grid": GRID})
+    noise = torch.randint(256, (30, *made.shape[1:]), dtype=torch.uint8)
+    train = torch.cat([noise, made[:2]])
+    names = ("images", "tokenizer", "classifier", "samples", "config")
+    options = [*(f"--{name}={tiny_files / name}" for name in names), f"--run={tiny_files}"]
+    splits = [Split(each, torch.arange(len(each)) % 3) for each in (train, noise[:20] // 2)]
+    ImageData(*splits, ["a", "b", "c"]).save(tiny_files / "images")
+    assert main(["find-nearest", *options]) == 0
+    table = pd.read_csv(tiny_files / "tables/neighbours.csv").set_index(["images", "space"])
+    assert set(table.index) == {
+        (images, space) for images in ("drawn", "test") for space in ("pixels", "features")
+    }
+    assert (table["count"] == 12).all()
+    assert (table.loc["drawn", "smallest"] == 0).all()
+    assert (table.loc["test", "smallest"] > 0).all()
+    assert (table["twentieth"] <= table["median"]).all()
+    shown = pd.read_csv(tiny_files / "figures/neighbours.csv")
+    assert (shown.iloc[:2] == 0).all(axis=None)
+    assert (tiny_files / "figures/neighbours-dark.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_task_needs_its_images_and_a_name(tiny_files, capsys):

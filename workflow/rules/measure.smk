@@ -42,6 +42,30 @@ rule reference_scores:
         "--real {output.real:q} --rebuilt {output.rebuilt:q} 2>&1 | tee {log:q}"
 
 
+# Drawn or remembered: `snakemake neighbours --configfile experiments/emoji.yaml`.
+rule neighbours:
+    input:
+        samples=f"{RUN}/{BASE}/samples/full.safetensors",
+        images=find_images,
+        tokenizer=rules.tokenizer.output.weights,
+        classifier=CLASSIFIER,
+    output:
+        expand(f"{RUN}/tables/neighbours.{{form}}", form=("csv", "md", "tex")),
+        expand(f"{RUN}/figures/neighbours{{form}}", form=(".png", "-dark.png", ".csv")),
+    log:
+        f"{RUN}/logs/neighbours.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        settings=settings("find-nearest"),
+        classifier=classifier_option,
+        run=run_folder,
+    shell:
+        "fewlines find-nearest --threads {threads} "
+        "--samples {input.samples:q} --images {input.images:q} --tokenizer {input.tokenizer:q} "
+        "{params.classifier} --run {params.run:q} 2>&1 | tee {log:q}"
+
+
 rule model_test:
     input:
         model=rules.model.output.weights,

@@ -136,7 +136,7 @@ def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
         codes = tensors[f"seed_{results.experiment.sampling.seeds[0]}"][:PICTURES]
         drawn.append([" ".join(map(str, image[:FIRST].tolist())) for image in codes])
         images = tokenizer.decode(codes.unflatten(1, header["grid"]))
-        axis.imshow(_join(images), cmap="gray_r" if images.shape[1] == 1 else None)
+        axis.imshow(join_images(images), cmap="gray_r" if images.shape[1] == 1 else None)
         _draw_held(held, results, model, slug)
         held.set_ylabel(name_row(model, slug), rotation=0, ha="right", va="center", size=11)
         for each in (held, axis):
@@ -152,8 +152,8 @@ def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
     save(figure, path, named.join(beginnings))
 
 
-def _join(images: Tensor) -> np.ndarray:
-    """Images `(n, C, H, W)` side by side, magnified: `(H, n·(W+2))`, or with three channels."""
+def join_images(images: Tensor) -> np.ndarray:
+    """Put images `(n, C, H, W)` side by side, magnified: `(H, n·(W+2))`, or with channels."""
     padded = torch.nn.functional.pad(images, (1, 1))
     strip = torch.cat(list(padded), dim=-1).permute(1, 2, 0).numpy()
     strip = strip.repeat(SCALE, 0).repeat(SCALE, 1)

@@ -35,7 +35,8 @@ def make_readable(table: pd.DataFrame) -> pd.DataFrame:
                 for value in table[source]
             ]
 
-    names = "source shape grid batch reference storage engine model policy cache budget outcome"
+    names = "source shape grid batch reference images space storage engine model policy cache "
+    names += "budget outcome"
     for name in names.split():
         if name not in table:
             continue
@@ -66,6 +67,13 @@ def make_readable(table: pd.DataFrame) -> pd.DataFrame:
     column("attention", "attention", "{:.3f}")
     column("of one head, at most", "most", "{:.3f}")
     column("tokens", "tokens", "{:.1f}")
+    column("count", "count", "{:.0f}")
+    for title, source in (
+        ("median distance", "median"),
+        ("a twentieth is nearer than", "twentieth"),
+    ):
+        column(title, source, "{:.4g}")
+    column("smallest", "smallest", "{:.4g}")
     column("caches", "caches", "{:.0f}")
     column("measure", "measure", "{}", None)
     column("ρ", "spearman", "{:+.2f}")

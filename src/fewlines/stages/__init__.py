@@ -16,7 +16,7 @@ OF_MODULES = {
     "calibrate": ("calibrate", "calibration-curve", "export-schedule"),
     "samples": ("generate", "gather"),
     "draw": ("draw",),
-    "quality": ("measure-quality", "measure-reference"),
+    "quality": ("measure-quality", "measure-reference", "find-nearest"),
     "likelihood": (
         "measure-model",
         "measure-likelihood",
@@ -53,6 +53,7 @@ READS: dict[str, tuple[str, ...]] = dict.fromkeys(
     "generate": ("sampling", "precision", "storage", "task"),
     "measure-quality": ("quality", "sampling", "task"),
     "measure-reference": ("quality", "sampling"),
+    "find-nearest": ("quality", "sampling"),
     "measure-model": ("likelihood",),
     "measure-likelihood": ("likelihood", "task"),
     "search-options": ("searched", "calibration"),

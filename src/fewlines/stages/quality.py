@@ -1,4 +1,5 @@
-"""Quality of the images drawn under each cache, and the reference scores beside it."""
+"""Quality of the images drawn under each cache, the reference scores beside it, and whether the
+images were drawn or remembered."""
 
 from __future__ import annotations
 
@@ -15,11 +16,18 @@ from fewlines.data import ImageData
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors
 from fewlines.metrics.features import load_features
+from fewlines.metrics.neighbours import find_neighbours
 from fewlines.metrics.quality import Images, count_numbers
 from fewlines.metrics.quality import measure_quality as measure
 from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
+from fewlines.report.neighbours import SHOWN, draw_neighbours, make_neighbour_table
 from fewlines.report.provenance import write_measured
+from fewlines.report.readable import write_table
+
+COMPARED = (
+    1000  # drawn images whose nearest training images are looked for, and as many of the test
+)
 
 
 def measure_quality(
@@ -43,10 +51,7 @@ def measure_quality(
         classifier: its weights, where `quality.features` says so.
         row: a task as tables name it, `base:completion`.
     """
-    network = load_network(tokenizer, Tokenizer).to(machine.device())
-    tensors, header = read_tensors(samples)
-    codes = [tensors[f"seed_{seed}"].unflatten(1, header["grid"]) for seed in config.sampling.seeds]
-    sets = [Made(network.decode, each) for each in codes]
+    sets = _read_samples(config, samples, tokenizer)
     task, data = config.get_task(row), ImageData.load(images)
     against = task.against if task else "test"
     count = len(data.test.images)
@@ -84,6 +89,47 @@ def measure_reference(
     _write(config, sets, reference, classifier, real)
     rebuild = [Made(lambda x: network.decode(network.encode(x)), part) for part in sets]
     _write(config, rebuild, reference, classifier, rebuilt)
+
+
+def find_nearest(
+    config: Experiment,
+    samples: Path,
+    images: Path,
+    tokenizer: Path,
+    run: Path,
+    classifier: Path | None = None,
+) -> None:
+    """Find the training images that drawn ones, and test images, resemble most: a model that
+    remembers draws what is nearer to a training image than test images are.
+
+    Args:
+        config: the experiment.
+        samples: that `gather` wrote; of the first seed, a thousand images are compared.
+        images: that `fetch-data` wrote.
+        tokenizer: its weights.
+        run: the folder of the run, for `tables/neighbours.csv` and `figures/neighbours.png`.
+        classifier: its weights, where `quality.features` says so.
+    """
+    data = ImageData.load(images)
+    made, train = _read_samples(config, samples, tokenizer)[0], data.train.images
+    drawn = made[list(range(min(COMPARED, len(made))))]
+    features = load_features(config.quality.features, classifier)
+    found = {
+        name: find_neighbours(each, train, features, config.quality.side)
+        for name, each in {"drawn": drawn, "test": data.test.images[: len(drawn)]}.items()
+    }
+    write_table(make_neighbour_table(found), run / "tables", "neighbours")
+    nearest = {space: train[each.rows[:SHOWN]] for space, each in found["drawn"].items()}
+    distances = {space: each.distances[:SHOWN] for space, each in found["drawn"].items()}
+    draw_neighbours(drawn[:SHOWN], nearest, distances, run / "figures/neighbours.png")
+
+
+def _read_samples(config: Experiment, samples: Path, tokenizer: Path) -> list[Made]:
+    """The images of each seed, decoded as they are asked for."""
+    network = load_network(tokenizer, Tokenizer).to(machine.device())
+    tensors, header = read_tensors(samples)
+    codes = [tensors[f"seed_{seed}"].unflatten(1, header["grid"]) for seed in config.sampling.seeds]
+    return [Made(network.decode, each) for each in codes]
 
 
 @dataclass(frozen=True)
