@@ -45,7 +45,7 @@ CHANGES = {
     ],
     "checkpoint_seconds": 5,
 }
-ELSEWHERE = {"name", "data"}  # they change where files lie
+ELSEWHERE = {"name", "data", "grids"}  # they change where files lie
 
 
 def change(key: str, value: object) -> dict:

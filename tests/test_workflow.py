@@ -135,6 +135,25 @@ def test_every_architecture_stands_beside_the_transformers_caches(run):
     assert (run / "figures/architectures.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_no_run_makes_by_itself_is_made_when_it_is_asked_for(own_folder, tmp_path):
+    tables = own_folder / "results/toy/tables"
+    other = pd.read_csv(tables / "cache.csv")
+    height, width = map(int, other["grid"][0].split("x"))
+    other = other.assign(grid=f"{height}x{2 * width}", capacity=other["capacity"] * 3)
+    other.to_csv(tmp_path / "other.csv", index=False)
+    content = yaml.safe_load(TOY.read_text()) | {"grids": [str(tmp_path / "other.csv")]}
+    (tmp_path / "grids.yaml").write_text(yaml.safe_dump(content))
+    snakemake(own_folder, "neighbours", "grids", config=tmp_path / "grids.yaml")
+    near = pd.read_csv(tables / "neighbours.csv")
+    assert sorted(near["images"]) == ["drawn", "drawn", "test", "test"]
+    assert (near["smallest"] > 0).all()
+    lost = pd.read_csv(tables.parent / "figures/grids.csv")
+    assert lost["grid"].nunique() == 2
+    (tmp_path / "other.csv").unlink()
+    said = plan(own_folder, "-n", "grids", config=tmp_path / "grids.yaml", status=1)
+    assert f"grids.0: {tmp_path / 'other.csv'} does not exist" in said
+
+
 def test_tables_and_report_are_made_again_without_measuring(own_folder):
     run = own_folder / "results/toy"
     before = (run / "tables/cache.csv").read_bytes()

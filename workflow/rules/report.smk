@@ -121,6 +121,26 @@ rule quality_table:
         "fewlines quality-table --run {params.run:q} 2>&1 | tee {log:q}"
 
 
+# What a cache must hold as the grid grows: of this run, and of those that `grids` names.
+rule grids:
+    input:
+        tables=[*map(str, EXPERIMENT.grids), f"{RUN}/tables/likelihood.csv"],
+    output:
+        expand(f"{RUN}/tables/grids.{{form}}", form=("csv", "md", "tex")),
+        expand(f"{RUN}/figures/grids{{form}}", form=(".png", "-dark.png", ".csv")),
+    log:
+        f"{RUN}/logs/grids.log",
+    conda:
+        "../envs/fewlines.yaml"
+    params:
+        tables=lambda wildcards, input: " ".join(
+            f"--table {quote(table)}" for table in input.tables
+        ),
+        run=run_folder,
+    shell:
+        "fewlines grids-table {params.tables} --run {params.run:q} 2>&1 | tee {log:q}"
+
+
 # The paper's comparison alone: `snakemake paper_table --configfile experiments/paper.yaml`.
 rule paper_table:
     input:

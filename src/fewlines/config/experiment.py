@@ -98,6 +98,9 @@ class Experiment(Section):
         default_factory=dict,
         description="of `make study`: files that are tracked, and which of the run they are",
     )
+    grids: tuple[Path, ...] = Field(
+        (), description="tables of the same caches on other grids: what grows with the grid"
+    )
     caches: Annotated[tuple[CacheSettings, ...], BeforeValidator(list_caches)] = Field(
         default=DEFAULT_CACHES,
         min_length=1,
@@ -340,6 +343,7 @@ class Experiment(Section):
             "model.start": self.model.start,
             "quality.reference": self.quality.reference,
             "calibration.transferred": self.calibration.transferred,
+            **{f"grids.{place}": path for place, path in enumerate(self.grids)},
         }
         return {key: path for key, path in named.items() if path}
 

@@ -75,6 +75,13 @@ def make_readable(table: pd.DataFrame) -> pd.DataFrame:
         column(title, source, "{:.4g}")
     column("smallest", "smallest", "{:.4g}")
     column("caches", "caches", "{:.0f}")
+    column("grids", "grids", "{}", None)
+    column("points", "points", "{:.0f}")
+    if "growth_low" in table:
+        columns["grows with the width to the (95%)"] = [
+            format_interval(row, "growth", ".2f") for row in table.to_dict("records")
+        ]
+    column("slope", "slope", "{:.2f}")
     column("measure", "measure", "{}", None)
     column("ρ", "spearman", "{:+.2f}")
     if "fid_sd" in table:

@@ -29,7 +29,7 @@ OF_MODULES = {
     "watch": ("watch",),
     "report": (
         *("tables", "likelihood-table", "lines-table", "paper-table", "quality-table"),
-        *("architectures-table", "figures", "report"),
+        *("architectures-table", "grids-table", "figures", "report"),
     ),
     "publish": ("publish", "fill-blocks", "list-stale", "correlate"),
 }

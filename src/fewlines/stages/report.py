@@ -18,6 +18,7 @@ from fewlines.report.figures import (
     draw_quality,
     draw_samples,
 )
+from fewlines.report.grids import draw_grids, fit_growth, read_grids
 from fewlines.report.heads import draw_heads, make_region_table
 from fewlines.report.page import write_page
 from fewlines.report.paper import make_paper_table
@@ -97,6 +98,19 @@ def architectures_table(config: Experiment, run: Path) -> None:
     table = make_architecture_table(Results(config, run))
     write_table(table, run / "tables", "architectures")
     draw_architectures(table, run / "figures/architectures.png")
+
+
+def grids_table(run: Path, table: list[Path]) -> None:
+    """Write the table and the figure of the same caches on several grids: what a cache must hold
+    as the grid grows.
+
+    Args:
+        run: the folder of one of them in results.
+        table: `cache.csv` or `likelihood.csv` of a grid; given again for each.
+    """
+    rows = read_grids(table)
+    write_table(fit_growth(rows), run / "tables", "grids")
+    draw_grids(rows, run / "figures/grids.png")
 
 
 def quality_table(config: Experiment, run: Path) -> None:
