@@ -68,7 +68,7 @@ def fit_growth(rows: pd.DataFrame) -> pd.DataFrame:
         exponent `g`, with a 95% interval, and `slope`, the exponent `b` of the loss.
     """
     found = []
-    for names, group in rows.groupby(SERIES, sort=False):
+    for series, group in rows.groupby(SERIES, sort=False):
         if group["grid"].nunique() < 2 or len(group) < LEAST_POINTS:
             continue
         # What an interval of ΔNLL is worth on a logarithmic scale.
@@ -85,7 +85,7 @@ def fit_growth(rows: pd.DataFrame) -> pd.DataFrame:
         reach = free * np.sqrt(gradient @ covariance[1:, 1:] @ gradient)
         found.append(
             {
-                **dict(zip(SERIES, names, strict=True)),
+                **dict(zip(SERIES, series, strict=True)),
                 "grids": ", ".join(sorted(group["grid"].unique(), key=len)),
                 "points": len(group),
                 "growth": growth,
