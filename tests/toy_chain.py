@@ -23,8 +23,8 @@ BIN = Path(sys.executable).parent
 SNAKEMAKE = [str(BIN / "snakemake"), "--max-threads", "1"]  # toys are no faster on more
 KILLS, OF_ALL = 20, (4, 13)  # which of them take Snakemake with everything below it
 
-# Columns of times and memory, kv_bytes apart.
-MEASURED = "seconds|_bytes|speedup|time_ratio|memory_ratio|memory_saving"
+# Columns of times and memory, and what is said of them, kv_bytes apart.
+MEASURED = "seconds|_bytes|speedup|time_ratio|memory_ratio|memory_saving|time_claim|memory_claim"
 TABLES = ("cache", "ranks", "paper", "reference-scores", "storage")
 
 
