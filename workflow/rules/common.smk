@@ -21,11 +21,9 @@ from unlock import OWNER, describe_owner
 
 try:
     # Snakemake forgets the first of two equal keys, and what family a model's keys are of.
+    # Those of a command line come first here.
     given = workflow.overwrite_configfiles
-    files = [
-        *workflow.configfiles[len(given) :],
-        *given,
-    ]  # those of a command line come first
+    files = [*workflow.configfiles[len(given) :], *given]
     if workflow.config_settings.replace_workflow_config:
         files = given
     EXPERIMENT = load_experiment(map(Path, files), workflow.config_settings.config)

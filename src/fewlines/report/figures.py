@@ -20,7 +20,7 @@ from fewlines.files import read_tensors
 from fewlines.models.base import AttentionModel
 from fewlines.models.tokenizer import Tokenizer
 from fewlines.report.results import Results
-from fewlines.report.style import COLOURS, cycle_looks, draw_themes, name_lines, save
+from fewlines.report.style import COLOURS, clear_axis, cycle_looks, draw_themes, name_lines, save
 from fewlines.report.tables import add_delta, drop_tasks
 
 PICTURES, FIRST, SCALE = 8, 8, 3  # of a row of samples; codes that tell them apart; magnification
@@ -140,10 +140,7 @@ def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
         _draw_held(held, results, model, slug)
         held.set_ylabel(name_row(model, slug), rotation=0, ha="right", va="center", size=11)
         for each in (held, axis):
-            each.set(xticks=[], yticks=[])
-            each.grid(False)
-            for spine in each.spines.values():
-                spine.set_visible(False)
+            clear_axis(each)
     axes[0, 0].set_title("held", size=11)
     axes[0, 1].set_title("the same classes and noise under each cache", size=11)
     named = pd.DataFrame(shown, columns=["model", "cache"])

@@ -19,6 +19,7 @@ from scipy import optimize, stats
 
 from fewlines.errors import FewlinesError
 from fewlines.files import parse
+from fewlines.report.figures import name_row
 from fewlines.report.style import COLOURS, draw_themes, save
 from fewlines.report.tables import add_delta, drop_tasks
 
@@ -121,7 +122,7 @@ def draw_grids(rows: pd.DataFrame, path: Path) -> None:
         axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes[0].set_ylabel("ΔNLL, nats/token")
     handles: list[Any] = [
-        plt.Line2D([], [], color=colour, label=_name(*names)) for names, colour in series.items()
+        plt.Line2D([], [], color=colour, label=name_row(*names)) for names, colour in series.items()
     ]
     handles += [
         plt.Line2D([], [], color="grey", marker=look[0], ls=look[1:], label=f"{grid} tokens")
@@ -129,7 +130,3 @@ def draw_grids(rows: pd.DataFrame, path: Path) -> None:
     ]
     figure.legend(handles=handles, loc="outside right upper", fontsize=7.5)
     save(figure, path, several)
-
-
-def _name(model: str, policy: str) -> str:
-    return policy if model == "base" else f"{policy}, {model}"

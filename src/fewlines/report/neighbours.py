@@ -11,29 +11,29 @@ from torch import Tensor
 
 from fewlines.metrics.neighbours import Neighbours
 from fewlines.report.figures import join_images
-from fewlines.report.style import draw_themes, save
+from fewlines.report.style import clear_axis, draw_themes, save
 
 SHOWN, ROW = 20, 10  # drawn images, of them side by side
 
 
-def make_neighbour_table(found: Mapping[str, Mapping[str, Neighbours]]) -> pd.DataFrame:
+def make_neighbour_table(found: Mapping[str, Neighbours], images: Sequence[str]) -> pd.DataFrame:
     """Make a row for each set of images and each space that they are compared in: how far they are
     from the training image that is nearest.
 
     Args:
-        found: of each set, of each space.
+        found: of each space.
+        images: of each image, the set that it is of.
 
     Returns:
         Columns `images`, `space`, `count`, and of the distances `median`, `twentieth` (a twentieth
         is nearer) and `smallest`.
     """
     rows = []
-    for images, spaces in found.items():
-        for space, each in spaces.items():
-            distances = pd.Series(each.distances.numpy())
+    for space, each in found.items():
+        for name, distances in pd.Series(each.distances.numpy()).groupby(list(images), sort=False):
             rows.append(
                 {
-                    "images": images,
+                    "images": name,
                     "space": space,
                     "count": len(distances),
                     "median": distances.median(),
@@ -41,7 +41,7 @@ def make_neighbour_table(found: Mapping[str, Mapping[str, Neighbours]]) -> pd.Da
                     "smallest": distances.min(),
                 }
             )
-    return pd.DataFrame(rows).sort_values("space", kind="stable", ignore_index=True)
+    return pd.DataFrame(rows)
 
 
 @draw_themes
@@ -69,8 +69,5 @@ def draw_neighbours(
         part = images[block * ROW : (block + 1) * ROW]
         axis.imshow(join_images(part), cmap="gray_r" if part.shape[1] == 1 else None)
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
-        axis.set(xticks=[], yticks=[])
-        axis.grid(False)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
+        clear_axis(axis)
     save(figure, path, pd.DataFrame(distances))

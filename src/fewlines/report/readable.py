@@ -68,11 +68,8 @@ def make_readable(table: pd.DataFrame) -> pd.DataFrame:
     column("of one head, at most", "most", "{:.3f}")
     column("tokens", "tokens", "{:.1f}")
     column("count", "count", "{:.0f}")
-    for title, source in (
-        ("median distance", "median"),
-        ("a twentieth is nearer than", "twentieth"),
-    ):
-        column(title, source, "{:.4g}")
+    column("median distance", "median", "{:.4g}")
+    column("a twentieth is nearer than", "twentieth", "{:.4g}")
     column("smallest", "smallest", "{:.4g}")
     column("caches", "caches", "{:.0f}")
     column("grids", "grids", "{}", None)

@@ -68,6 +68,14 @@ def cycle_looks() -> Iterator[dict[str, str]]:
                 yield {"color": colour, "ls": style}
 
 
+def clear_axis(axis: plt.Axes) -> None:
+    """Take away all but what is drawn and the label: an axis of images has no scale."""
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
 def name_lines(axis: plt.Axes, lines: Sequence[tuple[float, float, str, str]]) -> None:
     """Write the name of each line beside the axes, at the height of its end, none upon another.
 

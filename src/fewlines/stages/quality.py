@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewlines import machine
@@ -25,9 +26,7 @@ from fewlines.report.neighbours import SHOWN, draw_neighbours, make_neighbour_ta
 from fewlines.report.provenance import write_measured
 from fewlines.report.readable import write_table
 
-COMPARED = (
-    1000  # drawn images whose nearest training images are looked for, and as many of the test
-)
+COMPARED = 1000  # drawn images whose nearest training images are looked for; as many test images
 
 
 def measure_quality(
@@ -114,13 +113,14 @@ def find_nearest(
     made, train = _read_samples(config, samples, tokenizer)[0], data.train.images
     drawn = made[list(range(min(COMPARED, len(made))))]
     features = load_features(config.quality.features, classifier)
-    found = {
-        name: find_neighbours(each, train, features, config.quality.side)
-        for name, each in {"drawn": drawn, "test": data.test.images[: len(drawn)]}.items()
-    }
-    write_table(make_neighbour_table(found), run / "tables", "neighbours")
-    nearest = {space: train[each.rows[:SHOWN]] for space, each in found["drawn"].items()}
-    distances = {space: each.distances[:SHOWN] for space, each in found["drawn"].items()}
+    both = torch.cat([drawn, data.test.images[: len(drawn)]])
+    found = find_neighbours(both, train, features, config.quality.side)
+    table = make_neighbour_table(
+        found, ["drawn"] * len(drawn) + ["test"] * (len(both) - len(drawn))
+    )
+    write_table(table, run / "tables", "neighbours")
+    nearest = {space: train[each.rows[:SHOWN]] for space, each in found.items()}
+    distances = {space: each.distances[:SHOWN] for space, each in found.items()}
     draw_neighbours(drawn[:SHOWN], nearest, distances, run / "figures/neighbours.png")
 
 
