@@ -3,6 +3,7 @@ caller brings. And the images that it draws to be calibrated on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from fewlines.attention.attend import Attend, attend_causally
 from fewlines.errors import FewlinesError
 from fewlines.geometry import Geometry
 from fewlines.integrations.transformers import attending, find_geometry, set_attention
+
+EMU3_SIDE = 8  # pixels of a token's side
 
 
 class LayeredDecoder:
@@ -103,13 +106,14 @@ def load_pretrained(path: Path) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def read_prompts(path: Path, model_path: Path, model: Any) -> list[Tensor]:
-    """Read prompts, a line each, as ids `(1, T)`.
+def read_prompts(path: Path, model_path: Path, model: Any, geometry: Geometry) -> list[Tensor]:
+    """Read prompts, a line each, as ids `(1, T)`; in a chat template where the model draws by one.
 
     Args:
         path: a text file.
         model_path: the folder of the model, which has its tokenizer.
         model: that draws.
+        geometry: of its images, whose size some prompts say.
 
     Raises:
         FewlinesError: there are none, or the model has no tokenizer.
@@ -118,15 +122,35 @@ def read_prompts(path: Path, model_path: Path, model: Any) -> list[Tensor]:
     lines = [line for line in lines if line]
     if not lines:
         raise FewlinesError(f"{path} has no prompts; write one a line")
-    kind, how = transformers.AutoTokenizer, {}
+    kind: Any = transformers.AutoProcessor
+    how: dict[str, Any]
     if model.config.model_type == "janus":
-        kind, how = transformers.AutoProcessor, {"generation_mode": "image"}
+        how = {"generation_mode": "image"}
+    elif model.config.model_type == "emu3":
+        height, width = geometry.grid[0], geometry.grid[1] - 1
+        area = height * width * EMU3_SIDE**2
+        how = {
+            "return_for_image_generation": True,
+            "ratio": f"{width}:{height}",
+            "image_area": area,
+        }
+    else:
+        kind, how = transformers.AutoTokenizer, {}
     try:
         read = kind.from_pretrained(model_path, local_files_only=True)
+        if model.config.model_type == "janus" and read.chat_template:
+            lines = [
+                read.apply_chat_template(_say(line), add_generation_prompt=True) for line in lines
+            ]
         return [read(text=line, return_tensors="pt", **how)["input_ids"] for line in lines]
     except (OSError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise FewlinesError(f"{model_path} has no tokenizer that can be read ({said})") from None
+
+
+def _say(line: str) -> list[dict[str, Any]]:
+    """A conversation that begins with a prompt."""
+    return [{"role": "user", "content": [{"type": "text", "text": line}]}]
 
 
 def draw_codes(model: Any, prompt: Tensor, images: int, geometry: Geometry, seed: int) -> Tensor:
@@ -148,10 +172,22 @@ def draw_codes(model: Any, prompt: Tensor, images: int, geometry: Geometry, seed
                 ids, attention_mask=mask, generation_mode="image", do_sample=True
             )
             return codes
-        drawn: Tensor = model.generate(
-            ids, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, do_sample=True
-        )
+        how: dict[str, Any] = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": True}
+        if model.config.model_type == "emu3":
+            how["prefix_allowed_tokens_fn"] = _allow_lines(model, ids.shape[1], geometry.width)
+        drawn: Tensor = model.generate(ids, attention_mask=mask, **how)
     return drawn[:, ids.shape[1] :]
+
+
+def _allow_lines(model: Any, prefix: int, width: int) -> Callable[[int, Tensor], list[int]]:
+    """Emu3's own rule: codes, and after each line the token that ends it."""
+    words = model.vocabulary_mapping
+
+    def allow(_: int, so_far: Tensor) -> list[int]:
+        ends = (len(so_far) - prefix) % width == width - 1
+        return [words.eol_token_id] if ends else list(words.image_tokens)
+
+    return allow
 
 
 def list_branches(model: Any, prompt: Tensor) -> Tensor:

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from fewlines.attention.attend import Attend
 from fewlines.attention.buffer import BoundedCache
@@ -27,22 +29,6 @@ from fewlines.cache.schedule import Schedule
 from fewlines.cache.spec import Cache, make_cache
 from fewlines.errors import FewlinesError
 from fewlines.geometry import Geometry
-
-OLDEST = (5, 24)
-WANTED = "pip install 'fewlines[transformers]'"
-try:
-    INSTALLED = version("transformers")
-except PackageNotFoundError:
-    raise FewlinesError(f"FewLinesCache needs transformers: {WANTED}") from None
-if tuple(map(int, INSTALLED.split(".")[:2])) < OLDEST:
-    raise FewlinesError(
-        f"transformers {INSTALLED} is too old for FewLinesCache, as its models take no argument "
-        f"'cache': {WANTED}"
-    )
-
-import transformers  # noqa: E402 - after its version was looked at
-from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: E402
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask  # noqa: E402
 
 NAME = "fewlines"  # of the attention, in a model's configuration
 MARK = "_fewlines_cache"  # on the keys that `update` hands on
@@ -132,6 +118,8 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Entries that a mask would have if everything were kept, and where they begin."""
+        if self.buffers is not None:
+            self._refuse_several(query_length)
         return self.seen + query_length, 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
@@ -202,12 +190,7 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
             self.buffers = self._make_buffers(tokens, rows, keys.device)
             self.seen = tokens
             return
-        if tokens != 1 or rows != len(self.buffers.first):
-            raise FewlinesError(
-                f"FewLinesCache: {tokens} tokens of {rows} rows came after a prompt that is in "
-                "this cache; make a new one for every call of generate, and leave out "
-                "prefill_chunk_size and assistants"
-            )
+        self._refuse_several(tokens, rows)
         step, n = self.seen - self.buffers.plan.geometry.prefix, self.geometry.n_tokens
         if step >= n + self.tail:
             raise FewlinesError(
@@ -219,6 +202,28 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
         else:
             self.buffers.stay()
         self.seen += 1
+
+    def _refuse_several(self, tokens: int, rows: int | None = None) -> None:
+        assert self.buffers is not None
+        held = len(self.buffers.first)
+        if tokens != 1 or rows not in (None, held):
+            raise FewlinesError(
+                f"FewLinesCache: {tokens} tokens of {rows or held} rows came after a prompt that "
+                f"is in this cache with {held} rows; make a new one for every call of generate, "
+                "and leave out prefill_chunk_size and assistants"
+            )
+
+    def _check_position(self, positions: Tensor | None) -> None:
+        """Of the new token, `(1 or B, 1)`, padding counted or not: another is of another call."""
+        assert self.buffers is not None
+        if positions is None or positions.ndim != 2:
+            return
+        here, last = positions[:, -1], self.seen - 1
+        if not bool(((here == last) | (here == last - self.buffers.first)).all()):
+            raise FewlinesError(
+                f"FewLinesCache: the token of position {int(here.max())} came where that of "
+                f"{last} was to come; make a new one for every call of generate, or reset this one"
+            )
 
     def attend(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **how: Any
@@ -234,6 +239,8 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
             self.buffers.write_prefix(layer, k, v)
             y: Tensor = sdpa_attention_forward(module, q, k, v, mask, **how)[0].transpose(1, 2)
             return y
+        if layer == 0:
+            self._check_position(how.get("position_ids"))
         scale = how.get("scaling") or self.head_dim**-0.5
         if not math.isclose(scale, self.head_dim**-0.5):
             q = q * (scale * self.head_dim**0.5)

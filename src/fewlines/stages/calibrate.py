@@ -107,7 +107,7 @@ def _schedule_pretrained(
     geometry = find_geometry(model, (height, width) if grid else None)
     if not cache.requires:
         raise FewlinesError(f"{cache.slug} goes by no calibration; FewLinesCache takes it as it is")
-    asked = layered.read_prompts(prompts, path, model)[:images]
+    asked = layered.read_prompts(prompts, path, model, geometry)[:images]
     shares = [images // len(asked) + (i < images % len(asked)) for i in range(len(asked))]
     bar = progress("draw for calibration", images, "images")
     drawn = []
