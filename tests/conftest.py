@@ -40,11 +40,11 @@ settings.load_profile("default")
 
 
 def tiny_transformer(
-    dtype: torch.dtype = torch.float32, kv_heads: int = 2, layers: int = 2
+    dtype: torch.dtype = torch.float32, kv_heads: int = 2, layers: int = 2, head_dim: int = 8
 ) -> Transformer:
     """Heads of 8 dimensions, as in toy.yaml: a kernel is compiled for each number of them."""
     shape = TransformerShape(
-        dim=32,
+        dim=4 * head_dim,
         layers=layers,
         heads=4,
         kv_heads=kv_heads,

@@ -3,6 +3,7 @@ has it: random weights, tiny sizes."""
 
 from __future__ import annotations
 
+import itertools
 from argparse import Namespace
 
 import numpy as np
@@ -46,13 +47,19 @@ def test_published_weights_go_from_images_to_report(tmp_path):
     publish_toys(tmp_path)
     protocol = yaml.safe_load((REPOSITORY / "experiments/imagenet.yaml").read_text())
     toy = yaml.safe_load(TOY.read_text())
-    few = {"policy": "scheduled", "budget": {"fraction": "1/4"}, "merge": True}
+    quarter = {"budget": {"fraction": "1/4"}}  # of the protocol's three
+    caches = [cache | quarter for cache in protocol["caches"] if cache["policy"] != "full"]
+    for cache in caches:
+        if cache["policy"] != "scheduled":
+            cache["measure"] = "likelihood"
+    models = protocol["adaptation"]["models"]
+    models["adapted:2lines"]["caches"] = ["scheduled+merge-1of4"]
     experiment = {
         **protocol,
         **{key: toy[key] for key in ("classifier", "cost", "storage") if key in toy},
         "name": "published",
         "precision": "float32",
-        "data": {"source": "folder", "path": str(tmp_path / "images"), "side": 16},
+        "data": {"source": "folder", "path": str(tmp_path / "images"), "side": 16, "shards": 2},
         "tokenizer": {"weights": str(tmp_path / "vq.pt")},
         "model": {"checkpoint": str(tmp_path / "c2i.pt"), "heads": 4},
         "sampling": protocol["sampling"] | {"samples": 40, "batch": 20, "shards": 2},
@@ -60,18 +67,25 @@ def test_published_weights_go_from_images_to_report(tmp_path):
                     "side": 28, "kid_subset_size": 5, "kid_subsets": 2},
         "likelihood": {"images": 8, "batch": 4},
         "calibration": {"images": 8, "curve_images": 2, "batch": 4},
-        "adaptation": {"models": dict.fromkeys(("base+steps", "adapted:2lines"))},
-        "paper": {"caches": []},
+        "adaptation": protocol["adaptation"] | {"steps": 4, "batch": 4, "warmup": 1},
+        "paper": {"caches": ["scheduled+merge-1of4"], "batch": 4, "repeats": 1},
         "efficiency": {"runs": []},
-        "caches": [{"policy": "full"}, few],
+        "caches": [{"policy": "full"}, *caches],
     }  # fmt: skip
     (tmp_path / "published.yaml").write_text(yaml.safe_dump(experiment))
     make_folder(tmp_path / "run")
     snakemake(tmp_path / "run", config=tmp_path / "published.yaml")
     run = tmp_path / "run/results/published"
-    table = pd.read_csv(run / "tables/cache.csv").set_index("policy")
-    assert table.loc["scheduled+merge", "kv_bytes"] < table.loc["full", "kv_bytes"] / 2
-    assert table["fid_mean"].notna().all()
+    table = pd.read_csv(run / "tables/cache.csv")
+    base = table[table["model"] == "base"].set_index("policy")
+    assert base.loc["scheduled+merge", "kv_bytes"] < base.loc["full", "kv_bytes"] / 2
+    drawn = table[table["policy"].str.contains("full|scheduled")]
+    assert drawn["fid_mean"].notna().all()
+    assert set(drawn["model"]) == {"base", "base+steps", "adapted:2lines"}
+    options = ("line_ar(anchor=auto)", "streaming(sinks=auto)")
+    seen = {"scheduled+merge+allocated", *options, *(f"{name}+merge" for name in options)}
+    assert seen <= set(base.index)
+    assert table["nll"].notna().all()
     assert (run / "report.html").exists()
     quality = read_json(run / "base/quality/full.json")
     assert quality["statistics"].endswith("reference.npz")
@@ -84,8 +98,14 @@ def test_every_piece_of_the_protocol_is_there():
         [REPOSITORY / "config.yaml", REPOSITORY / "experiments/imagenet.yaml"]
     )
     assert experiment.sampling.samples == 50_000
-    budgets = {cache.budget_text for cache in experiment.cache_by_slug.values()}
-    assert {"fraction: 1/4", "fraction: 1/6", "fraction: 1/8"} <= budgets
+    assert (experiment.quality.features, experiment.quality.side) == ("inception", 256)
+    assert experiment.adaptation.models["adapted:2lines"].distil > 0
+    options = ("line_ar(anchor=auto)", "streaming(sinks=auto)")
+    wanted = {f"{name}{merge}" for name in options for merge in ("", "+merge")}
+    wanted |= {"scheduled+merge", "scheduled+merge+allocated"}
+    shares = ("fraction: 1/4", "fraction: 1/6", "fraction: 1/8")
+    caches = {(each.policy_text, each.budget_text) for each in experiment.cache_by_slug.values()}
+    assert caches == {("full", "all"), *itertools.product(wanted, shares)}
 
 
 @pytest.mark.parametrize(

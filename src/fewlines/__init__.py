@@ -61,13 +61,14 @@ def load_schedule(path: str | Path) -> Schedule:
     return Schedule.load(Path(path))
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Path, part: str | None = None) -> Tokenizer:
     """Load a tokenizer that `fewlines train-tokenizer` wrote, or one that LlamaGen published.
 
     Args:
         path: of the file.
+        part: `model` or `ema`, where a published file holds both; None takes the first and says so.
 
     Raises:
         FewlinesError: there is no such file, or it holds no tokenizer.
     """
-    return checkpoint.load_tokenizer(Path(path))
+    return checkpoint.load_tokenizer(Path(path), part)

@@ -91,6 +91,7 @@ for model, stored, mean, D, R in (
     ("bf16", "bf16", "fp32", 64, 1),
     ("fp32", "fp16", "fp32", 48, 4),
     ("fp64", "fp64", "fp64", 8, 2),
+    ("bf16", "bf16", "fp32", 100, 1),
 ):
     for given, segments, merge_slots in ((False, 1, 0), (True, 1, 1), (True, 4, 3)):
         constants = {
@@ -125,4 +126,4 @@ def test_the_kernel_compiles_for_a_gpu_that_is_not_here():
         [sys.executable, "-c", COMPILES], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 19
+    assert len(done.stdout.splitlines()) == 24

@@ -1,5 +1,6 @@
 """What an experiment will take, counted before it runs."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,7 +160,10 @@ def test_imagenet_is_planned_before_anything_is_there(capsys, monkeypatch, tmp_p
     said = capsys.readouterr().out
     assert "1281167 images of 16×16 tokens, llamagen with 111 M parameters, bfloat16" in said
     assert "| generate" in said
-    assert "hours on 8" in said
+    hours, gigabytes = re.search(r"jobs, (\S+) hours .* on 8; (\d+) GB written", said).groups()
+    pixels = 1281167 * 256**2 * 3 / 1e9  # what a data set of this size cannot do without
+    assert float(hours) > 1
+    assert float(gigabytes) > pixels
 
 
 def test_a_profile_asks_for_more_at_each_attempt(monkeypatch, tmp_path):

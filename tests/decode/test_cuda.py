@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import fewlines
 from conftest import CACHES, GRID, calibrated, images, step_by_step, tiny_transformer
@@ -14,6 +15,7 @@ from fewlines.attention.buffer import BoundedCache
 from fewlines.bench import memory, roofline
 from fewlines.decode.loop import Decoder, decode
 from fewlines.decode.sampler import Sampler, draw_noise
+from fewlines.integrations.transformers import FewLinesCache
 from fewlines.metrics.likelihood import compare_storages, measure_likelihood
 from fewlines.models.llamagen.engine import prepare
 from fewlines.models.llamagen.settings import LlamaGenSettings
@@ -84,6 +86,24 @@ def test_likelihood_is_that_of_the_processor(model64, gpu64, cache):
     )
     torch.testing.assert_close(there.nll, here.nll, atol=2e-5, rtol=0)
     torch.testing.assert_close(there.kl, here.kl, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("policy", ["streaming", "h2o"])
+def test_a_model_of_transformers_draws_the_tokens_of_the_processor(policy, merge):
+    """Prompts of different length, in float64."""
+    shape = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(LlamaConfig(**shape, initializer_range=0.3)).double().eval()
+    ids = torch.tensor([[0, 0, 7, 8], [9, 8, 7, 6]])
+    drawn = []
+    for device in ("cpu", "cuda"):
+        cache = FewLinesCache(llama.to(device), policy, grid=(4, 4), lines=2, merge=merge)
+        given = ids.to(device)
+        how = {"max_new_tokens": 16, "min_new_tokens": 16, "do_sample": False}
+        drawn.append(llama.generate(given, attention_mask=(given > 0).long(), cache=cache, **how))
+    assert torch.equal(drawn[0], drawn[1].cpu())
 
 
 def test_what_16_bits_change_is_little(model):

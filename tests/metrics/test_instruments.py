@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 from typing import ClassVar
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from torch_fidelity import feature_extractor_inceptionv3 as inception
 from torchmetrics.image import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance
 
 import fewlines
@@ -153,6 +155,34 @@ def test_imagenet_features_come_with_a_package():
         [images, torch.randint_like(images, 256)], images, features, settings
     )
     assert noise["fid"] > 10 + abs(same["fid"])
+
+
+def test_inception_gives_what_fid_and_is_are_computed_from(monkeypatch):
+    """Its build, with random weights: the published ones are fetched, which nothing here may."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
+        own = inception.FeatureExtractorInceptionV3
+        monkeypatch.setattr(own, "load_state_dict", lambda *_: None)
+        features = load_features("inception")
+    assert features.name.startswith("inception ")
+    images = SOURCES["shapes"]().test.images[:2]  # grey
+    outputs, logits = features.network(images)
+    assert (outputs.shape, logits.shape) == ((2, 2048), (2, 1008))
+    weights = features.network.inner.fc.weight
+    torch.testing.assert_close(logits, outputs @ weights.T, rtol=1e-3, atol=1e-5)  # no bias
+    assert torch.equal(features.network(images.expand(-1, 3, -1, -1))[0], outputs)
+
+
+def test_inception_that_cannot_be_fetched_says_what_to_write(monkeypatch):
+    def refuse(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(inception, "load_state_dict_from_url", refuse)
+    with pytest.raises(
+        FewlinesError, match=r"cannot be fetched .*write classifier or efficientnet"
+    ):
+        load_features("inception")
 
 
 def test_features_that_are_not_installed_say_what_to_write(monkeypatch):

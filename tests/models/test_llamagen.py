@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from argparse import Namespace
@@ -144,6 +145,10 @@ def test_published_sizes():
         with torch.device("meta"):
             model = Transformer(SHAPES[f"llamagen-{name}"].on((16, 16)))
         assert round(sum(p.numel() for p in model.parameters()) / 1e6) == millions
+    for name, billions in (("xxxl", 3.9), ("1b", 1.2), ("7b", 6.6)):
+        with torch.device("meta"):
+            model = Transformer(SHAPES[f"llamagen-{name}"].on((16, 16)))
+        assert round(sum(p.numel() for p in model.parameters()) / 1e9, 1) == billions
 
 
 @pytest.mark.parametrize(
@@ -283,8 +288,13 @@ def test_the_published_tokenizers_have_their_tensors(multipliers, tensors, milli
 def test_a_published_tokenizer_is_read_whole(tmp_path, capsys):
     tokenizer, path = make_tokenizer((1, 1, 2)), tmp_path / "vq.pt"
     used = {"quantize.codebook_used": torch.zeros(16)}
-    torch.save({"model": tokenizer.state_dict() | used, "ema": tokenizer.state_dict()}, path)
+    mean = tokenizer.state_dict() | {"quant_conv.bias": torch.full((4,), 0.5)}
+    assert tokenizer.quant_conv.bias.shape == (4,)
+    torch.save({"model": tokenizer.state_dict() | used, "ema": mean}, path)
+    assert (fewlines.load_tokenizer(path, part="ema").quant_conv.bias == 0.5).all()
+    assert capsys.readouterr().err == ""
     found = fewlines.load_tokenizer(path)
+    assert "holds 'model' and 'ema'; 'model' is read" in capsys.readouterr().err
     assert found.shape == tokenizer.shape
     for name, tensor in tokenizer.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor), name
@@ -328,6 +338,19 @@ def test_one_command_makes_a_picture_of_a_published_model(published, capsys):
     before = (published / "grid.png").read_bytes()
     assert drawn(published, capsys, "--count=3")[0] == 0
     assert (published / "grid.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/public-models.md"])
+def test_the_command_of_the_pages_makes_a_picture(published, monkeypatch, capsys, page):
+    (line,) = re.findall(r"^fewlines (draw .*)$", (REPOSITORY / page).read_text(), re.MULTILINE)
+    for written, here in (
+        ("c2i_B_256", "c2i"), ("vq_ds16_c2i", "vq"), ("207,360", "2,0"), ("4lines", "2lines"),
+    ):  # fmt: skip
+        assert written in line
+        line = line.replace(written, here)
+    monkeypatch.chdir(published)
+    assert main(shlex.split(line)) == 0
+    assert Image.open("grid.png").size == (2 * 18 + 2, 18 + 2)
 
 
 def test_the_picture_is_of_what_generate_draws(published, capsys):

@@ -90,14 +90,18 @@ def load_model(path: Path, **how: Any) -> Model:
     return load_network(path, Model)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, part: str | None = None) -> Tokenizer:
     """Load a tokenizer of ours, or of LlamaGen's published files.
+
+    Args:
+        path: of the file.
+        part: `model` or `ema`, where a published file holds both.
 
     Raises:
         FewlinesError: no such file, or no tokenizer in it.
     """
     if _is_published(path):
-        return LlamaGenTokenizer.read_checkpoint(path)
+        return LlamaGenTokenizer.read_checkpoint(path, part)
     return load_network(path, Tokenizer)
 
 
