@@ -52,7 +52,7 @@ rule tables:
 
 
 # Likelihood alone ranks policies in a fraction of the time that samples take:
-# `snakemake likelihood_table --configfile experiments/policies.yaml`.
+# `snakemake likelihood_table --configfile experiments/ranking.yaml`.
 rule likelihood_table:
     input:
         likelihoods(ROWS),

@@ -17,7 +17,7 @@ Measure = Literal["likelihood", "samples", "all"]
 DEFAULT_CACHES: list[dict[str, Any]] = [
     {"policy": "full"},
     {"policy": ["lines", "line_ar"], "budget": {"lines": 3}},
-    {"policy": "line_ar", "budget": {"lines": 3}, "merge": True, "options": {"anchor": "auto"}},
+    {"policy": "line_ar", "budget": {"lines": 3}, "merge": True},
     {"policy": "streaming", "budget": {"lines": 3}, "measure": "samples"},
     {"policy": "scheduled", "budget": {"lines": [3, 2]}, "merge": True},
     {
