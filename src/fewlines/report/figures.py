@@ -160,21 +160,18 @@ def join_images(images: Tensor) -> np.ndarray:
 def _draw_held(axis: plt.Axes, results: Results, model: str, slug: str) -> None:
     """Which tokens a head of the middle layer holds, where the evictions are known beforehand."""
     network = results.load_network(model)
-    grid, step = network.spec.grid, network.spec.n_tokens * 3 // 4
-    token = np.arange(network.spec.n_tokens)
-    state = np.where(token <= step, 2.0, 0.0)
+    step, token = network.spec.n_tokens * 3 // 4, np.arange(network.spec.n_tokens)
+    state = np.full(len(token), np.nan)
+    said = "a state"  # of another family
     if isinstance(network, AttentionModel):
         plan = results.get_cache(slug).plan(network.geometry)
+        said = "by\nscore" if plan.victims is None else ""
         if plan.victims is not None:
             evicted = plan.evicted_at[network.geometry.layers // 2, 0]
-            state[(token <= step) & (evicted <= step)] = 1.0
-        else:
-            axis.text(
-                0.5, 0.5, "by\nscore", ha="center", va="center", size=10, transform=axis.transAxes
-            )
-            state[:] = np.nan
+            state = np.where(token > step, 0.0, np.where(evicted > step, 2.0, 1.0))
+    axis.text(0.5, 0.5, said, ha="center", va="center", size=10, transform=axis.transAxes)
     colours = mpl.colors.ListedColormap(["#b8b8b8", "#e3e3e3", COLOURS[0]])
-    axis.imshow(state.reshape(grid), cmap=colours, vmin=0, vmax=2)
+    axis.imshow(state.reshape(network.spec.grid), cmap=colours, vmin=0, vmax=2)
 
 
 @draw_themes
