@@ -23,7 +23,7 @@ from fewlines.decode.loop import generate
 from fewlines.decode.sampler import Sampler
 from fewlines.errors import FewlinesError
 from fewlines.files import read_tensors, write_tensors
-from fewlines.models.checkpoint import load_network
+from fewlines.models.checkpoint import load_network, save_network
 from fewlines.models.llamagen.checkpoint import load_checkpoint
 from fewlines.models.llamagen.model import Transformer
 from fewlines.models.llamagen.shape import SHAPES, TransformerShape
@@ -298,6 +298,9 @@ def test_a_published_tokenizer_is_read_whole(tmp_path, capsys):
     assert found.shape == tokenizer.shape
     for name, tensor in tokenizer.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor), name
+    save_network(tmp_path / "ours.safetensors", tokenizer)
+    with pytest.raises(FewlinesError, match="is a tokenizer of ours, without parts"):
+        fewlines.load_tokenizer(tmp_path / "ours.safetensors", part="ema")
     write_tensors(tmp_path / "vq.safetensors", tokenizer.state_dict())
     assert fewlines.load_tokenizer(tmp_path / "vq.safetensors").shape == tokenizer.shape
     for wrong, message in (

@@ -113,7 +113,7 @@ rule adapt:
         "--output {output.weights:q} --metrics {output.metrics:q} 2>&1 | tee {log:q}"
 
 
-# How few images are enough, and whether a schedule serves other models: experiments/policies.yaml publishes
+# How few images are enough, and whether a schedule serves other models: experiments/default.yaml publishes
 # it.
 rule calibration_curve:
     input:

@@ -1,5 +1,6 @@
 """Bridges to other libraries; what is missing of them, or unknown, is said as they are imported."""
 
+import re
 from importlib.metadata import PackageNotFoundError, version
 
 from fewlines.errors import FewlinesError
@@ -11,7 +12,7 @@ try:
     installed = version("transformers")
 except PackageNotFoundError:
     raise FewlinesError(f"transformers is not installed: {WANTED}") from None
-if not OLDEST <= tuple(map(int, installed.split(".")[:2])) < UNKNOWN:
+if not OLDEST <= (*map(int, re.findall(r"\d+", installed)), 0)[:2] < UNKNOWN:
     raise FewlinesError(
         f"transformers {installed} is installed, and fewlines knows it from 5.24 to before 6.0, "
         f"whose models take an argument 'cache': {WANTED}"

@@ -96,18 +96,26 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
         self.buffers: BoundedCache | None = None
         self.seen = 0
         self.waiting: int | None = None
+        self.padded: bool | None = None  # whether positions count padding; None: not seen yet
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        layer_idx: int,
+        *_: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        **__: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Take the new keys and values `(B, H, T, D)` of a layer to its attention."""
+        """Take the new keys and values `(B, H, T, D)` of a layer to its attention; `kwargs`, what
+        its attention is given beside them, has their positions where the model hands them on."""
         if self.waiting is not None:
             raise FewlinesError(
                 f"FewLinesCache: layer {self.waiting} did not ask this cache: the model's "
                 "attention is not the one that FewLinesCache set; set no other while it draws"
             )
         if layer_idx == 0:
-            self._go_on(key_states)
+            self._go_on(key_states, (kwargs or {}).get("position_ids"))
         self.waiting = layer_idx
         setattr(key_states, MARK, self)
         return key_states, value_states
@@ -178,7 +186,7 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
         plan = _with_prefix(self.made, prompt)
         return BoundedCache(plan, rows, self.head_dim, self.precision, device)
 
-    def _go_on(self, keys: Tensor) -> None:
+    def _go_on(self, keys: Tensor, positions: Tensor | None) -> None:
         """To the token, or the prompt, whose keys `(B, H, T, D)` the first layer brings."""
         rows, heads, tokens, head_dim = keys.shape
         if self.buffers is None:
@@ -191,6 +199,8 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
             self.seen = tokens
             return
         self._refuse_several(tokens, rows)
+        if positions is not None and positions.ndim == 2:
+            self._check_position(positions[:, -1])
         step, n = self.seen - self.buffers.plan.geometry.prefix, self.geometry.n_tokens
         if step >= n + self.tail:
             raise FewlinesError(
@@ -213,17 +223,23 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
                 "and leave out prefill_chunk_size and assistants"
             )
 
-    def _check_position(self, positions: Tensor | None) -> None:
-        """Of the new token, `(1 or B, 1)`, padding counted or not: another is of another call."""
+    def _check_position(self, here: Tensor) -> None:
+        """Of the new token, `(1 or B,)`, padding counted or not as it was for the first token:
+        another one is of another call."""
         assert self.buffers is not None
-        if positions is None or positions.ndim != 2:
-            return
-        here, last = positions[:, -1], self.seen - 1
-        if not bool(((here == last) | (here == last - self.buffers.first)).all()):
+        starts: dict[bool, Any] = {
+            True: 0,
+            False: self.buffers.first,
+        }  # where padding is counted, where it is not
+        known = starts if self.padded is None else {self.padded: starts[self.padded]}
+        fits = [which for which, start in known.items() if bool((here == self.seen - start).all())]
+        if not fits:
             raise FewlinesError(
-                f"FewLinesCache: the token of position {int(here.max())} came where that of "
-                f"{last} was to come; make a new one for every call of generate, or reset this one"
+                f"FewLinesCache: a token of position {int(here.max())} came where {self.seen} were "
+                "read; make a new one for every call of generate, or reset this one"
             )
+        if len(fits) == 1:
+            self.padded = fits[0]
 
     def attend(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **how: Any
@@ -239,8 +255,6 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
             self.buffers.write_prefix(layer, k, v)
             y: Tensor = sdpa_attention_forward(module, q, k, v, mask, **how)[0].transpose(1, 2)
             return y
-        if layer == 0:
-            self._check_position(how.get("position_ids"))
         scale = how.get("scaling") or self.head_dim**-0.5
         if not math.isclose(scale, self.head_dim**-0.5):
             q = q * (scale * self.head_dim**0.5)

@@ -102,6 +102,10 @@ def load_tokenizer(path: Path, part: str | None = None) -> Tokenizer:
     """
     if _is_published(path):
         return LlamaGenTokenizer.read_checkpoint(path, part)
+    if part is not None:
+        raise FewlinesError(
+            f"{path} is a tokenizer of ours, without parts; leave out part={part!r}"
+        )
     return load_network(path, Tokenizer)
 
 
