@@ -96,7 +96,7 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
         self.buffers: BoundedCache | None = None
         self.seen = 0
         self.waiting: int | None = None
-        self.padded: bool | None = None  # whether positions count padding; None: not seen yet
+        self.start: Tensor | int | None = None  # of positions; None: no token has come yet
 
     def update(
         self,
@@ -227,19 +227,15 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
         """Of the new token, `(1 or B,)`, padding counted or not as it was for the first token:
         another one is of another call."""
         assert self.buffers is not None
-        starts: dict[bool, Any] = {
-            True: 0,
-            False: self.buffers.first,
-        }  # where padding is counted, where it is not
-        known = starts if self.padded is None else {self.padded: starts[self.padded]}
-        fits = [which for which, start in known.items() if bool((here == self.seen - start).all())]
+        padding: list[Tensor | int] = [0, self.buffers.first]  # counted, or not
+        starts = padding if self.start is None else [self.start]
+        fits = [start for start in starts if bool((here == self.seen - start).all())]
         if not fits:
             raise FewlinesError(
                 f"FewLinesCache: a token of position {int(here.max())} came where {self.seen} were "
                 "read; make a new one for every call of generate, or reset this one"
             )
-        if len(fits) == 1:
-            self.padded = fits[0]
+        self.start = fits[0]  # where both fit there is no padding, and they are one
 
     def attend(
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **how: Any
