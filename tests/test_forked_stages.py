@@ -66,6 +66,8 @@ def test_a_stage_prints_and_ends_as_by_itself(server):
 
 def test_a_fork_dies_with_whoever_waits_for_it_and_with_the_server(server):
     process, place = server
+    start(place, *PLAN, "--device=h200").communicate(timeout=60)  # imports may ask other programs
+    assert not process.children()
     waiting = start(place, *PLAN, "--device=this")  # it measures this machine for seconds
     wait(process.children)
     (fork,) = process.children()
