@@ -120,6 +120,18 @@ def test_training_goes_on_from_weights_of_another_grid_and_no_other_shape(tmp_pa
         train_model(deeper, wide, second, metrics)
 
 
+@pytest.mark.parametrize("family", ["gated-deltanet", "hierarchical"])
+def test_a_family_that_learns_places_goes_on_on_the_same_grid_alone(tmp_path, family):
+    settings = {"family": family, "dim": 16, "layers": 1, "heads": 2, "steps": 1, "batch": 8}
+    first, metrics = tmp_path / "first", tmp_path / "metrics"
+    tokens = write_tokens(tmp_path, (3, 4))
+    train_model(validate_experiment({"model": settings}), tokens, first, metrics)
+    goes_on = validate_experiment({"model": settings | {"start": first}})
+    train_model(goes_on, tokens, tmp_path / "second", metrics)
+    with pytest.raises(FewlinesError, match="learns each place of a grid, so leave out start"):
+        train_model(goes_on, write_tokens(tmp_path, (2, 6)), tmp_path / "second", metrics)
+
+
 def test_a_model_is_compared_with_as_many_steps_by_the_same_loss():
     full, few = {"caches": ["full"]}, {"caches": ["lines-2lines"]}
     models = {

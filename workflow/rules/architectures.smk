@@ -43,15 +43,15 @@ rule architecture_cost:
 # The transformer's caches beside them.
 rule architectures:
     input:
-        likelihoods([*BASE_ROWS, *ARCHITECTURE_ROWS]),
+        likelihoods([*WHOLE_ROWS, *ARCHITECTURE_ROWS]),
         of(
-            [*filter(DRAWN.__contains__, BASE_ROWS), *ARCHITECTURE_ROWS],
+            [*filter(DRAWN.__contains__, WHOLE_ROWS), *ARCHITECTURE_ROWS],
             "{model}/quality/{cache}.json",
         ),
-        of(filter(SHOWN.__contains__, BASE_ROWS), "cost/{cache}.json"),
+        of(filter(SHOWN.__contains__, WHOLE_ROWS), "cost/{cache}.json"),
         of(ARCHITECTURE_ROWS, "{model}/cost.json"),
         of(ARCHITECTURE_ROWS, "{model}/model.json"),
-        models_of([*BASE_ROWS, *ARCHITECTURE_ROWS]),
+        models_of([*WHOLE_ROWS, *ARCHITECTURE_ROWS]),
         calibration_for(CACHES),
     output:
         expand(f"{RUN}/tables/architectures.{{form}}", form=("md", "tex")),

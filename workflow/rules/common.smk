@@ -52,7 +52,7 @@ ADAPTED = EXPERIMENT.adapted_models
 ROWS = EXPERIMENT.rows  # (model, cache)
 DRAWN = [row for row in ROWS if EXPERIMENT.is_drawn(row[1], row[0])]
 SHOWN = [row for row in ROWS if EXPERIMENT.is_shown(row[1], row[0])]
-BASE_ROWS = [row for row in ROWS if row[0] == BASE]
+WHOLE_ROWS = [row for row in ROWS if EXPERIMENT.get_task(row[0]) is None]  # no tasks
 ARCHITECTURE_ROWS = [(name, "full") for name in EXPERIMENT.architectures]
 HAS_KV = (
     EXPERIMENT.family.has_kv_cache

@@ -76,7 +76,7 @@ class ModelSettings(Section):
     family: str = Field("llamagen", description="the model family, a folder of fewlines/models")
     checkpoint: Path | None = Field(None, description="published weights, in place of training")
     start: Path | None = Field(
-        None, description="weights that training goes on from, of the same shape on any grid"
+        None, description="weights that training goes on from, of the same shape"
     )
     steps: Positive = Field(960, description="of training")
     batch: Positive = Field(16, description="images of a step")
@@ -200,6 +200,7 @@ class Model(nn.Module, ABC):
         caption_dim: numbers of a feature, of a model that draws from a caption's features; 0 where
             it draws from a class.
         raster: whether it draws line by line; one that does not completes no image.
+        any_grid: whether its weights serve another grid: none of them is of a place.
         has_kv_cache: whether it keeps keys and values that a cache policy can limit.
         engines: ways of decoding with everything kept, the best first.
         parts: what adaptation may train, as parts of parameters' names.
@@ -212,6 +213,7 @@ class Model(nn.Module, ABC):
     Shape: ClassVar[type[Any]]
     caption_dim: int = 0
     raster: ClassVar[bool] = True
+    any_grid: ClassVar[bool] = True
     has_kv_cache: ClassVar[bool] = False
     engines: ClassVar[tuple[str, ...]] = ("lean",)
     parts: ClassVar[Mapping[str, str]] = {"all": ""}
@@ -372,25 +374,36 @@ class Model(nn.Module, ABC):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [{"params": trained, "optimizer": "adamw"}]
 
-    def group_for_muon(self, split: list[int], but: str = "-") -> list[dict[str, Any]]:
-        """Group as `group_parameters`: Muon for the matrices of `layers`, AdamW for the rest.
+    def group_for_muon(
+        self, split: dict[str, list[int]], but: str = "-", also: tuple[str, ...] = ()
+    ) -> list[dict[str, Any]]:
+        """Group as `group_parameters`: Muon for the matrices and convolutions of `layers`, AdamW
+        for the rest.
 
         Args:
-            split: rows of queries, keys and values in `wqkv`.
-            but: how the names of matrices end that are the rest's.
+            split: by the last name of a module, the rows of the matrices that its weight fuses.
+            but: the last name of modules that are the rest's.
+            also: names of modules outside `layers` that are Muon's.
         """
-        matrices: list[Tensor] = []
-        fused: list[Tensor] = []
+        whole: list[Tensor] = []
+        fused: dict[str, list[Tensor]] = {name: [] for name in split}
         rest: list[Tensor] = []
         for name, parameter in self.named_parameters():
-            inside = "layers." in name and name.endswith(".weight") and parameter.ndim == 2
-            if parameter.requires_grad and name.endswith("wqkv.weight"):
-                fused.append(parameter)
-            elif parameter.requires_grad:
-                (matrices if inside and not name.endswith(but) else rest).append(parameter)
+            module = name.removesuffix(".weight")
+            last = module.rpartition(".")[2]
+            muon = module in also or ("layers." in name and last != but)
+            if not parameter.requires_grad:
+                continue
+            if not muon or module == name or parameter.ndim < 2:
+                rest.append(parameter)
+            else:
+                fused.get(last, whole).append(parameter)
         return [
-            {"params": matrices, "optimizer": "muon"},
-            {"params": fused, "optimizer": "muon", "split": split},
+            {"params": whole, "optimizer": "muon"},
+            *(
+                {"params": params, "optimizer": "muon", "split": split[name]}
+                for name, params in fused.items()
+            ),
             {"params": rest, "optimizer": "adamw"},
         ]
 

@@ -7,6 +7,8 @@ writes the token's value in its place:
 
 Training runs a chunk at a time: within one, what each token writes is the solution of a triangular
 system (arXiv 2406.06484). A convolution over the last few tokens makes queries, keys and values.
+Unlike the published models: the place of a token and the class are added to every token, values are
+as wide as keys, and how much is written has a bias.
 """
 
 from __future__ import annotations
@@ -143,7 +145,9 @@ class Mixer(nn.Module):
         """Run a whole sequence `(B, T, dim)`."""
         window = F.pad(self.wqkv(x), (0, 0, CONVOLUTION - 1, 0))
         q, k, v, share, decay = (each.to(_exact(each.dtype)) for each in self.read(window, x))
-        return self.write(run_chunks(q, k, v, share, decay, self.chunk).to(x.dtype), x)
+        with torch.autocast(x.device.type, enabled=False):
+            mixed = run_chunks(q, k, v, share, decay, self.chunk)
+        return self.write(mixed.to(x.dtype), x)
 
     def step(self, x: Tensor, state: Tensor, last: Tensor) -> Tensor:
         """Run one token `(B, 1, dim)`; `state` `(B, H, D, D)` and `last` `(B, CONVOLUTION − 1,
@@ -190,6 +194,7 @@ class GatedDeltaNet(Model):
     Settings = DeltaNetSettings
     Shape = DeltaNetShape
     engines = ("lean", "naive")
+    any_grid = False
     shape: DeltaNetShape
     layers: Any  # of a module list the type of a layer is not known
 
@@ -205,7 +210,7 @@ class GatedDeltaNet(Model):
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw normal weights of standard deviation 0.02 and an output of zeros; convolutions begin
-        with the last token, decays between 1 and 16 a token's softplus, as published."""
+        with the last token, decays between 1 and 16 times a softplus of 0.001 to 0.1."""
         for name, parameter in self.named_parameters():
             if name == "output.weight" or name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -219,16 +224,17 @@ class GatedDeltaNet(Model):
                 nn.init.normal_(parameter, std=0.02, generator=generator)
         for layer in self.layers:
             decays = layer.mixer.gates.bias.data[self.shape.heads :]
-            decays.copy_(torch.linspace(-6.9, -2.2, self.shape.heads))  # of 0.001 to 0.1 a token
+            decays.copy_(torch.linspace(-6.9, -2.2, self.shape.heads))  # of 0.001 to 0.1
 
     def embed(self, labels: Tensor, codes: Tensor, first: int = 0) -> Tensor:
-        """Embed the class `(B,)` and codes `(B, T)` before the tokens that they predict: `(B, 1 +
-        T, dim)`, or without the class where `first` is not the first."""
+        """Embed codes `(B, T)` before the tokens that they predict, from place `first` on, and with
+        each the class `(B,)`: `(B, T, dim)`, or `(B, 1 + T, dim)` where none is before the
+        first."""
         read = self.code(codes)
         if first == 0:
-            read = torch.cat([self.label(labels)[:, None], read], dim=1)
-        placed: Tensor = read + self.place[first : first + read.shape[1]]
-        return placed
+            read = F.pad(read, (0, 0, 1, 0))
+        placed: Tensor = read + self.label(labels)[:, None]
+        return placed + self.place[first : first + read.shape[1]]
 
     def teacher_forced(self, labels: Tensor, codes: Tensor, memory: Any = None) -> Tensor:
         """Predict every code `(B, N)` from those before it; logits `(B, N, V)`."""
@@ -244,7 +250,7 @@ class GatedDeltaNet(Model):
 
     def group_parameters(self) -> list[dict[str, Any]]:
         """Muon for the layers' matrices, AdamW for everything else."""
-        return self.group_for_muon([self.shape.dim] * 3, but="gates.weight")
+        return self.group_for_muon({"wqkv": [self.shape.dim] * 3}, but="gates")
 
 
 class MatrixState(State):
@@ -282,6 +288,7 @@ class MatrixState(State):
 
     def start(self, labels: Tensor) -> Tensor:
         """Read the class; logits `(B, V)` of the first token."""
+        self.labels = labels
         return self._predict(self.model.embed(labels, labels.new_empty(len(labels), 0)))
 
     def advance(self, step: int) -> None:
@@ -290,7 +297,7 @@ class MatrixState(State):
 
     def forward(self, codes: Tensor, position: int | Tensor) -> Tensor:
         """Read codes `(B,)`; logits `(B, V)` of the next token."""
-        return self._predict(self.model.embed(codes, codes[:, None], int(position)))
+        return self._predict(self.model.embed(self.labels, codes[:, None], int(position)))
 
     def _predict(self, x: Tensor) -> Tensor:
         for layer, kept in zip(self.model.layers, self.kept, strict=True):

@@ -1,12 +1,15 @@
-"""Coarse to fine (after arXiv 1703.03664 and 1812.01608) over codes, read top to bottom.
+"""Coarse to fine over codes, read top to bottom: the subsampled image first, as in Multi-Scale
+PixelRNN (arXiv 1601.06759, 3.6; after it 1703.03664 and 1812.01608).
 
 Every second token of every second line comes first; the others follow, line by line, each given
-the coarse tokens around it. The product of both is the likelihood of the same tokens. Attention
-reaches a few lines back in both levels, so a few lines of each are kept, and the coarse tokens.
+the coarse tokens around it by one convolution. The product of both is the likelihood of the same
+tokens. Attention reaches a few lines back in both levels, so a few lines of a level are kept at a
+time, and the coarse tokens.
 """
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -66,14 +69,16 @@ class HierarchicalShape(ModelShape):
 
 
 class HierarchicalSettings(ModelSettings):
-    """Coarse to fine (after arXiv 1703.03664 and 1812.01608)."""
+    """Coarse to fine (after arXiv 1601.06759, 1703.03664 and 1812.01608)."""
 
     family: str = Field("hierarchical", description="the model family")
     dim: Positive = Field(192, description="width of both levels; a multiple of 4 × heads")
     coarse_layers: Positive = Field(2, description="layers of the first level")
     layers: Positive = Field(4, description="layers of the second level")
     heads: Positive = Field(3, description="heads of a layer")
-    lines: Positive = Field(3, description="that attention reaches back, in both levels")
+    lines: Positive = Field(
+        3, description="of tokens that attention reaches back in each level, `w` fine, `w/2` coarse"
+    )
 
     def make_shape(self, spec: TokenSpec) -> HierarchicalShape:
         """Make the shape of the model that is trained on such tokens."""
@@ -133,6 +138,7 @@ class Hierarchical(Model):
     Settings = HierarchicalSettings
     Shape = HierarchicalShape
     engines = ("lean", "naive")
+    any_grid = False
     raster = False
     shape: HierarchicalShape
 
@@ -144,7 +150,7 @@ class Hierarchical(Model):
         width = shape.lines * shape.coarse_grid[1]
         self.coarse = Level(shape, shape.coarse_layers, coarse, width)
         self.fine = Level(shape, shape.layers, fine, shape.lines * shape.grid[1])
-        self.around = nn.Conv2d(shape.dim, shape.dim, 3, padding=1)
+        self.around = nn.Conv2d(shape.dim, shape.dim, 3, padding=(0, 1))
         self.given = nn.Linear(shape.dim, 4 * shape.dim)  # for each place of a square of four
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -160,13 +166,18 @@ class Hierarchical(Model):
         """The coarse places, then the others."""
         return torch.cat(self.shape.places)
 
-    def look_around(self, coarse: Tensor) -> Tensor:
-        """Make of the coarse codes `(B, Nc)` what the fine ones are given: `(B, Nf, dim)`."""
+    def look_around(self, coarse: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Make of the coarse codes `(B, Nc)` what fine ones are given, `(B, T, dim)`: those in the
+        squares of coarse lines from `first` up to before `last`."""
+        last = self.shape.coarse_grid[0] if last is None else last
         image = self.coarse.code(coarse).unflatten(1, self.shape.coarse_grid).movedim(-1, 1)
-        given = self.given(self.around(image).relu().movedim(1, -1)).unflatten(-1, (4, -1))
+        around = self.around(F.pad(image, (0, 0, 1, 1))[:, :, first : last + 2]).relu()
+        given = self.given(around.movedim(1, -1)).unflatten(-1, (4, -1))
         fine = self.shape.places[1].to(coarse.device)
         row, column = fine // self.shape.grid[1], fine % self.shape.grid[1]
-        chosen: Tensor = given[:, row // 2, column // 2, row % 2 * 2 + column % 2]
+        wanted = (row // 2 >= first) & (row // 2 < last)
+        row, column = row[wanted], column[wanted]
+        chosen: Tensor = given[:, row // 2 - first, column // 2, row % 2 * 2 + column % 2]
         return chosen
 
     def teacher_forced(self, labels: Tensor, codes: Tensor, memory: Any = None) -> Tensor:
@@ -179,29 +190,45 @@ class Hierarchical(Model):
         return torch.cat(logits, dim=1)[:, self.order.argsort().to(codes.device)]
 
     def begin(self, rows: int, cache: Any, **how: Any) -> State:
-        """Begin a batch, with a few lines of both levels."""
+        """Begin a batch, with a few lines of a level."""
         return LevelsState(self, rows, how.get("storage"))
 
+    def count_read_bytes(self, cache: Any, rows: int, storage: torch.dtype) -> float:
+        """Count the bytes that a token reads, the mean over an image: the class and the window of
+        its own level, as far as it is written, and a fine one what it is given."""
+        width, levels = self.shape.dim, (self.coarse, self.fine)
+        entries = sum(
+            len(level.layers) * (1 + min(token, level.window))
+            for level in levels
+            for token in range(level.tokens)
+        )
+        given = self.fine.tokens * width * self.dtype.itemsize
+        return rows * (2 * width * entries * storage.itemsize + given) / self.spec.n_tokens
+
     def group_parameters(self) -> list[dict[str, Any]]:
-        """Muon for the blocks' matrices, AdamW for everything else."""
-        return self.group_for_muon([self.shape.dim] * 3)
+        """Muon for the matrices of the blocks and of what the fine level is given, AdamW for
+        everything else."""
+        width = self.shape.dim
+        split = {"wqkv": [width] * 3, "given": [width] * 4}
+        return self.group_for_muon(split, also=("around", "given"))
 
 
 class LevelState:
     """Keys and values of a level: the class, and a ring of the last tokens."""
 
-    def __init__(self, level: Level, rows: int, like: Tensor, storage: torch.dtype) -> None:
-        head = level.layers[0].attention.head_dim
-        kept = min(level.window, max(0, level.tokens - 1))
-        sizes = (2, len(level.layers), rows, level.heads)
-        self.level = level
-        self.first = like.new_zeros(*sizes, 1, head, dtype=storage)
-        self.ring = like.new_zeros(*sizes, kept, head, dtype=storage)
+    def __init__(self, level: Level, kept: Tensor) -> None:
+        """Take a level's part of a buffer.
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.first.nbytes + self.ring.nbytes
+        Args:
+            level: whose they are.
+            kept: `(rows, n)`, as many numbers as it needs or more.
+        """
+        rows, numbers = len(kept), count_numbers(level)
+        head = level.layers[0].attention.head_dim
+        sizes = (2, len(level.layers), rows, level.heads, -1, head)
+        both = kept.view(-1)[: rows * numbers].view(sizes)
+        self.level = level
+        self.first, self.ring = both[..., :1, :], both[..., 1:, :]
 
     def predict(self, x: Tensor, token: int) -> Tensor:
         """Logits `(B, V)` of a token, by what comes before it `(B, dim)`."""
@@ -224,14 +251,21 @@ class LevelState:
         return self.level.read_out(x)[:, -1]
 
 
+def count_numbers(level: Level) -> int:
+    """Count the numbers that a level keeps of an image."""
+    width: int = level.output.in_features
+    kept = 1 + min(level.window, max(0, level.tokens - 1))
+    return 2 * width * len(level.layers) * kept
+
+
 class LevelsState(State):
-    """A few lines of keys and values of both levels, the coarse codes and what the fine ones are
-    given, for each row of the batch
+    """A few lines of keys and values of one level after the other, in the same buffer, the coarse
+    codes and what the fine ones of two lines are given, for each row of the batch
 
-        `2 · dim · Σ L · (1 + min(W, N − 1)) + Nf · dim`
+        `2 · dim · max L · (1 + min(W, N − 1)) + dim · T`
 
-    numbers, summed over levels of `L` layers, `N` tokens and a window of `W`, and 8 bytes for each
-    coarse code.
+    numbers, of levels of `L` layers, `N` tokens and a window of `W`, and `T` fine tokens of two
+    lines; and 8 bytes for each coarse code.
     """
 
     def __init__(self, model: Hierarchical, rows: int, storage: torch.dtype | None = None) -> None:
@@ -244,22 +278,25 @@ class LevelsState(State):
         """
         self.model = model
         like = torch.empty(0, device=model.device, dtype=model.dtype)
-        kept = storage or model.dtype
-        self.coarse = LevelState(model.coarse, rows, like, kept)
-        self.fine = LevelState(model.fine, rows, like, kept)
-        coarse, fine = (len(places) for places in model.shape.places)
-        self.codes = like.new_zeros(rows, coarse, dtype=torch.long)
-        self.given = like.new_zeros(rows, fine, model.shape.dim)
+        levels = (model.coarse, model.fine)
+        most = max(count_numbers(level) for level in levels)
+        self.kept = like.new_zeros(rows, most, dtype=storage or model.dtype)
+        self.coarse, self.fine = (LevelState(level, self.kept) for level in levels)
+        self.codes = like.new_zeros(rows, model.coarse.tokens, dtype=torch.long)
+        # How many fine tokens stand in the squares of the coarse lines so far.
+        lines = model.shape.places[1] // (2 * model.shape.grid[1])
+        self.ends = lines.bincount(minlength=model.shape.coarse_grid[0]).cumsum(0).tolist()
+        self.given = like.new_zeros(rows, self.ends[0], model.shape.dim)
 
     @property
     def bytes(self) -> int:
         """Bytes of all that is kept."""
-        return self.coarse.bytes + self.fine.bytes + self.codes.nbytes + self.given.nbytes
+        return self.kept.nbytes + self.codes.nbytes + self.given.nbytes
 
     def start(self, labels: Tensor) -> Tensor:
         """Read the class; logits `(B, V)` of the first coarse token."""
-        self.label = self.model.label(labels)
-        return self.coarse.predict(self.label, 0)
+        self.labels = labels
+        return self.coarse.predict(self.model.label(labels), 0)
 
     def forward(self, codes: Tensor, position: int | Tensor) -> Tensor:
         """Read codes `(B,)`; logits `(B, V)` of the next token."""
@@ -268,7 +305,13 @@ class LevelsState(State):
             self.codes[:, step] = codes
             if step + 1 < coarse:
                 return self.coarse.predict(self.model.coarse.code(codes), step + 1)
-            self.given.copy_(self.model.look_around(self.codes))
-            return self.fine.predict(self.label + self.given[:, 0], 0)
-        token = step + 1 - coarse
-        return self.fine.predict(self.model.fine.code(codes) + self.given[:, token], token)
+            return self._predict_fine(self.model.label(self.labels), 0)
+        return self._predict_fine(self.model.fine.code(codes), step + 1 - coarse)
+
+    def _predict_fine(self, before: Tensor, token: int) -> Tensor:
+        line = bisect.bisect_right(self.ends, token)
+        first = self.ends[line - 1] if line else 0
+        if token == first:
+            given = self.model.look_around(self.codes, line, line + 1)
+            self.given[:, : given.shape[1]] = given
+        return self.fine.predict(before + self.given[:, token - first], token)

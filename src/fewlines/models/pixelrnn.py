@@ -1,8 +1,8 @@
 """PixelRNN (arXiv 1601.06759) over codes, read top to bottom: Row LSTM and Diagonal BiLSTM.
 
 Its memory is a line: the states of the line above, from which those of the next are made. A first
-masked convolution reads the row above and the codes to the left; the layers follow, each with a
-residual.
+masked convolution reads the row above and the codes to the left, no further, where the paper's is
+7×7; the layers follow, each with a residual. Forget gates begin open.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fewlines.models.base import Model, ModelSettings, ModelShape, State, TokenSpec
-from fewlines.schema import Odd, Positive, Rate
+from fewlines.schema import Odd, Positive
 
 Variant = Literal["row", "diagonal"]
 
@@ -45,8 +45,7 @@ class PixelRNNSettings(ModelSettings):
     variant: Variant = Field("row", description="Row LSTM or Diagonal BiLSTM")
     hidden: Positive = Field(96, description="units of an LSTM")
     layers: Positive = Field(7, description="layers of LSTMs")
-    kernel: Odd = Field(3, description="columns that a state of a Row LSTM is made of")
-    adamw_rate: Rate = Field(1e-3, description="peak learning rate")
+    kernel: Odd = Field(3, description="columns of the line above that a token reads")
 
     def make_shape(self, spec: TokenSpec) -> PixelRNNShape:
         """Make the shape of the model that is trained on such tokens."""
@@ -216,13 +215,16 @@ class PixelRNN(Model):
         self.output = nn.Linear(width, shape.codes)
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw normal weights of deviation `1/√inputs`, biases and an output of zeros."""
+        """Draw normal weights of deviation `1/√inputs`, biases and an output of zeros, but for
+        forget gates: of 1."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias") or name == "output.weight":
                 nn.init.zeros_(parameter)
             else:
                 inputs = 1 if name in ("label.weight", "code.weight") else parameter.shape[1]
                 nn.init.normal_(parameter, std=inputs**-0.5, generator=generator)
+            if name.endswith("input.bias"):
+                parameter.data.unflatten(0, (4, -1))[1] += 1
 
     def read_codes(self, above: Tensor, left: Tensor, label: Tensor) -> Tensor:
         """Run the masked convolution: `kernel` embedded codes above, `kernel // 2` to the left,
@@ -259,6 +261,12 @@ class PixelRNN(Model):
         of_layer = shape.hidden * (row if shape.variant == "row" else diagonal)
         numbers = shape.layers * of_layer + 2 * shape.hidden * (shape.kernel + side)
         return float(rows * numbers * self.dtype.itemsize)
+
+    def group_parameters(self) -> list[dict[str, Any]]:
+        """Muon for the matrices but the last, gate by gate, AdamW for everything else."""
+        gates = [self.shape.hidden] * 4
+        split = dict.fromkeys(("input", "state", "beside", "above"), gates)
+        return self.group_for_muon(split, also=("first", "hidden"))
 
     def count_training_flops(self) -> float:
         """Count six operations per weight and token of the products."""
@@ -304,7 +312,7 @@ class LineState(State):
 
     def start(self, labels: Tensor) -> Tensor:
         """Logits `(B, V)` of the first token."""
-        self.label = self.model.label(labels)
+        self.labels = labels
         return self._predict(0)
 
     def forward(self, codes: Tensor, position: int | Tensor) -> Tensor:
@@ -325,7 +333,9 @@ class LineState(State):
         side = self.left.shape[1]
         above = self.line[:, column : column + 2 * side + 1]
         above = F.pad(above, (0, 0, 0, 2 * side + 1 - above.shape[1]))
-        x = self.model.read_codes(above.flatten(1), self.left.flatten(1), self.label)
+        x = self.model.read_codes(
+            above.flatten(1), self.left.flatten(1), self.model.label(self.labels)
+        )
         for layer, kept in zip(self.model.layers, self.kept, strict=True):
             x = layer.step(kept, x, column)
         return self.model.read_out(x)

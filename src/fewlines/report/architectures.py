@@ -19,37 +19,41 @@ from fewlines.report.style import COLOURS, cycle_looks, draw_themes, save
 
 
 def make_architecture_table(results: Results) -> pd.DataFrame:
-    """Make one row for each cache of the base model and for each model of another family: all of
-    the same tokens, so that nats per token, FID, bytes and time stand on the same axes.
+    """Make one row for each cache of the base model, of those adapted to one or trained with it
+    from their first step, and for each model of another family: all of the same tokens, so that
+    nats per token, FID, bytes and time stand on the same axes.
 
+    Steps and minutes are of all training, the base model's counted where one goes on from it.
     Bytes are of one image, resident at its end and read by a token, the mean. `naive` is drawing
     that keeps nothing and runs the whole image at every step; its `speedup` is paired over
     interleaved repeats.
     """
     experiment = results.experiment
-    base = [(model, slug) for model, slug in experiment.rows if model == BASE]
+    own = [row for row in experiment.rows if experiment.get_task(row[0]) is None]
     others = [(name, "full") for name in experiment.architectures]
-    return pd.DataFrame([_row(results, model, slug) for model, slug in base + others])
+    return pd.DataFrame([_row(results, model, slug) for model, slug in own + others])
 
 
 def _row(results: Results, model: str, slug: str) -> dict[str, Any]:
     cache, network = results.get_cache(slug), results.load_network(model)
-    training = results.read_metrics(f"{model}/model")
+    experiment, training = results.experiment, [results.read_metrics(f"{model}/model")]
+    if model in experiment.adapted_models and experiment.get_adapted(model).start == "base":
+        training.append(results.read_metrics(f"{BASE}/model"))
     found = results.read_likelihood(slug, model)
     full = results.read_likelihood("full")
     paired = torch.tensor(found["nll_of_images"]) - torch.tensor(full["nll_of_images"])
     quality = results.read_quality(slug, model)
     fid = np.array([each["fid"] for each in quality["sets"]]) if quality else np.array([])
-    storage = machine.DTYPES[results.experiment.storage]
-    seconds = training.get("seconds_per_step")
+    storage = machine.DTYPES[experiment.storage]
+    seconds = [each["steps"] * each.get("seconds_per_step", np.nan) for each in training]
     return {
         "model": model,
         "family": network.name,
         "policy": cache.policy_text,
         "budget": cache.budget_text,
-        "parameters": training["parameters"],
-        "steps": training["steps"],
-        "minutes": np.nan if seconds is None else training["steps"] * seconds / 60,
+        "parameters": training[0]["parameters"],
+        "steps": sum(each["steps"] for each in training),
+        "minutes": sum(seconds) / 60,
         "nll": found["nll"],
         **name_interval("nll_delta", paired),
         "fid_mean": fid.mean() if len(fid) else np.nan,
@@ -62,9 +66,10 @@ def _row(results: Results, model: str, slug: str) -> dict[str, Any]:
 
 def _cost(results: Results, model: str, slug: str) -> dict[str, Any]:
     """Seconds of an image; nothing where no time was taken."""
-    if model == BASE and not results.experiment.is_shown(slug):
+    other = model in results.experiment.architectures
+    if not other and not results.experiment.is_shown(slug, model):
         return {}
-    cost = results.read_cost(slug, None if model == BASE else model)
+    cost = results.read_cost(slug, model if other else None)
     seconds = {row["name"]: row["seconds"] for row in cost["rows"]}
     found = {
         "cost_batch": cost["batch"],

@@ -82,7 +82,7 @@ def _train_new(
 
 
 def _continue(start: Path, family: type[Model], shape: Any) -> Model:
-    """Weights of another grid on this one: positions are no parameters, so all of them serve."""
+    """Continue from weights that may be of another grid, where no parameter is of a place."""
     trained = load_network(start, family)
     ours, theirs = asdict(shape), asdict(trained.shape)
     other = [name for name in ours if name != "grid" and ours[name] != theirs[name]]
@@ -91,6 +91,12 @@ def _continue(start: Path, family: type[Model], shape: Any) -> Model:
             f"model.start: {start} has {', '.join(f'{name} {theirs[name]}' for name in other)}, "
             f"this experiment {', '.join(f'{name} {ours[name]}' for name in other)}; only the grid "
             "may differ"
+        )
+    if not (family.any_grid or shape.grid == trained.shape.grid):
+        raise FewlinesError(
+            f"model.start: {start} is of {trained.shape.grid} tokens, this experiment of "
+            f"{shape.grid}; the family '{family.name}' learns each place of a grid, so leave out "
+            "start"
         )
     network = family(shape)
     network.load_state_dict(trained.state_dict())

@@ -1,5 +1,6 @@
-"""Muon (Jordan et al. 2024; arXiv 2502.16982) in float32. Of a matrix that is divided over
-processes, each gathers the whole update, as in 2502.16982, and keeps its part.
+"""Muon (Jordan et al. 2024; arXiv 2502.16982) in float32. A convolution is a matrix of what a
+place of its output reads. Of a matrix that is divided over processes, each gathers the whole
+update, as in 2502.16982, and keeps its part.
 
 torch.optim.Muon orthogonalises in bfloat16, which processors without bf16 instructions multiply
 hundreds of times slower than float32.
@@ -31,10 +32,10 @@ def orthogonalise(update: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with Nesterov, then orthogonalisation, for matrices.
+    """Momentum with Nesterov, then orthogonalisation, for matrices and convolutions.
 
     Args:
-        params: parameters `(m, n)`, or groups of them; a group's `split` lists the row counts of
+        params: parameters `(m, n, …)`, or groups of them; a group's `split` lists the row counts of
             the matrices that one parameter fuses (queries, keys, values).
         lr: step size; each update is scaled by `√max(1, rows/columns)`.
     """
@@ -64,15 +65,17 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(distribute_tensor(update, *place), alpha=-group["lr"])
                 else:  # rounded once, as all that is published was
                     for part, of in zip(direction.split(rows), parameter.split(rows), strict=True):
-                        of.add_(orthogonalise(part.float()), alpha=-group["lr"] * _scale(part))
+                        update = orthogonalise(part.float().flatten(1)).view_as(part)
+                        of.add_(update, alpha=-group["lr"] * _scale(part))
 
 
 def _scale(part: Tensor) -> float:
     """Of the update of a matrix."""
-    return float(max(1.0, part.shape[0] / part.shape[1]) ** 0.5)
+    return float(max(1.0, part.shape[0] / part[0].numel()) ** 0.5)
 
 
 def _make_update(direction: Tensor, rows: list[int]) -> Tensor:
     """Each of the matrices of so many rows by itself, scaled."""
-    parts = [orthogonalise(part.float()) * _scale(part) for part in direction.split(rows)]
-    return torch.cat(parts)
+    parts = direction.split(rows)
+    made = [orthogonalise(part.float().flatten(1)).view_as(part) * _scale(part) for part in parts]
+    return torch.cat(made)

@@ -308,7 +308,7 @@ class Transformer(AttentionModel):
     def group_parameters(self) -> list[dict[str, Any]]:
         """Muon for the blocks' matrices, AdamW for everything else."""
         kv_rows = self.shape.kv_heads * self.shape.head_dim
-        return self.group_for_muon([self.shape.dim, kv_rows, kv_rows])
+        return self.group_for_muon({"wqkv": [self.shape.dim, kv_rows, kv_rows]})
 
     def count_training_flops(self) -> float:
         """Count six operations per weight and token of the products, and causal attention; the
