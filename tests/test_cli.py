@@ -182,7 +182,7 @@ def test_a_model_that_remembers_draws_what_is_at_no_distance_from_a_training_ima
         (images, space) for images in ("drawn", "test") for space in ("pixels", "features")
     }
     assert (table["count"] == 12).all()
-    assert (table.loc["drawn", "smallest"] == 0).all()
+    assert (table.loc["drawn", "smallest"] < 1e-5).all()  # rounded, in batches of other sizes
     assert (table.loc["test", "smallest"] > 0).all()
     assert (table["twentieth"] <= table["median"]).all()
     shown = pd.read_csv(tiny_files / "figures/neighbours.csv")

@@ -64,7 +64,7 @@ def test_a_file_in_the_package_is_known_as_well(tmp_path):
     page = (REPOSITORY / "docs/adding-a-policy.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     copy = tmp_path / "fewlines"
-    shutil.copytree(REPOSITORY / "src/fewlines", copy, ignore=shutil.ignore_patterns("*.pyc"))
+    shutil.copytree(REPOSITORY / "src/fewlines", copy, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "cache/policies/odd.py").write_text(code)
     plan = ["plan", "--shape", "llamagen-b", "--grid", "24", "--cache", "odd-4lines"]
     assert "odd" in run(tmp_path, "-m", "fewlines.cli", *plan, "--device", "h200")

@@ -22,7 +22,9 @@ def run(*command: str, folder: Path, **environment: str) -> str:
 def test_it_builds_installs_and_runs_elsewhere(tmp_path):
     checkout = tmp_path / "checkout"  # building leaves files behind
     shutil.copytree(
-        REPOSITORY / "src", checkout / "src", ignore=shutil.ignore_patterns("*.egg-info")
+        REPOSITORY / "src",
+        checkout / "src",
+        ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"),
     )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, checkout)

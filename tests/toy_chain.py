@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,7 @@ MEASURED = "seconds|_bytes|speedup|time_ratio|memory_ratio|memory_saving|time_cl
 TABLES = ("cache", "ranks", "paper", "reference-scores", "storage")
 
 
-def snakemake(folder: Path, *arguments: str, config: Path = TOY, limit: float = 400) -> str:
+def snakemake(folder: Path, *arguments: str, config: Path = TOY, limit: float = 1800) -> str:
     """Run Snakemake in a folder that sees the repository's workflow; returns what it printed."""
     command = [*SNAKEMAKE, *arguments, "--configfile", str(config)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=limit)
@@ -47,11 +49,23 @@ def plan(folder: Path, *arguments: str, config: Path = TOY, status: int | None =
         process = os.fork()
         if process == 0:
             os._exit(be_snakemake(command, folder, output))
-        _, ended = os.waitpid(process, 0)
+        ended = wait_for(process, seconds=600)
         output.seek(0)
         printed = output.read()
     assert status in (None, os.waitstatus_to_exitcode(ended)), printed
     return printed
+
+
+def wait_for(fork: int, seconds: float) -> int:
+    """Wait for a fork, and kill one that hangs; returns how it ended."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found, ended = os.waitpid(fork, os.WNOHANG)
+        if found:
+            return ended
+        time.sleep(0.005)
+    os.kill(fork, signal.SIGKILL)
+    return os.waitpid(fork, 0)[1]
 
 
 def be_snakemake(command: list[str], folder: Path, output: TextIO) -> int:
@@ -91,13 +105,14 @@ def find_times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files if path.is_file()}
 
 
-def run_to_the_end(folder: Path, config: Path = TOY, pause: float = 2, limit: float = 400) -> None:
+def run_to_the_end(folder: Path, config: Path = TOY, pause: float = 2, limit: float = 1800) -> None:
     """Make the folder, and everything in it; `killed` lists the commands of the victims.
 
     Args:
         pause: seconds between two kills, at most.
         limit: seconds that Snakemake may take.
     """
+    shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed before
     make_folder(folder)
     random = np.random.default_rng(0)
     killed: list[str] = []
@@ -119,10 +134,13 @@ def run_under_fire(
     """Run Snakemake until it ends or is killed; `killed` grows by the commands of the victims. No
     stage is killed twice: it is tried again once."""
     command, nowhere = [*SNAKEMAKE, "--configfile", str(config)], subprocess.DEVNULL
-    process = psutil.Popen(command, cwd=folder, stdout=nowhere, stderr=nowhere)
+    own = {"stdout": nowhere, "stderr": nowhere, "start_new_session": True}
+    process = psutil.Popen(command, cwd=folder, **own)
     deadline = time.monotonic() + limit
     while process.poll() is None:
-        assert time.monotonic() < deadline, "Snakemake did not end"
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError("Snakemake did not end")
         time.sleep(random.uniform(0, pause))
         below = process.children(recursive=True) if len(killed) < KILLS else []
         stages = {stage_of(child): child for child in below}
@@ -133,9 +151,11 @@ def run_under_fire(
         whole = len(killed) in OF_ALL
         chosen = fresh[random.integers(len(fresh))]
         killed.append("snakemake" if whole else chosen)
-        for victim in [process, *below] if whole else [stages[chosen]]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if whole:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                stages[chosen].kill()
     if killed[-1] != "snakemake":
         assert process.wait() == 0, "a stage that was killed was not tried again"
         assert len(killed) == KILLS

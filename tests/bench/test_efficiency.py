@@ -65,7 +65,7 @@ LINEAR = {"policy": "line_ar", "budget": {"lines": 2}}
 
 def settings(**run):
     run = {"grids": [6], "batches": [2], "caches": [FEW], **run}
-    return make_settings(EfficiencySettings(repeats=1, limit_seconds=100, runs=[run]), threads=1)
+    return make_settings(EfficiencySettings(repeats=1, limit_seconds=1000, runs=[run]), threads=1)
 
 
 def test_settings_of_one_shape_are_told_apart_and_named_as_they_are_written():

@@ -204,7 +204,7 @@ def test_the_peak_is_seen_though_it_is_gone():
     block = torch.ones(16 * 2**20, device=machine.device())  # 64 MiB
     del block
     peak = memory.peak_bytes()
-    assert 60e6 < peak - before < 90e6
+    assert 40e6 < peak - before < 110e6  # of 67e6; pages of libraries come and go
     memory.reset_peak()  # hands freed memory back: the C library may have kept it
     assert memory.resident_bytes() - before < 30e6
     assert memory.peak_bytes() - before < 30e6

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 from functools import partial
 
@@ -15,7 +16,11 @@ from fewlines.stages.publish import publish
 
 def run_git(folder, *arguments) -> str:
     command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
-    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    plain["GIT_CONFIG_GLOBAL"] = os.devnull
+    done = subprocess.run(
+        command, cwd=folder, env=plain, check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 

@@ -28,7 +28,7 @@ def two(tmp_path_factory) -> Path:
     """All tasks in two processes, which share this machine by gloo."""
     folder = tmp_path_factory.mktemp("two")
     command = [TORCHRUN, "--standalone", "--nproc-per-node", "2", SCRIPT, folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     return folder
 

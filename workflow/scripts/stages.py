@@ -61,9 +61,9 @@ def serve(path: str) -> None:
                     connection.close()
                     continue
                 import_stage(request["arguments"][0])
-                process = os.fork()
+                parent, process = os.getpid(), os.fork()
                 if process == 0:
-                    os._exit(answer(request, outputs))
+                    os._exit(answer(request, outputs, parent))
                 for each in outputs:
                     os.close(each)
                 selector.register(connection, selectors.EVENT_READ, process)
@@ -111,9 +111,11 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]
     return (json.loads(content) if whole else None), outputs
 
 
-def answer(request: dict[str, Any], outputs: list[int]) -> int:
+def answer(request: dict[str, Any], outputs: list[int], parent: int) -> int:
     """Be the process of a job; returns its exit status."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # which ended before that
+        return 128 + signal.SIGKILL
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for target, descriptor in zip((1, 2), outputs, strict=True):
         os.dup2(descriptor, target)

@@ -169,7 +169,6 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
     buffers = (heads, stored, stored, types.int64, mean, mean)
     signature = types.void(*new, *buffers, rows, rows, heads, whole, whole, flag)
 
-    @numba.njit(signature, parallel=True, fastmath=True, nogil=True, cache=True)
     def step(q, k, v, heads, keys, values, S, mean_k, mean_v, slot, now, first, out, seen, peak):
         B, G, E, _ = keys.shape
         r = q.shape[1] // k.shape[1]
@@ -305,5 +304,9 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
                 for d in range(D):
                     out[b, head * r + a, d] = y[a, d]
 
-    compiled: Callable[..., None] = step
+    # So that each has its own index on disk: numba writes that without a lock, and of two processes
+    # that compile for different heads at once, one would later be given the other's code.
+    step.__qualname__ = f"decode_step.{np.dtype(STORED[storage])}.{D}"
+    how = {"parallel": True, "fastmath": True, "nogil": True, "cache": True}
+    compiled: Callable[..., None] = numba.njit(signature, **how)(step)
     return compiled
