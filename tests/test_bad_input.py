@@ -211,6 +211,14 @@ def test_old_names_are_refused_with_the_new_ones(content, message):
         validate_experiment(content)
 
 
+def test_what_a_user_names_may_be_called_as_a_key_once_was():
+    content = {
+        "tasks": {"given": {"labelled": False, "caches": ["full"]}},
+        "architectures": {"split": {"family": "pixelcnn"}},
+    }
+    assert set(validate_experiment(content).tasks) == {"given"}
+
+
 @pytest.mark.parametrize(("content", "message"), CONFIGURATIONS)
 def test_every_wrong_key_is_named_with_what_is_allowed(content, message):
     with pytest.raises(FewlinesError, match=message):
@@ -283,7 +291,7 @@ FILES = [
         "holds 5×4 tokens of 16 codes in 3 classes, but the model was made for 4×5",
     ),
     ({"tokens": "rich"}, "holds 4×5 tokens of 512 codes in 3 classes"),
-    ({"output": "model/out.json"}, "model: File exists; nothing was written"),
+    ({"output": "model/out.json"}, "model: File exists"),
 ]
 
 

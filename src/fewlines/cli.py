@@ -96,8 +96,7 @@ def _make_command(name: str, stage: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(2) from None
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            said = f"fewlines: {where}{error.strerror or error}; nothing was written"
-            print(said, file=sys.stderr)
+            print(f"fewlines: {where}{error.strerror or error}", file=sys.stderr)
             raise typer.Exit(2) from None
 
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 
+CPUINFO = Path("/proc/cpuinfo")
 M_MMAP_THRESHOLD = -3  # glibc, malloc.h
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -39,13 +41,15 @@ def resolve_precision(wanted: str) -> torch.dtype:
     return DTYPES[wanted]
 
 
-def has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 in hardware, and oneDNN makes use of it."""
-    try:
-        flags = set(cpuinfo.read_text().split())
-    except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}) and onednn_takes(torch.bfloat16)
+    flags = {"avx512_bf16", "amx_bf16", "bf16"}
+    return bool(flags & {*_read_cpuinfo().split()}) and onednn_takes(torch.bfloat16)
+
+
+def _read_cpuinfo() -> str:
+    """What the kernel says of the processor; nothing where it is not Linux."""
+    return CPUINFO.read_text() if CPUINFO.exists() else ""
 
 
 def onednn_takes(dtype: torch.dtype) -> bool:
@@ -78,24 +82,17 @@ def return_large_blocks() -> None:
         mallopt(M_MMAP_THRESHOLD, 200_000)
 
 
-def instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def instructions() -> str:
     """The vector instructions that decide the rate of matrix products."""
-    try:
-        flags = set(cpuinfo.read_text().split())
-    except OSError:
-        return platform.machine()
     known = ("amx_bf16", "avx512_fp16", "avx512_bf16", "avx512f", "avx2", "f16c")
-    return " ".join(name for name in known if name in flags)
+    flags = _read_cpuinfo().split()
+    return " ".join(name for name in known if name in flags) if flags else platform.machine()
 
 
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def processor() -> str:
     """The processor's name, as the kernel or Python has it."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    named = re.search(r"^model name\s*: *(.*\S)", _read_cpuinfo(), re.MULTILINE)
+    return named[1] if named else platform.processor() or platform.machine()
 
 
 @functools.cache

@@ -153,6 +153,10 @@ def test_a_model_is_compared_with_as_many_steps_by_the_same_loss():
         "adapted:9": "base+steps:9",
         "adapted:5": "base+steps",
     }
+    unseen = {"base+steps": few, "adapted": few}  # whose full cache is not measured
+    adaptation = {"models": unseen}
+    experiment = validate_experiment({"adaptation": adaptation, "paper": paper, "caches": caches})
+    assert experiment.find_baseline("adapted") is None
 
 
 def test_only_the_chosen_parameters_change(base, tmp_path):

@@ -150,9 +150,8 @@ def settings(stage):
         read = {name: values[name] for name in READS[stage] if name in values}
         if "task" in READS[stage]:
             found = EXPERIMENT.get_task(wildcards.model)
-            read["task"] = found and found.model_dump(
-                mode="json", exclude={"caches", "against"}
-            )
+            left = {"caches"} if stage == "measure-quality" else {"caches", "against"}
+            read["task"] = found and found.model_dump(mode="json", exclude=left)
         if "searched" in READS[stage]:
             read["searched"] = {
                 **EXPERIMENT.search.model_dump(include={"images", "trials"}),

@@ -1,7 +1,7 @@
 """What a model asks of whoever calls it: attention over the keys and values that the caller keeps.
 
-The model never sees a cache. Training passes causal attention, likelihood a `TeacherForced`, the
-decode loop a `BoundedCache`.
+The model never sees a cache. Training passes causal attention, likelihood and training with a cache
+in the loop a `TeacherForced` or a `LineParallel`, the decode loop a `BoundedCache`.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ BLOCK = 64  # entries by which torch's attention grows: a CUDA graph for each si
 
 
 class HeadGroup:
-    """The heads of a layer that have equal capacity and as many merge_slots, in one buffer.
+    """The heads of a layer that have equal capacity and as many merge slots, in one buffer.
 
-    Entries: the prefix `0 … P−1`, then the tokens, then the `S` merge_slots if victims are merged.
+    Entries: the prefix `0 … P−1`, then the tokens, then the `S` merge slots if victims are merged.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class HeadGroup:
 
     @property
     def bytes(self) -> int:
-        """Of keys and values, the exact copies of 16-bit merge_slots included."""
+        """Of keys and values, the exact copies of 16-bit merge slots included."""
         copies = (self.mean_k, self.mean_v) if self.mean_k.dtype != self.k.dtype else ()
         return sum(held.nbytes for held in (self.k, self.v, *copies))
 
@@ -279,7 +279,7 @@ class BoundedCache:
 
     @property
     def bytes(self) -> int:
-        """Bytes of keys and values held, prefix and merge_slots included."""
+        """Bytes of keys and values held, prefix and merge slots included."""
         return sum(group.bytes for group in self._groups())
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

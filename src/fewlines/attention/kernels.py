@@ -147,13 +147,13 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
     and int64 where nothing else is said:
         q: `(B, H·r, D)`, k, v: `(B, H, D)` of the new token, for all heads of the layer.
         heads: `(G,)`, the heads of this group.
-        keys, values: `(B, G, E, D)` stored, the last `S` entries the merge_slots of those merged.
+        keys, values: `(B, G, E, D)` stored, the last `S` entries the merge slots of those merged.
         S: how many; 0 where victims are dropped.
-        mean_k, mean_v: `(B, G, S, D)`, the merge_slots unrounded; empty where the entry itself is
+        mean_k, mean_v: `(B, G, S, D)`, the merge slots unrounded; empty where the entry itself is
             exact.
         slot: `(B, G)`, the entry that the new token takes.
         now: `(3 + S, G)`, see `Slots`: whether somebody is there; entries written, from the first
-            on, merge_slots not counted; the victim's merge slot; victims in each so far.
+            on, merge slots not counted; the victim's merge slot; victims in each so far.
         first: `(B,)`, entries before it are padding of a prompt that is shorter than others.
         out: `(B, H·r, D)`, written.
         seen: `(B, G, E)`, attention given to each entry, mean over the group's query heads, is

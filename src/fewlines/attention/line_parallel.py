@@ -176,11 +176,11 @@ class _Lines:
         line's own, and what the line's queries gave them, `seen` `(B, G, c, R)`."""
         own = seen.shape[2]
 
-        def transferred(x: Tensor) -> Tensor:
+        def carry_over(x: Tensor) -> Tensor:
             return F.pad(x, (0, own)).gather(-1, index[:, :, None].expand(-1, -1, x.shape[2], -1))
 
-        total = self.policy.decay * transferred(state.total[:, :, None])[:, :, 0] + seen.sum(2)
-        history = torch.cat([transferred(state.history), seen], dim=2)[:, :, -self.window :]
+        total = self.policy.decay * carry_over(state.total[:, :, None])[:, :, 0] + seen.sum(2)
+        history = torch.cat([carry_over(state.history), seen], dim=2)[:, :, -self.window :]
         return _State(stay, seen, history, total, sums)
 
 

@@ -23,7 +23,7 @@ class Slots(ABC):
     Attributes:
         slot: `(B, G)` int64, the entry that the new token takes.
         now: `(3 + S, G)` int64: whether somebody is there; entries written, from the first on,
-            merge_slots not counted; which of `S` merge_slots takes the victim; victims in each of
+            merge slots not counted; which of `S` merge slots takes the victim; victims in each of
             them so far, that one included.
         shortest, longest: of the entries written.
         evicting: whether any head evicts at this step.

@@ -31,7 +31,7 @@ class TeacherForced:
         device: torch.device | str = "cpu",
     ) -> None:
         self.plan = plan
-        self.layers = []  # of each, heads of as many merge_slots and their limits
+        self.layers = []  # of each, heads of as many merge slots and their limits
         for evicted_at, merge_slots in zip(plan.evicted_at, plan.merge_slots, strict=True):
             groups = []
             for count in np.unique(merge_slots).tolist():
@@ -88,7 +88,7 @@ def limit_head(plan: EvictionPlan, at: int, head: int, device: torch.device) -> 
 
 class Limits:
     """What the queries of a layer's heads see: of image token `q`, the prefix, every token `k` with
-    `k ≤ q < evicted_at[k]`, and the merge_slots of those that went before.
+    `k ≤ q < evicted_at[k]`, and the merge slots of those that went before.
 
     `S` blocks of `c` queries see `M` tokens each, the prefix first; where fewer are seen, some that
     the mask hides fill up.

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from fewlines.bench.steps import (
     Row,
     Setting,
     list_positions,
-    make_ours,
     make_peer,
     make_random_model,
 )
@@ -216,8 +216,11 @@ class Measurement:
         if self.steps is None or self.steps_of != wanted:
             self.steps = None
             gc.collect()
-            model = None if peer else make_random_model(self.setting, row.batch)
-            self.steps = make_ours(model, self.setting) if model else make_peer(self.setting)
+            if peer:
+                self.steps = make_peer(self.setting)
+            else:
+                model = make_random_model(self.setting, row.batch)
+                self.steps = partial(DecodeSteps, model, self.setting)
             self.steps_of = wanted
         return self.steps
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def _linear_rate(shapes: Layers, rows: int, dtype: torch.dtype, packed: bool) ->
         if packed:
             layers.append((PackedLinear(weight, dtype, max(rows, 2)), x))
         else:
-            layers.append((make_plain(weight), x))
+            layers.append((partial(F.linear, weight=weight), x))
         held, flops = held + weight.nbytes, flops + 2 * rows * out * into
         if held > PROBE_BYTES:
             break
@@ -88,11 +89,6 @@ def _linear_rate(shapes: Layers, rows: int, dtype: torch.dtype, packed: bool) ->
         run = _replayed(lambda: [layer(x) for layer, x in layers])
         seconds = machine.best_seconds(run, repeats=15)
     return flops / seconds
-
-
-def make_plain(weight: Tensor) -> Callable[[Tensor], Tensor]:
-    """Make a linear layer as torch has it."""
-    return lambda x: F.linear(x, weight)
 
 
 def measure_operator(rows: int, width: int) -> float:

@@ -146,11 +146,6 @@ def _draw_weights(setting: Setting) -> Model:
     return family.draw(setting.shape, setting.precision, generator).to(machine.device())
 
 
-def make_ours(model: Model, setting: Setting) -> Callable[[Row], DecodeSteps]:
-    """Make what begins a row by our own engines."""
-    return lambda row: DecodeSteps(model, setting, row)
-
-
 def make_peer(setting: Setting) -> Callable[[Row], Any]:
     """Make what begins a row by transformers, with the same weights."""
     from fewlines.integrations.huggingface import LlamaSteps, make_llama

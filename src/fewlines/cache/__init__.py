@@ -1,1 +1,1 @@
-"""What stays resident: budgets, policies, and the bounded buffer that enforces them."""
+"""What stays resident: budgets, policies, and the plan that enforces them."""

@@ -30,9 +30,15 @@ Anchors = Annotated[Any, AfterValidator(_be_anchors)]  # tokens, or auto; see `c
 
 
 class Policy(ABC):
-    """A frozen dataclass in `cache/policies/<name>.py`; its fields are its options."""
+    """A frozen dataclass in `cache/policies/<name>.py`; its fields are its options.
+
+    Attributes:
+        name: in configurations and tables.
+        calibrated: whether it goes by a calibration of this model.
+    """
 
     name: ClassVar[str]
+    calibrated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse options that are not what their annotations say."""
@@ -224,7 +230,7 @@ class ScoringPolicy(Policy):
 
     Attributes:
         needs: what the view must offer beside positions, keys and values.
-        calibrated: whether the view must offer an `expectation`.
+        calibrated: whether the view offers an `expectation`.
         window: how many queries of `attention`; at most a line.
         decay: what is left of `total` from one question to the next.
         every: an option of every policy that scores: it is asked again after so many tokens; 0,
@@ -232,7 +238,6 @@ class ScoringPolicy(Policy):
     """
 
     needs: ClassVar[Need | None] = None
-    calibrated: ClassVar[bool] = False
     window = 1
     decay = 1.0
     every: Count = 0
@@ -263,16 +268,16 @@ class ScoringPolicy(Policy):
 
 
 class LookaheadPolicy(ScoringPolicy):
-    """A scoring policy that can say what tokens are score before they are drawn, step by step: a
+    """A scoring policy that can say what tokens are worth before they are drawn, step by step: a
     line's own tokens may go within it, as they must where a head has capacity for little more."""
 
     @abstractmethod
     def score_ahead(self, view: View, steps: range) -> Tensor:
-        """How much each resident, and then each token of `steps`, is score at each of the `S`
+        """How much each resident, and then each token of `steps`, is worth at each of the `S`
         steps: `(B, H, S, R + S)`. Of equal scores the older token is evicted first."""
 
     def score(self, view: View) -> Tensor:
-        """What residents are score at the next step."""
+        """What residents are worth at the next step."""
         resident = view.positions.shape[-1]
         return self.score_ahead(view, range(view.step, view.step + 1))[..., 0, :resident]
 

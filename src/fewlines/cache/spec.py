@@ -85,7 +85,7 @@ class Cache:
     @property
     def requires(self) -> str:
         """What of a calibration it goes by: nothing, `attention`, `losses` or `band losses`."""
-        by_policy = "attention" if _is_calibrated(self.policy) else ""
+        by_policy = "attention" if self.policy.calibrated else ""
         return self._allocation.requires or by_policy
 
     def count_tokens(self, geometry: Geometry) -> int:
@@ -132,10 +132,6 @@ class Cache:
         if path is None or not self.requires:
             return self
         return replace(self, calibration=Calibration.load(path))
-
-
-def _is_calibrated(policy: Policy) -> bool:
-    return isinstance(policy, CalibratedPolicy | ScoringPolicy) and policy.calibrated
 
 
 def make_plan(cache: Cache, geometry: Geometry) -> EvictionPlan:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +113,7 @@ class Calibration:
             for head in np.tril(self.attention).reshape(-1, *cell.shape)
         ]
         reached = (up >= 0) & (up < height) & (abs(left) < width) & np.tri(len(up), dtype=bool)
+        reached[-1] = False
         wanted = np.where(reached, up * (2 * width - 1) + left + width - 1, 0)
         spread = np.where(reached, np.stack(means)[:, wanted], 0)
         attention = spread.reshape(*self.attention.shape[:2], *up.shape).astype(np.float32)
@@ -171,3 +174,20 @@ class Calibration:
                 f"model has {geometry.layers} of {geometry.heads} on "
                 f"{geometry.grid[0]}×{geometry.grid[1]}; run 'fewlines calibrate' for it"
             )
+
+
+def average(parts: Sequence[Calibration]) -> Calibration:
+    """Average calibrations on images of different prompts, by how many they were."""
+    images = sum(part.images for part in parts)
+    shares = [part.images / images for part in parts]
+
+    def mean(tables: Iterable[Any]) -> Any:
+        return sum(share * table for share, table in zip(shares, tables, strict=True))
+
+    attention = mean(part.attention for part in parts).astype(np.float32)
+    curves = [part.curves for part in parts if part.curves is not None]
+    if not curves:
+        return replace(parts[0], attention=attention, images=images)
+    bands = {count: mean(one.of_bands[count] for one in curves) for count in curves[0].of_bands}
+    loss = replace(curves[0], loss=mean(one.loss for one in curves), of_bands=bands)
+    return replace(parts[0], attention=attention, images=images, curves=loss)

@@ -267,18 +267,20 @@ class Experiment(Section):
     def find_baseline(self, name: str) -> str | None:
         """Find whom an adapted model is compared with: the base model, trained as a whole for as
         many more steps with a full cache, by the same loss if there is one; else `base+steps`; None
-        without that either. One from scratch is compared with the base model."""
+        without that either. Only one that is measured with a full cache counts. One from scratch is
+        compared with the base model."""
         adapted, models = self.get_adapted(name), self.adaptation.models
         if adapted.start == "scratch":
             return BASE
         steps = self.get_training(adapted).steps
-        same = [
-            other
+        known = {
+            other: model
             for other, model in models.items()
-            if other.startswith(STEPS) and self.get_training(model).steps == steps
-        ]
+            if other.startswith(STEPS) and "full" in (*model.caches, *model.compared)
+        }
+        same = [other for other, model in known.items() if self.get_training(model).steps == steps]
         same.sort(key=lambda other: models[other].distil != adapted.distil)
-        return next(iter(same), STEPS if STEPS in models else None)
+        return next(iter(same), STEPS if STEPS in known else None)
 
     def get_training(self, adapted: AdaptedModel) -> ModelSettings:
         """Give the settings of an adapted model's training."""

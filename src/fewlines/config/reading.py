@@ -23,6 +23,7 @@ RENAMED_KEYS = {
     "given": "prompt_lines",
     "carried": "transferred",
 }
+FREE = ("tasks", "architectures", "models", "options")  # what stands there is named by the user
 RENAMED_VALUES = {"policy": {"linear": "line_ar"}, "allocation": {"summaries": "bands"}}
 RENAMED_PARTS = {"+fold": "+merge", "+budgets": "+allocated", "+summaries": "+bands"}
 
@@ -127,7 +128,7 @@ def _find_old_names(content: object, where: str = "", key: str = "") -> Iterator
     if isinstance(content, Mapping):
         for name, value in content.items():
             inside = f"{where}.{name}".removeprefix(".")
-            if name in RENAMED_KEYS:
+            if name in RENAMED_KEYS and key not in FREE:
                 yield inside, f"'{name}' is called '{RENAMED_KEYS[name]}' now"
             yield from _find_old_names(value, inside, str(name))
     elif isinstance(content, list | tuple):

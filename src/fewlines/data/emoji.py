@@ -33,6 +33,7 @@ from torch import Tensor
 from fewlines.data.folder import SIDE
 from fewlines.data.images import ImageData, Split
 from fewlines.errors import FewlinesError
+from fewlines.files import parse
 from fewlines.progress import progress
 
 # Sets by style, with licence and author: CC BY and CC BY-SA ask to name them.
@@ -144,7 +145,11 @@ def _fetch(folder: Path) -> None:
 
 def _read(folder: Path, side: int, by: By) -> ImageData:
     archives = _find_archives(folder)
-    icons = [icon for archive in archives for icon in _read_set(*archive)]
+    icons = [
+        icon
+        for style, archive in archives
+        for icon in parse(archive, partial(_read_set, style), "an archive of an Iconify set")
+    ]
     icons = _leave_out_tones(icons)
     things = group_by_thing(icons)
     categories = _find_categories(icons, things)
@@ -170,7 +175,7 @@ def _find_archives(folder: Path) -> list[tuple[str, Path]]:
     found = [
         (style, archive)
         for style in SETS
-        for archive in sorted(folder.glob(f"iconify-json-{style}-[0-9]*.tgz"))[-1:]
+        for archive in sorted(folder.glob(f"iconify-json-{style}-[0-9]*.tgz"), key=_number)[-1:]
     ]
     if not found:
         raise FewlinesError(
@@ -179,48 +184,43 @@ def _find_archives(folder: Path) -> list[tuple[str, Path]]:
     return found
 
 
+def _number(archive: Path) -> list[int]:
+    """Give the version in an archive's name."""
+    return [int(part) for part in re.findall(r"\d+", archive.stem)]
+
+
 def _read_set(style: str, archive: Path) -> list[Icon]:
-    try:
-        with tarfile.open(archive) as held:
-            icons, chars, metadata = (
-                json.load(_open_member(held, f"package/{name}.json"))
-                for name in ("icons", "chars", "metadata")
-            )
-        size = [icons.get("width", 16), icons.get("height", 16)]
-        characters = {name: code for code, name in chars.items()}
-        categories = {
-            name: category.replace("Animals Nature", "Animals & Nature")
-            .replace("Food Drink", "Food & Drink")
-            .replace("People Body", "People & Body")
-            .replace("Smileys Emotion", "Smileys & Emotion")
-            .replace("Travel Places", "Travel & Places")
-            for category, names in metadata.get("categories", {}).items()
-            for name in names
-        }
-        return [
-            Icon(
-                style,
-                name,
-                icon["body"],
-                (
-                    icon.get("left", 0), icon.get("top", 0),
-                    icon.get("width", size[0]), icon.get("height", size[1]),
-                ),
-                characters.get(name, ""),
-                categories[name] if categories.get(name) in CATEGORIES else "",
-            )
-            for name, icon in icons["icons"].items()
-        ]  # fmt: skip
-    except (
-        tarfile.TarError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-    ) as error:
-        raise FewlinesError(f"{archive} is no archive of an Iconify set ({error})") from None
+    """Read the icons of a set from its npm archive."""
+    with tarfile.open(archive) as held:
+        icons, chars, metadata = (
+            json.load(_open_member(held, f"package/{name}.json"))
+            for name in ("icons", "chars", "metadata")
+        )
+    size = [icons.get("width", 16), icons.get("height", 16)]
+    characters = {name: code for code, name in chars.items()}
+    categories = {
+        name: category.replace("Animals Nature", "Animals & Nature")
+        .replace("Food Drink", "Food & Drink")
+        .replace("People Body", "People & Body")
+        .replace("Smileys Emotion", "Smileys & Emotion")
+        .replace("Travel Places", "Travel & Places")
+        for category, names in metadata.get("categories", {}).items()
+        for name in names
+    }
+    return [
+        Icon(
+            style,
+            name,
+            icon["body"],
+            (
+                icon.get("left", 0), icon.get("top", 0),
+                icon.get("width", size[0]), icon.get("height", size[1]),
+            ),
+            characters.get(name, ""),
+            categories[name] if categories.get(name) in CATEGORIES else "",
+        )
+        for name, icon in icons["icons"].items()
+    ]  # fmt: skip
 
 
 def _open_member(held: tarfile.TarFile, name: str) -> Any:
@@ -249,21 +249,15 @@ def group_by_thing(icons: Sequence[Icon]) -> list[str]:
     Returns:
         For each the name of its thing, the least of all keys of it.
     """
-    parent: dict[str, str] = {}
-
-    def find(key: str) -> str:
-        parent.setdefault(key, key)
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
+    from scipy.cluster.hierarchy import DisjointSet
 
     keys = [list(icon.keys()) for icon in icons]
+    sets = DisjointSet(key for each in keys for key in each)
     for first, *others in keys:
         for other in others:
-            one, two = sorted((find(first), find(other)))
-            parent[two] = one
-    return [find(first) for first, *_ in keys]
+            sets.merge(first, other)
+    things = {key: min(subset) for subset in sets.subsets() for key in subset}
+    return [things[first] for first, *_ in keys]
 
 
 def is_held_out(thing: str) -> bool:

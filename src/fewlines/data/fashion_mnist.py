@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def load(path: Path | None = None, side: int | None = None) -> ImageData:
         for fetch in sources:
             try:
                 return _read(fetch(Path(folder)))
-            except (FewlinesError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+            except (FewlinesError, OSError, RuntimeError) as error:
                 failures.append(f"{fetch.__name__.removeprefix('_from_')}: {error}")
     raise FewlinesError(
         "Fashion-MNIST could not be fetched (" + "; ".join(failures) + "); "
@@ -94,7 +94,7 @@ def _read_idx(path: Path, checksum: str) -> Tensor:
         content = gzip.decompress(path.read_bytes())
     except FileNotFoundError:
         raise FewlinesError(f"{path} does not exist; data.path needs the four .gz files") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise FewlinesError(f"{path} is damaged ({error}); fetch it again") from None
     if hashlib.sha256(content).hexdigest() != checksum:
         raise FewlinesError(f"{path} is not the published file: its checksum differs")

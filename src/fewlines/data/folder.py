@@ -108,7 +108,7 @@ def image_files(folder: Path) -> list[Path]:
 
 def _say_what_is_left_out(path: Path, beside: int) -> None:
     others = sum(file.suffix.lower() not in SUFFIXES for file in walk_files(path))
-    if beside:
+    if beside > 0:
         print(f"{path}: {beside} pictures beside the classes' folders left out", file=sys.stderr)
     if others:
         print(f"{path}: {others} files that are no pictures left out", file=sys.stderr)

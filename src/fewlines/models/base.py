@@ -215,7 +215,7 @@ class Model(nn.Module, ABC):
     raster: ClassVar[bool] = True
     any_grid: ClassVar[bool] = True
     has_kv_cache: ClassVar[bool] = False
-    engines: ClassVar[tuple[str, ...]] = ("lean",)
+    engines: ClassVar[tuple[str, ...]] = ("lean", "naive")
     parts: ClassVar[Mapping[str, str]] = {"all": ""}
     published: ClassVar[Mapping[str, Any]] = {}
     Cost: ClassVar[Any] = None

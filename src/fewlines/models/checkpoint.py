@@ -87,6 +87,9 @@ def load_model(path: Path, **how: Any) -> Model:
     """
     if _is_published(path):
         return get_family("llamagen").read_checkpoint(path, **how)
+    given = ", ".join(name for name, value in how.items() if value is not None)
+    if given:
+        raise FewlinesError(f"{path} is a model of ours, which says what it is; leave out {given}")
     return load_network(path, Model)
 
 

@@ -193,7 +193,6 @@ class GatedDeltaNet(Model):
     name = "gated-deltanet"
     Settings = DeltaNetSettings
     Shape = DeltaNetShape
-    engines = ("lean", "naive")
     any_grid = False
     shape: DeltaNetShape
     layers: Any  # of a module list the type of a layer is not known

@@ -137,7 +137,6 @@ class Hierarchical(Model):
     name = "hierarchical"
     Settings = HierarchicalSettings
     Shape = HierarchicalShape
-    engines = ("lean", "naive")
     any_grid = False
     raster = False
     shape: HierarchicalShape

@@ -118,7 +118,6 @@ class PixelCNN(Model):
     name = "pixelcnn"
     Settings = PixelCNNSettings
     Shape = PixelCNNShape
-    engines = ("lean", "naive")
     shape: PixelCNNShape
     layers: Any  # of a module list the type of a layer is not known
 

@@ -198,7 +198,6 @@ class PixelRNN(Model):
     name = "pixelrnn"
     Settings = PixelRNNSettings
     Shape = PixelRNNShape
-    engines = ("lean", "naive")
     shape: PixelRNNShape
     layers: Any  # of a module list the type of a layer is not known
 

@@ -103,7 +103,6 @@ class SparseTransformer(Model):
     name = "sparse-transformer"
     Settings = SparseSettings
     Shape = SparseShape
-    engines = ("lean", "naive")
     shape: SparseShape
     mask: Tensor
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor
 
 from fewlines import machine
-from fewlines.attention.teacher_forced import limit_head
-from fewlines.cache.plan import EvictionPlan
-from fewlines.cache.policies.scheduled import Scheduled
 from fewlines.cache.schedule import Schedule, sample_weights
 from fewlines.cache.spec import Cache, parse_cache
-from fewlines.calibration.capture import LayeredModel, capture_by_layer, capture_expected
-from fewlines.calibration.data import Calibration, LossCurves
-from fewlines.calibration.losses import BANDS, list_capacities, measure_losses
+from fewlines.calibration.capture import capture_by_layer, capture_expected
+from fewlines.calibration.data import Calibration, average
 from fewlines.config import BASE, Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import write_csv
+from fewlines.metrics.head_losses import add_bands, add_curves, add_losses
 from fewlines.metrics.likelihood import measure_likelihood, name_interval
 from fewlines.models.base import AttentionModel
 from fewlines.models.checkpoint import load_network
@@ -126,89 +121,11 @@ def _schedule_pretrained(
         layers = (average(parts) for parts in zip(*each, strict=True))
         schedule = Schedule.by_layer(cache, geometry, layers)
     else:
-        found = average([capture_expected(*given, 2, bar.update) for given in drawn])
-        curves = [add_curves(replace(found, images=len(x[1])), *x) for x in drawn]
-        if cache.requires == "band losses":
-            curves = [add_bands(one, *given) for one, given in zip(curves, drawn, strict=True)]
-        schedule = Schedule.of(replace(cache, calibration=average(curves)), geometry)
+        parts = [(capture_expected(*given, 2, bar.update), given) for given in drawn]
+        found = add_losses(cache.requires, parts)
+        schedule = Schedule.of(replace(cache, calibration=found), geometry)
     bar.close()
     return replace(schedule, weights=weights, model=path.name)
-
-
-def average(parts: Sequence[Calibration]) -> Calibration:
-    """Average calibrations on images of different prompts, by how many they were."""
-    images = sum(part.images for part in parts)
-    shares = [part.images / images for part in parts]
-
-    def mean(tables: Iterable[Any]) -> Any:
-        return sum(share * table for share, table in zip(shares, tables, strict=True))
-
-    attention = mean(part.attention for part in parts).astype(np.float32)
-    curves = [part.curves for part in parts if part.curves is not None]
-    if not curves:
-        return replace(parts[0], attention=attention, images=images)
-    bands = {count: mean(one.of_bands[count] for one in curves) for count in curves[0].of_bands}
-    loss = replace(curves[0], loss=mean(one.loss for one in curves), of_bands=bands)
-    return replace(parts[0], attention=attention, images=images, curves=loss)
-
-
-def add_curves(
-    found: Calibration, network: LayeredModel, labels: Tensor, codes: Tensor
-) -> Calibration:
-    """Add what each head loses when it is limited and its victims are merged.
-
-    Args:
-        found: where the heads look.
-        network: whose heads they are.
-        labels: of images to measure on, `(n,)`.
-        codes: `(n, N)`.
-    """
-    loss = _measure_losses(found, network, labels, codes, 1)
-    return replace(found, curves=LossCurves(np.array(list_capacities(network.geometry)), loss))
-
-
-def add_bands(
-    found: Calibration, network: LayeredModel, labels: Tensor, codes: Tensor
-) -> Calibration:
-    """Add what each head loses with several merge slots; see `add_curves`, which comes first."""
-    losses = {count: _measure_losses(found, network, labels, codes, count) for count in BANDS}
-    return replace(found, curves=replace(found.require_curves(), of_bands=losses))
-
-
-def _measure_losses(
-    found: Calibration, network: LayeredModel, labels: Tensor, codes: Tensor, merge_slots: int
-) -> Any:
-    geometry = network.geometry
-    capacities = list_capacities(geometry)
-    limit = limit_by_schedule(network, found, capacities, merge_slots)
-    total = (len(capacities) - 1) * geometry.layers * geometry.heads
-    bar = progress(f"what each head loses, {merge_slots} merge slots", total, "capacities")
-    loss = measure_losses(network, labels, codes, limit, len(capacities), bar.update)
-    bar.close()
-    return loss
-
-
-def limit_by_schedule(
-    network: LayeredModel, found: Calibration, capacities: list[int], merge_slots: int
-) -> Callable[[int, int, int], Any]:
-    """Make the limits of single heads under the schedule, victims merged.
-
-    Args:
-        network: whose heads they are.
-        found: its calibration.
-        capacities: of a head; the last, a whole image, needs no limit.
-        merge_slots: of a head.
-
-    Returns:
-        Layer, head and index of a capacity → the attention in which this head alone is limited.
-    """
-    geometry = network.geometry
-    alike = np.full((geometry.layers, geometry.heads), 1)
-    plans = []
-    for capacity in capacities[:-1]:
-        victims = Scheduled().choose_victims(geometry, alike * capacity, found)
-        plans.append(EvictionPlan(geometry, alike * capacity, alike * merge_slots, victims))
-    return lambda layer, head, index: limit_head(plans[index], layer, head, network.device)
 
 
 def export_schedule(

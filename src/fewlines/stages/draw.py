@@ -26,11 +26,11 @@ from fewlines.decode.loop import generate
 from fewlines.decode.sampler import Sampler
 from fewlines.errors import FewlinesError
 from fewlines.files import replacing
+from fewlines.metrics.head_losses import add_losses
 from fewlines.models.base import AttentionModel, Model
 from fewlines.models.checkpoint import load_model, load_tokenizer
 from fewlines.progress import progress
 from fewlines.schema import Precision
-from fewlines.stages.calibrate import add_bands, add_curves, average
 from fewlines.stages.models import HEADS, SIDE
 from fewlines.stages.tokens import load_numbers
 
@@ -179,12 +179,7 @@ def _calibrate(
         found = capture_expected(twin, seen, codes_of, batch, bar.update)
         bar.close()
         parts.append((found, (twin, seen, codes_of)))
-    found = average([part for part, _ in parts])
-    for needed, add in (("losses", add_curves), ("band losses", add_bands)):
-        if cache.requires.endswith(needed):
-            each = [add(replace(found, images=part.images), *given) for part, given in parts]
-            found = average(each)
-    return replace(cache, calibration=found)
+    return replace(cache, calibration=add_losses(cache.requires, parts))
 
 
 def _write_picture(path: Path, images: Tensor, row: int, facts: str) -> None:

@@ -167,15 +167,21 @@ def _train(
     gemm_rate = machine.measure_gemm_rate(objective.dtype) * count_processes()
     every, accumulate = config.checkpoint_seconds, config.training.accumulate
     seconds = train(objective, name, checkpoints_of(output), every, accumulate)
-    weights = read_weights(objective.network)
+    network = objective.network
+    trained = sum(each.numel() for each in network.parameters() if each.requires_grad)
+    weights = read_weights(network)
     if not is_first():
         return
-    flops, images = objective.network.count_training_flops(), objective.settings.batch
+    flops, images = network.count_training_flops(), objective.settings.batch
     rate = images * flops / seconds if seconds and flops else None
-    parameters = list(objective.network.parameters())
+    if config.training.shard:
+        network = type(network)(network.shape)
+        network.load_state_dict(weights)
+    else:
+        merge_low_rank(network)
     summary = {
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "trained": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "parameters": sum(each.numel() for each in network.parameters()),
+        "trained": trained,
         "steps": objective.steps,
         "precision": machine.dtype_name(objective.dtype),
         "seconds_per_step": seconds,
@@ -184,13 +190,7 @@ def _train(
         "gemm_share": rate / gemm_rate if rate else None,
     }
     write_measured(metrics, summary)
-    if config.training.shard:
-        trained = type(objective.network)(objective.network.shape)
-        trained.load_state_dict(weights)
-    else:
-        trained = objective.network
-        merge_low_rank(trained)
-    save_network(output, trained)
+    save_network(output, network)
 
 
 def import_model(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fewlines import machine
 from fewlines.config import Experiment
+from fewlines.errors import look_up
 from fewlines.files import read_json
 from fewlines.metrics.likelihood import measure_likelihoods
 from fewlines.metrics.search import search_options as search
@@ -43,7 +44,7 @@ def search_options(
     first = config.calibration.images + config.calibration.curve_images
     held = slice(first, first + config.search.images)
     labels, codes = tensors["train_labels"][held], tensors["train_codes"][held]
-    start, options = config.search.caches[cache]
+    start, options = look_up(cache, config.search.caches, "search")
     start = start.calibrated(calibration)  # read once; every configuration goes by it
     bar = progress(f"search {cache}", config.search.trials * len(labels), "images")
     measure = partial(

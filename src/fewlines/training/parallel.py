@@ -193,7 +193,7 @@ def average(value: Tensor) -> Tensor:
         return value
     value = value.to(machine.device())
     dist.all_reduce(value)
-    return value.cpu() / count_processes()
+    return value / count_processes()
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from fewlines.cache.allocation import (
     interpolate_losses,
     minimise_losses,
 )
-from fewlines.cache.policy import CalibratedPolicy, Policy, ScoringPolicy
+from fewlines.cache.policy import Policy
 from fewlines.errors import FewlinesError
 from fewlines.geometry import Table
 
@@ -25,8 +25,7 @@ class Calibrated(Allocation):
 
     def check(self, policy: Policy, merge: bool) -> None:
         """Refuse policies that are not calibrated and caches that drop their victims."""
-        known = isinstance(policy, CalibratedPolicy | ScoringPolicy) and policy.calibrated
-        if not (merge and known):
+        if not (merge and policy.calibrated):
             raise FewlinesError(
                 f"cache: 'allocation: {self.name}' is measured with the schedule's victims merged; "
                 f"{policy}{'' if merge else ' without merge'} can be allocated by mass, or as "

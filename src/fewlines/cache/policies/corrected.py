@@ -1,7 +1,7 @@
 """The schedule, corrected by what this image shows: ours.
 
 A resident is scored by what the schedule expects of it, times a power of how much the last line's
-queries looked at it, compared with what they were expected to; the line's own tokens are score
+queries looked at it, compared with what they were expected to; the line's own tokens are worth
 what the schedule expects. Asked once per line, it says who is evicted at each of the line's steps.
 """
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fewlines.cache.policy import ScoringPolicy
 from fewlines.cache.spec import Cache
 from fewlines.devices import Device
 from fewlines.models.base import CHUNK
@@ -68,10 +67,10 @@ class Decode:
         of tokens to come."""
         plan = self.cache.plan(self.shape.geometry)
         policy = plan.scoring
-        if not isinstance(policy, ScoringPolicy):
+        if policy is None:
             return 0
         floats = {None: 0, "line_query": 0, "attention": policy.window}.get(policy.needs, 1)
-        geometry, capacity = self.shape.geometry, plan.entries
+        geometry, capacity = self.shape.geometry, plan.capacity
         ahead = max(policy.interval(geometry, int(each)) for each in np.unique(capacity))
         entries = plan.count_entries() * (8 + FLOAT * floats) + capacity.size * ahead * 8
         return int(entries * self.rows)
