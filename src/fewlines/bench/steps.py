@@ -14,6 +14,7 @@ from fewlines import machine
 from fewlines.bench.profile import profile_steps
 from fewlines.cache.spec import Cache
 from fewlines.decode.loop import Decoder
+from fewlines.decode.sampler import draw_noise
 from fewlines.geometry import Geometry
 from fewlines.models.base import Model
 
@@ -94,7 +95,7 @@ class DecodeSteps:
         self.buffers: Any = getattr(self.decoder.state, "buffers")  # noqa: B009
         self.buffers.fill(torch.Generator().manual_seed(1))
         self.codes = torch.zeros(row.batch, dtype=torch.long, device=machine.device())
-        self.noise = torch.rand(row.batch, dtype=torch.float64, device=machine.device())
+        self.noise = draw_noise(0, range(row.batch), 1)[:, 0].to(machine.device())
         self.scores = _scores(row.cache, self.geometry)
 
     def seconds(self, position: int) -> float:
