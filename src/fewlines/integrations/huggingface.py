@@ -164,7 +164,9 @@ class LlamaSteps:
             cache.seek(entries, self.geometry.prefix, self.batch)
             return cache
         generator = torch.Generator().manual_seed(0)
-        row = torch.randn(config.head_dim, generator=generator).to(self.llama.device, self.llama.dtype)
+        row = torch.randn(config.head_dim, generator=generator).to(
+            self.llama.device, self.llama.dtype
+        )
         shape = (self.batch, config.num_key_value_heads, entries, config.head_dim)
         for layer in range(config.num_hidden_layers):
             cache.update(row.expand(shape), row.expand(shape), layer)
