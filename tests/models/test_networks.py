@@ -184,7 +184,7 @@ def test_wrong_checkpoints_are_told_apart(tmp_path):
     with pytest.raises(FewlinesError, match="not a file of fewlines"):
         fewlines.load_model(path)
     save_network(path, tiny_transformer())
-    with pytest.raises(FewlinesError, match="is a model of ours, .* leave out side, part"):
+    with pytest.raises(FewlinesError, match=r"is a model of ours, .* leave out side, part"):
         fewlines.load_model(path, side=16, part="ema", heads=None)
     model = fewlines.load_model(path)
     model.shape = TransformerShape(**{**vars(model.shape), "codes": 99})
