@@ -51,11 +51,23 @@ rule architectures:
         of(filter(SHOWN.__contains__, WHOLE_ROWS), "cost/{cache}.json"),
         of(ARCHITECTURE_ROWS, "{model}/cost.json"),
         of(ARCHITECTURE_ROWS, "{model}/model.json"),
+        of(
+            [*filter(DRAWN.__contains__, WHOLE_ROWS), *ARCHITECTURE_ROWS],
+            "{model}/samples/{cache}.safetensors",
+        ),
         models_of([*WHOLE_ROWS, *ARCHITECTURE_ROWS]),
         calibration_for(CACHES),
+        rules.tokenizer.output.weights,
     output:
         expand(f"{RUN}/tables/architectures.{{form}}", form=("md", "tex")),
         f"{RUN}/figures/architectures-dark.png",
+        f"{RUN}/figures/architectures-samples-dark.png",
+        samples=report(
+            f"{RUN}/figures/architectures-samples.png",
+            caption="../report/architectures.rst",
+            category="Figures",
+            labels={"figure": "Samples of architectures"},
+        ),
         table=report(
             f"{RUN}/tables/architectures.csv",
             caption="../report/architectures.rst",

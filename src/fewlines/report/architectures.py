@@ -9,13 +9,16 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from fewlines import machine
 from fewlines.bench.cost import pair_ratios
-from fewlines.config import BASE
+from fewlines.config import BASE, Experiment
 from fewlines.metrics.likelihood import name_interval
 from fewlines.report.results import Results
 from fewlines.report.style import COLOURS, cycle_looks, draw_themes, save
+
+MARKERS = "s^vP*Xhd<>"
 
 
 def make_architecture_table(results: Results) -> pd.DataFrame:
@@ -28,10 +31,14 @@ def make_architecture_table(results: Results) -> pd.DataFrame:
     that keeps nothing and runs the whole image at every step; its `speedup` is paired over
     interleaved repeats.
     """
-    experiment = results.experiment
+    rows = list_rows(results.experiment)
+    return pd.DataFrame([_row(results, model, slug) for model, slug in rows])
+
+
+def list_rows(experiment: Experiment) -> list[tuple[str, str]]:
+    """List the models and caches that are compared: all but tasks."""
     own = [row for row in experiment.rows if experiment.get_task(row[0]) is None]
-    others = [(name, "full") for name in experiment.architectures]
-    return pd.DataFrame([_row(results, model, slug) for model, slug in own + others])
+    return own + [(name, "full") for name in experiment.architectures]
 
 
 def _row(results: Results, model: str, slug: str) -> dict[str, Any]:
@@ -84,28 +91,33 @@ def _cost(results: Results, model: str, slug: str) -> dict[str, Any]:
 @draw_themes
 def draw_architectures(table: pd.DataFrame, path: Path) -> None:
     """Draw nats per token against the bytes that an image keeps resident: the transformer's caches
-    as curves, every other family as a point."""
-    kept = table[table["resident_bytes"].notna()]
-    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    as curves, every other family as a point. Caches that lose more than any family run out of the
+    picture."""
+    kept = table[table["resident_bytes"].notna()].assign(kilobytes=table["resident_bytes"] / 1e3)
+    figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
     caches, others = kept[kept["model"] == BASE], kept[kept["model"] != BASE]
     full = caches[caches["policy"] == "full"]
     looks = cycle_looks()
     for (policy, group), look in zip(caches.groupby("policy", sort=False), looks, strict=False):
         if policy != "full":
-            curve = pd.concat([group, full]).sort_values("resident_bytes")
-            kilobytes = curve["resident_bytes"] / 1e3
-            axis.plot(kilobytes, curve["nll"], marker="o", ms=3, lw=1.2, label=policy, **look)
-    axis.plot(full["resident_bytes"] / 1e3, full["nll"], "D", color=COLOURS[-1], label="full cache")
-    markers = "s^vP*Xhd<>"
-    for number, (_, row) in enumerate(others.iterrows()):
-        axis.plot(
-            row["resident_bytes"] / 1e3,
-            row["nll"],
-            markers[number % len(markers)],
-            color=COLOURS[number % len(COLOURS)],
-            ms=7,
-            label=row["model"],
-        )
+            curve = pd.concat([group, full]).sort_values("kilobytes")
+            axis.plot(
+                curve["kilobytes"], curve["nll"], marker="o", ms=3, lw=1.2, label=policy, **look
+            )
+    axis.plot(full["kilobytes"], full["nll"], "D", color=COLOURS[-1], label="full cache")
+    for number, (_, row) in enumerate(others.sort_values("kilobytes").iterrows()):
+        marker, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
+        place = (row["kilobytes"], row["nll"])
+        axis.plot(*place, marker, color=colour, ms=7)
+        away, side = ((4, -14), "right") if number % 2 else ((-4, 7), "left")
+        how = {"xytext": away, "textcoords": "offset points", "ha": side, "fontsize": 7}
+        axis.annotate(row["model"], place, **how)
+    shown = pd.concat([others, full])["nll"]
+    margin = 0.1 * (shown.max() - shown.min() + 0.01)
+    axis.set_ylim(shown.min() - margin, shown.max() + margin)
     axis.set(xscale="log", xlabel="resident bytes of an image, kB", ylabel="nats/token, held out")
-    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.legend(fontsize=7, title="the transformer's caches", title_fontsize=7)
     save(figure, path, kept[["model", "policy", "budget", "resident_bytes", "read_bytes", "nll"]])

@@ -54,7 +54,10 @@ def fill(text: str, reference: Path) -> str:
     """
 
     def in_table(found: re.Match[str]) -> str:
-        spec = yaml.safe_load(found[2])
+        try:
+            spec = yaml.safe_load(found[2])
+        except yaml.YAMLError as error:
+            raise FewlinesError(f"a block is no YAML: {error}") from None
         return f"{found[1]}\n{_make_table(spec, reference)}\n\n{found[3]}"
 
     def in_sentence(found: re.Match[str]) -> str:

@@ -4,6 +4,7 @@ drawn."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,11 @@ def draw_quality(table: pd.DataFrame, reference: pd.DataFrame, path: Path) -> No
 
 
 @draw_themes
-def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
-    """Draw the same seeds and classes under every cache, a row each, beside what a head of the
+def draw_samples(
+    results: Results, shown: Sequence[tuple[str, str]], tokenizer: Tokenizer, path: Path
+) -> None:
+    """Draw the same seeds and classes, a row for each model and cache, beside what a head of the
     middle layer holds when three quarters of the image are drawn."""
-    shown = results.experiment.pictured_rows
     drawn = []
     figure, axes = plt.subplots(
         len(shown),
@@ -142,7 +144,7 @@ def draw_samples(results: Results, tokenizer: Tokenizer, path: Path) -> None:
         for each in (held, axis):
             clear_axis(each)
     axes[0, 0].set_title("held", size=11)
-    axes[0, 1].set_title("the same classes and noise under each cache", size=11)
+    axes[0, 1].set_title("the same classes and noise", size=11)
     named = pd.DataFrame(shown, columns=["model", "cache"])
     count = len(drawn[0])
     beginnings = pd.DataFrame(drawn, columns=[f"first_codes_of_{n}" for n in range(count)])

@@ -71,7 +71,7 @@ READS: dict[str, tuple[str, ...]] = dict.fromkeys(
     "likelihood-table": ROWS,
     "lines-table": ROWS,
     "paper-table": TABLES,
-    "architectures-table": (*TABLES, "architectures"),
+    "architectures-table": (*TABLES, "architectures", "sampling"),
     "quality-table": ROWS,
     "figures": (*TABLES, "sampling"),
     "report": (*TABLES, "sampling", "quality", "precision"),

@@ -9,7 +9,7 @@ from fewlines.files import read_shapes, write_json
 from fewlines.models.base import AttentionModel
 from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
-from fewlines.report.architectures import draw_architectures, make_architecture_table
+from fewlines.report.architectures import draw_architectures, list_rows, make_architecture_table
 from fewlines.report.claim import state_claim
 from fewlines.report.figures import (
     draw_curves,
@@ -89,15 +89,19 @@ def paper_table(config: Experiment, run: Path) -> None:
 
 
 def architectures_table(config: Experiment, run: Path) -> None:
-    """Write the table and the figure of the transformer's caches beside other families.
+    """Write the table and the figures of the transformer's caches beside other families.
 
     Args:
         config: the experiment.
         run: its folder in results.
     """
-    table = make_architecture_table(Results(config, run))
+    results = Results(config, run)
+    table = make_architecture_table(results)
     write_table(table, run / "tables", "architectures")
     draw_architectures(table, run / "figures/architectures.png")
+    drawn = [row for row in list_rows(config) if config.is_drawn(row[1], row[0])]
+    tokenizer = load_network(run / "tokenizer.safetensors", Tokenizer)
+    draw_samples(results, drawn, tokenizer, run / "figures/architectures-samples.png")
 
 
 def grids_table(run: Path, table: list[Path]) -> None:
@@ -134,7 +138,7 @@ def figures(config: Experiment, run: Path) -> None:
     tokenizer = load_network(run / "tokenizer.safetensors", Tokenizer)
     table = make_cache_table(results)
     draw_quality(table, make_reference_table(results), output / "quality.png")
-    draw_samples(results, tokenizer, output / "samples.png")
+    draw_samples(results, config.pictured_rows, tokenizer, output / "samples.png")
     network = results.load_network()
     if isinstance(network, AttentionModel):
         draw_lines(results, output / "lines.png")
