@@ -125,7 +125,11 @@ def test_a_new_adaptation_and_a_new_task_run_only_their_own_jobs(folder, tmp_pat
 def test_every_architecture_stands_beside_the_transformers_caches(run):
     table = pd.read_csv(run / "tables/architectures.csv").set_index("model")
     others = list(yaml.safe_load(TOY.read_text())["architectures"])
-    assert table.index.tolist() == ["base"] * 4 + others
+    adapted = ["base+steps", "adapted:2lines", "adapted:2lines"]
+    assert table.index.tolist() == ["base"] * 4 + adapted + others
+    steps = table.loc["base", "steps"].iloc[0]  # of all training
+    assert (table.loc["adapted:2lines", "steps"] == steps + 12).all()
+    assert (table.loc["adapted:2lines", "resident_bytes"] < table["resident_bytes"].iloc[0]).all()
     assert (table.loc[others, "nll"] < np.log(32)).all()  # they have learned
     assert (table.loc[others, "nll_delta"] > 0).all()  # of a base model that was trained for longer
     assert (table.loc[others, "read_bytes"] <= table.loc[others, "resident_bytes"]).all()
@@ -133,6 +137,8 @@ def test_every_architecture_stands_beside_the_transformers_caches(run):
     assert (table.loc[others, ["seconds_per_image", "naive_seconds_per_image"]] > 0).all(axis=None)
     assert table.loc[others, "fid_mean"].notna().all()
     assert (run / "figures/architectures.png").read_bytes().startswith(b"\x89PNG")
+    shown = pd.read_csv(run / "figures/architectures-samples.csv")
+    assert set(others) < set(shown["model"])
 
 
 def test_what_no_run_makes_by_itself_is_made_when_it_is_asked_for(own_folder, tmp_path):

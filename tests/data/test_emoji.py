@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
     with pytest.raises(FewlinesError, match=r"has no archives of emoji such as iconify-json-noto"):
         SOURCES["emoji"](tmp_path)
     (tmp_path / "iconify-json-noto-1.0.0.tgz").write_bytes(b"no archive")
-    with pytest.raises(FewlinesError, match="is no archive of an Iconify set"):
+    with pytest.raises(FewlinesError, match="is not an archive of an Iconify set"):
         SOURCES["emoji"](tmp_path)
     write_set(tmp_path, "noto", {"a": {"body": "<rect"}}, {}, {"Flags": ["a"]})
     (tmp_path / "iconify-json-noto-1.0.0.tgz").unlink()
