@@ -133,9 +133,10 @@ def run_under_fire(
 ) -> None:
     """Run Snakemake until it ends or is killed; `killed` grows by the commands of the victims. No
     stage is killed twice: it is tried again once."""
-    command, nowhere = [*SNAKEMAKE, "--configfile", str(config)], subprocess.DEVNULL
-    own = {"stdout": nowhere, "stderr": nowhere, "start_new_session": True}
-    process = psutil.Popen(command, cwd=folder, **own)
+    command = [*SNAKEMAKE, "--configfile", str(config)]
+    with (folder / "under-fire.log").open("w") as log:
+        own = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+        process = psutil.Popen(command, cwd=folder, **own)
     deadline = time.monotonic() + limit
     while process.poll() is None:
         if time.monotonic() > deadline:
@@ -154,11 +155,13 @@ def run_under_fire(
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             if whole:
                 os.killpg(process.pid, signal.SIGKILL)
+                process.wait()  # else its end may be taken for one of a later kill
             else:
                 stages[chosen].kill()
     if killed[-1] != "snakemake":
-        assert process.wait() == 0, "a stage that was killed was not tried again"
-        assert len(killed) == KILLS
+        printed = (folder / "under-fire.log").read_text()[-20_000:]
+        assert process.wait() == 0, f"killed: {killed}\n{printed}"
+        assert len(killed) == KILLS, f"the end came before the last kill\n{printed}"
 
 
 def stage_of(process: psutil.Process) -> str:

@@ -40,22 +40,20 @@ rule architecture_cost:
         "--model {input.model:q} --output {output:q} 2>&1 | tee {log:q}"
 
 
+COMPARED = EXPERIMENT.architecture_rows
+DRAWN_OF_COMPARED = [row for row in COMPARED if EXPERIMENT.is_drawn(row[1], row[0])]
+
+
 # The transformer's caches beside them.
 rule architectures:
     input:
-        likelihoods([*WHOLE_ROWS, *ARCHITECTURE_ROWS]),
-        of(
-            [*filter(DRAWN.__contains__, WHOLE_ROWS), *ARCHITECTURE_ROWS],
-            "{model}/quality/{cache}.json",
-        ),
-        of(filter(SHOWN.__contains__, WHOLE_ROWS), "cost/{cache}.json"),
-        of(ARCHITECTURE_ROWS, "{model}/cost.json"),
-        of(ARCHITECTURE_ROWS, "{model}/model.json"),
-        of(
-            [*filter(DRAWN.__contains__, WHOLE_ROWS), *ARCHITECTURE_ROWS],
-            "{model}/samples/{cache}.safetensors",
-        ),
-        models_of([*WHOLE_ROWS, *ARCHITECTURE_ROWS]),
+        likelihoods(COMPARED),
+        of(DRAWN_OF_COMPARED, "{model}/quality/{cache}.json"),
+        of(DRAWN_OF_COMPARED, "{model}/samples/{cache}.safetensors"),
+        of(filter(SHOWN.__contains__, COMPARED), "cost/{cache}.json"),
+        of(OTHERS, "{model}/cost.json"),
+        of(OTHERS, "{model}/model.json"),
+        models_of(COMPARED),
         calibration_for(CACHES),
         rules.tokenizer.output.weights,
     output:

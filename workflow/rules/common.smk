@@ -52,8 +52,7 @@ ADAPTED = EXPERIMENT.adapted_models
 ROWS = EXPERIMENT.rows  # (model, cache)
 DRAWN = [row for row in ROWS if EXPERIMENT.is_drawn(row[1], row[0])]
 SHOWN = [row for row in ROWS if EXPERIMENT.is_shown(row[1], row[0])]
-WHOLE_ROWS = [row for row in ROWS if EXPERIMENT.get_task(row[0]) is None]  # no tasks
-ARCHITECTURE_ROWS = [(name, "full") for name in EXPERIMENT.architectures]
+OTHERS = [(name, "full") for name in EXPERIMENT.architectures]  # of other families
 HAS_KV = (
     EXPERIMENT.family.has_kv_cache
 )  # calibration, policies and adaptation make sense
@@ -130,7 +129,7 @@ scattergather:
 
 wildcard_constraints:
     cache="|".join(map(re.escape, CACHES)),
-    model="|".join(map(re.escape, dict(ROWS + ARCHITECTURE_ROWS))),
+    model="|".join(map(re.escape, dict(ROWS + OTHERS))),
     architecture="|".join(map(re.escape, EXPERIMENT.architectures)) or "none",
     adapted="|".join(map(re.escape, ADAPTED)) or "none",
     searched="|".join(map(re.escape, EXPERIMENT.search.caches)) or "none",

@@ -157,6 +157,13 @@ class Experiment(Section):
         ]
 
     @property
+    def architecture_rows(self) -> list[tuple[str, str]]:
+        """The rows of the comparison of architectures: models of other families beside all but
+        tasks."""
+        own = [row for row in self.rows if self.get_task(row[0]) is None]
+        return own + [(name, "full") for name in self.architectures]
+
+    @property
     def pictured_rows(self) -> list[tuple[str, str]]:
         """The rows whose images are shown: headlines, and the base model's in the paper's
         comparison."""

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from fewlines import machine
 from fewlines.bench.cost import pair_ratios
-from fewlines.config import BASE, Experiment
+from fewlines.config import BASE
 from fewlines.metrics.likelihood import name_interval
 from fewlines.report.results import Results
 from fewlines.report.style import COLOURS, cycle_looks, draw_themes, save
@@ -31,14 +31,8 @@ def make_architecture_table(results: Results) -> pd.DataFrame:
     that keeps nothing and runs the whole image at every step; its `speedup` is paired over
     interleaved repeats.
     """
-    rows = list_rows(results.experiment)
+    rows = results.experiment.architecture_rows
     return pd.DataFrame([_row(results, model, slug) for model, slug in rows])
-
-
-def list_rows(experiment: Experiment) -> list[tuple[str, str]]:
-    """List the models and caches that are compared: all but tasks."""
-    own = [row for row in experiment.rows if experiment.get_task(row[0]) is None]
-    return own + [(name, "full") for name in experiment.architectures]
 
 
 def _row(results: Results, model: str, slug: str) -> dict[str, Any]:
@@ -52,7 +46,7 @@ def _row(results: Results, model: str, slug: str) -> dict[str, Any]:
     quality = results.read_quality(slug, model)
     fid = np.array([each["fid"] for each in quality["sets"]]) if quality else np.array([])
     storage = machine.DTYPES[experiment.storage]
-    seconds = [each["steps"] * each.get("seconds_per_step", np.nan) for each in training]
+    seconds = [each["steps"] * (each.get("seconds_per_step") or np.nan) for each in training]
     return {
         "model": model,
         "family": network.name,

@@ -9,7 +9,7 @@ from fewlines.files import read_shapes, write_json
 from fewlines.models.base import AttentionModel
 from fewlines.models.checkpoint import load_network
 from fewlines.models.tokenizer import Tokenizer
-from fewlines.report.architectures import draw_architectures, list_rows, make_architecture_table
+from fewlines.report.architectures import draw_architectures, make_architecture_table
 from fewlines.report.claim import state_claim
 from fewlines.report.figures import (
     draw_curves,
@@ -99,7 +99,7 @@ def architectures_table(config: Experiment, run: Path) -> None:
     table = make_architecture_table(results)
     write_table(table, run / "tables", "architectures")
     draw_architectures(table, run / "figures/architectures.png")
-    drawn = [row for row in list_rows(config) if config.is_drawn(row[1], row[0])]
+    drawn = [row for row in config.architecture_rows if config.is_drawn(row[1], row[0])]
     tokenizer = load_network(run / "tokenizer.safetensors", Tokenizer)
     draw_samples(results, drawn, tokenizer, run / "figures/architectures-samples.png")
 
