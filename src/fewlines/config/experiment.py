@@ -272,10 +272,13 @@ class Experiment(Section):
         return models[name]
 
     def find_baseline(self, name: str) -> str | None:
-        """Find whom an adapted model is compared with: the base model, trained as a whole for as
-        many more steps with a full cache, by the same loss if there is one; else `base+steps`; None
-        without that either. Only one that is measured with a full cache counts. One from scratch is
-        compared with the base model."""
+        """Find the model whose full cache a model is compared with. Of the base model and of one
+        from scratch it is the base model. Of an adapted one it is the base model, trained as a
+        whole for as many more steps with a full cache, by the same loss if there is one; else
+        `base+steps`; None without that either. Only one that is measured with a full cache
+        counts."""
+        if name == BASE:
+            return BASE
         adapted, models = self.get_adapted(name), self.adaptation.models
         if adapted.start == "scratch":
             return BASE

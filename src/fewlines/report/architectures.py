@@ -43,8 +43,7 @@ def _row(results: Results, model: str, slug: str) -> dict[str, Any]:
     found = results.read_likelihood(slug, model)
     full = results.read_likelihood("full")
     paired = torch.tensor(found["nll_of_images"]) - torch.tensor(full["nll_of_images"])
-    quality = results.read_quality(slug, model)
-    fid = np.array([each["fid"] for each in quality["sets"]]) if quality else np.array([])
+    fid = results.read_sets(slug, model)["fid"]
     storage = machine.DTYPES[experiment.storage]
     seconds = [each["steps"] * (each.get("seconds_per_step") or np.nan) for each in training]
     return {
@@ -57,8 +56,8 @@ def _row(results: Results, model: str, slug: str) -> dict[str, Any]:
         "minutes": sum(seconds) / 60,
         "nll": found["nll"],
         **name_interval("nll_delta", paired),
-        "fid_mean": fid.mean() if len(fid) else np.nan,
-        "fid_sd": fid.std(ddof=1) if len(fid) > 1 else np.nan,
+        "fid_mean": fid.mean(),
+        "fid_sd": fid.std(),
         "resident_bytes": network.count_bytes(cache, 1, storage),
         "read_bytes": network.count_read_bytes(cache, 1, storage),
         **_cost(results, model, slug),

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from fewlines.bench.cost import name_ratios
-from fewlines.config import BASE
 from fewlines.report.results import Results
 
 # The paper's own table: GB, seconds per image, FID.
@@ -28,21 +27,21 @@ def make_paper_table(results: Results) -> pd.DataFrame:
     column says so; time has quartiles over interleaved repeats. That of FID is few lines ÷ the full
     cache of a model that was trained as long, with its extremes over seeds.
     """
-    (_, memory, seconds, fid), (_, few_memory, few_seconds, few_fid) = PUBLISHED
+    (_, memory, seconds, score), (_, few_memory, few_seconds, few_score) = PUBLISHED
     rows: list[dict[str, Any]] = [
         {
             "source": "paper",
             "cache": name,
             "process_bytes": gigabytes * 1e9,
             "seconds_per_image": time,
-            "fid_mean": score,
+            "fid_mean": published,
         }
-        for name, gigabytes, time, score in PUBLISHED
+        for name, gigabytes, time, published in PUBLISHED
     ]
     rows[1] |= {
         "process_memory_ratio": memory / few_memory,
         "time_ratio": seconds / few_seconds,
-        "fid_ratio": few_fid / fid,
+        "fid_ratio": few_score / score,
     }
     cost = results.paper
     measured = {row["name"]: row for row in cost["rows"]}
@@ -55,7 +54,7 @@ def make_paper_table(results: Results) -> pd.DataFrame:
         "storage": cost["storage"],
     }
     for model, slug in results.experiment.paper_rows:
-        quality = _read_fid(results, model, slug)
+        fid = results.read_sets(slug, model)["fid"]
         engines = {"stock": "full, stock", "full": "full, lean"} if slug == "full" else {slug: slug}
         for name, label in engines.items():
             if name not in measured:  # an engine that the family has not
@@ -70,22 +69,17 @@ def make_paper_table(results: Results) -> pd.DataFrame:
                 "peak_bytes": row["peak_bytes"],
                 "kv_bytes": row["kv_bytes"],
                 "seconds_per_image": float(np.median(row["seconds"])) / cost["batch"],
-                "fid_mean": quality.mean(),
-                "fid_sd": quality.std(ddof=1) if len(quality) > 1 else np.nan,
+                "fid_mean": fid.mean(),
+                "fid_sd": fid.std(),
             }
             if slug != "full":
                 made |= _compare_cost(measured["full"], row)
                 if "stock" in measured:
                     made |= _compare_cost(measured["stock"], row, "_stock")
-                made |= _compare_fid(results, model, quality)
+                made |= _compare_fid(results, model, fid)
                 made |= judge_claims(made, rows[1])
             rows.append(made)
     return pd.DataFrame(rows)
-
-
-def _read_fid(results: Results, model: str, slug: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """FID of each seed."""
-    return np.array([each["fid"] for each in results.read_quality(slug, model)["sets"]])
 
 
 def _compare_cost(full: dict[str, Any], few: dict[str, Any], against: str = "") -> dict[str, float]:
@@ -97,15 +91,13 @@ def _compare_cost(full: dict[str, Any], few: dict[str, Any], against: str = "") 
     }
 
 
-def _compare_fid(
-    results: Results, model: str, few: np.ndarray[Any, np.dtype[np.float64]]
-) -> dict[str, float]:
+def _compare_fid(results: Results, model: str, few: pd.Series[float]) -> dict[str, float]:
     """Of the means, as in every table; seed by seed the extremes: the noise is the same in both."""
     experiment = results.experiment
-    other = BASE if model == BASE else experiment.find_baseline(model)
+    other = experiment.find_baseline(model)
     if other is None or (other, "full") not in experiment.paper_rows:
         return {}
-    full = _read_fid(results, other, "full")
+    full = results.read_sets("full", other)["fid"]
     ratios = few / full
     return {
         "fid_ratio": few.mean() / full.mean(),

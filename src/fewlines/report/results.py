@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from fewlines import machine
@@ -20,6 +21,7 @@ from fewlines.files import read_json
 from fewlines.models.base import Model
 from fewlines.models.checkpoint import load_shape
 
+MEASURES = ("fid", "kid", "is", "precision", "recall")  # of a set of images
 UNKNOWN = {"outcome": OK} | dict.fromkeys(("kv_bytes", "peak_bytes", "process_bytes"), math.nan)
 
 
@@ -67,6 +69,11 @@ class Results:
         if not self.experiment.is_drawn(cache, model):
             return {}
         return self._read(f"{model}/quality/{cache}.json")
+
+    def read_sets(self, cache: str, model: str = BASE) -> pd.DataFrame:
+        """Read the measures of a row's images, one line for each seed; none where none were
+        drawn."""
+        return pd.DataFrame(self.read_quality(cache, model).get("sets", []), columns=MEASURES)
 
     def read_likelihood(self, cache: str, model: str = BASE) -> dict[str, Any]:
         """Read the likelihood of a row."""

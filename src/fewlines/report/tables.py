@@ -15,7 +15,6 @@ from fewlines.config.settings import AdaptedModel
 from fewlines.metrics.likelihood import name_interval
 from fewlines.report.results import Results
 
-MEASURES = ("fid", "kid", "is", "precision", "recall")
 SAMPLE_MEASURES = ("fid_mean", "kid_mean", "is_mean", "precision", "recall")
 REGIONS = (0.05, 0.01)  # nats/token
 
@@ -191,7 +190,7 @@ def _row(results: Results, model: str, slug: str, cost: dict[str, Any]) -> dict[
     """Likelihood; where there are samples, their measures, and what those are of: network of the
     features, temperature of the samples, and the images that they were compared with."""
     quality = results.read_quality(slug, model)
-    sets = pd.DataFrame(quality.get("sets", []), columns=MEASURES)
+    sets = results.read_sets(slug, model)
     scores = _over_seeds(sets)
     return {
         **_identify(results, model, slug),
@@ -228,9 +227,10 @@ def _compare_fid(results: Results, model: str, fid: float) -> float:
     if experiment.get_task(model):
         other: str | None = model if (model, "full") in experiment.rows else None
     else:
-        other = BASE if model == BASE else experiment.find_baseline(model)
-    full = results.read_quality("full", other) if other in dict(experiment.rows) else {}
-    return fid / float(np.mean([each["fid"] for each in full["sets"]])) if full else np.nan
+        other = experiment.find_baseline(model)
+    if other not in dict(experiment.rows):
+        return np.nan
+    return fid / float(results.read_sets("full", other)["fid"].mean())
 
 
 def _count_bytes(results: Results, model: str, slug: str) -> float:
