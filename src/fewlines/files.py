@@ -133,7 +133,7 @@ def filling_tensors(
 
 
 def _require_utf8(path: Path) -> None:
-    """Of the name of a safetensors file, whose library knows no others."""
+    """Refuse the name of a safetensors file in another encoding: its library knows no others."""
     try:
         str(path).encode()
     except UnicodeEncodeError:

@@ -40,7 +40,7 @@ def simulate(choose, capacity: int) -> list[int | None]:
 def planned(
     policy: str, calibration: Calibration | None = None, held: int = CAPACITY, **options
 ) -> np.ndarray:
-    """Whom each step evicts in each head, `(L, H, N)`, as the cache plans it; −1 is nobody."""
+    """The victim of each step in each head, `(L, H, N)`, as the cache plans it; −1 is none."""
     made = make_policy(policy, options)
     capacity = np.full((2, 2), held)
     known = (calibration,) if calibration else ()
@@ -107,7 +107,7 @@ def test_random_lets_residents_go_that_differ_by_head_and_seed():
             resident -= {victim}
             resident.add(step)
             assert len(resident) <= CAPACITY
-        assert len(set(victims[CAPACITY:].tolist())) == N - CAPACITY  # nobody goes twice
+        assert len(set(victims[CAPACITY:].tolist())) == N - CAPACITY  # none is evicted twice
 
 
 @pytest.fixture(scope="module")
@@ -275,14 +275,14 @@ def look(window: int = 6, decay: float = 1.0, calibration: Calibration | None = 
     )
 
 
-def check(policy: str, view, worth, going: int = 6, **options) -> None:
-    """Who goes, in order, against a plain rule: `worth(head, index)`, the least goes first."""
+def check(policy: str, view, rank_by, n_evicted: int = 6, **options) -> None:
+    """The victims, in order, against a plain rule: the least by `rank_by(head, index)` first."""
     made = make_policy(policy, options)
     steps = range(STEP, STEP + WIDTH)
-    found = made.rank_evictions(view, steps, going)
+    found = made.rank_evictions(view, steps, n_evicted)
     for head in range(2):
-        order = sorted(range(RESIDENTS), key=lambda index: worth(head, index))
-        assert found[0, head].tolist() == order[:going], policy
+        order = sorted(range(RESIDENTS), key=lambda index: rank_by(head, index))
+        assert found[0, head].tolist() == order[:n_evicted], policy
 
 
 def place(view, head: int, index: int) -> int:
@@ -292,12 +292,12 @@ def place(view, head: int, index: int) -> int:
 def test_h2o_keeps_the_heavy_hitters_and_the_recent_half():
     view = look()
 
-    def worth(head, index):
+    def rank_by(head, index):
         token = place(view, head, index)
         recent = token >= STEP - round(RESIDENTS / 2)
         return (recent, token if recent else view.queries[0, head, :, index].sum().item())
 
-    check("h2o", view, worth)
+    check("h2o", view, rank_by)
 
 
 def test_tova_goes_by_the_last_query_alone():
@@ -309,7 +309,7 @@ def test_snapkv_pools_the_last_window_over_neighbours_and_keeps_the_window():
     window, kernel = 4, 3
     view = look(window=window)
 
-    def worth(head, index):
+    def rank_by(head, index):
         token = place(view, head, index)
         votes = view.queries[0, head, -window:].mean(0)
         near = range(index - kernel // 2, index + kernel // 2 + 1)
@@ -318,7 +318,7 @@ def test_snapkv_pools_the_last_window_over_neighbours_and_keeps_the_window():
         recent = token >= STEP - window
         return (recent, token if recent else pooled)
 
-    check("snapkv", view, worth, window=window, kernel=kernel)
+    check("snapkv", view, rank_by, window=window, kernel=kernel)
 
 
 def test_snapkv_keeps_the_oldest_token_of_its_window_though_nobody_looked_at_it():
@@ -344,7 +344,7 @@ def test_what_is_expected_of_a_line_counts_its_first_query(calibration):
 def test_vatp_weighs_attention_by_the_norm_of_the_value_and_pins_the_sinks(sinks):
     view = look()
 
-    def worth(head, index):
+    def rank_by(head, index):
         token = place(view, head, index)
         if token < (WIDTH + WIDTH // 2 if sinks == "auto" else sinks):
             return (2, token)
@@ -353,7 +353,7 @@ def test_vatp_weighs_attention_by_the_norm_of_the_value_and_pins_the_sinks(sinks
         brought = view.values[0, head, index].abs().sum().item()
         return (0, view.queries[0, head, :, index].sum().item() * brought)
 
-    check("vatp", view, worth, sinks=sinks)
+    check("vatp", view, rank_by, sinks=sinks)
 
 
 def test_rkv_weighs_importance_against_redundancy():
@@ -379,25 +379,25 @@ def test_rkv_weighs_importance_against_redundancy():
         shares = votes / votes[:, before].sum(1, keepdim=True)
         return max(shares[:, i].mean().item() for i in before if abs(i - index) <= kernel // 2)
 
-    def worth(head, index):
+    def rank_by(head, index):
         token = place(view, head, index)
         if token >= STEP - window:
             return (1, token)
         redundancy = likeness(head, index) / sum(likeness(head, i) for i in range(RESIDENTS))
         return (0, share * importance(head, index) - (1 - share) * redundancy)
 
-    check("rkv", view, worth, window=window, kernel=kernel, share=share)
+    check("rkv", view, rank_by, window=window, kernel=kernel, share=share)
 
 
 def test_keydiff_keeps_keys_unlike_the_mean_key():
     view = look()
 
-    def worth(head, index):
+    def rank_by(head, index):
         unit = view.keys[0, head] / view.keys[0, head].norm(dim=-1, keepdim=True)
         mean = unit.mean(0)
         return -float(unit[index] @ mean / mean.norm())
 
-    check("keydiff", view, worth)
+    check("keydiff", view, rank_by)
 
 
 @pytest.mark.parametrize("anchor", [4, 16, 100])
@@ -446,7 +446,7 @@ def test_line_ar_pins_anchors_and_recent_lines_and_judges_the_middle(anchor, rec
         scores = view.line_query[0, head] @ view.keys[0, head].T / 8**0.5
         return float(scores.softmax(-1).mean(0)[index])
 
-    def worth(head, index):
+    def rank_by(head, index):
         token = place(view, head, index)
         if token < (WIDTH + WIDTH // 2 if anchor == "auto" else anchor):
             return (2, token)
@@ -454,7 +454,7 @@ def test_line_ar_pins_anchors_and_recent_lines_and_judges_the_middle(anchor, rec
             return (1, token)
         return (0, judged(head, index))
 
-    check("line_ar", view, worth, anchor=anchor, recent=recent, pool=pool, decay=decay)
+    check("line_ar", view, rank_by, anchor=anchor, recent=recent, pool=pool, decay=decay)
 
 
 def test_corrected_multiplies_the_schedule_by_what_the_line_showed(calibration):
@@ -468,7 +468,7 @@ def test_corrected_multiplies_the_schedule_by_what_the_line_showed(calibration):
         resident = view.positions[0, head].tolist()
         seen = dict(zip(resident, view.line_mean[0, head].tolist(), strict=True))
 
-        def worth(token, step, head=head, seen=seen):
+        def rank_by(token, step, head=head, seen=seen):
             hope = attention[head, step:, token].sum()
             if token not in seen:
                 return hope
@@ -477,13 +477,13 @@ def test_corrected_multiplies_the_schedule_by_what_the_line_showed(calibration):
 
         present, order = list(resident), []
         for step in steps:
-            victim = min(present, key=lambda token: worth(token, step))
+            victim = min(present, key=lambda token: rank_by(token, step))
             order.append([*resident, *steps].index(victim))
             present.remove(victim)
             present.append(step)
         assert found[0, head].tolist() == order
         score = policy.score_ahead(view, steps)[0, head]
-        wanted = [[worth(token, step) for token in (*resident, *steps)] for step in steps]
+        wanted = [[rank_by(token, step) for token in (*resident, *steps)] for step in steps]
         np.testing.assert_allclose(score, wanted, rtol=1e-3, atol=1e-6)
         np.testing.assert_allclose(policy.score(view)[0, head], wanted[0][:RESIDENTS], rtol=1e-3)
 

@@ -72,7 +72,7 @@ class HeadGroup:
 
     @property
     def bytes(self) -> int:
-        """Of keys and values, the exact copies of 16-bit merge slots included."""
+        """Bytes of keys and values, the exact copies of 16-bit merge slots included."""
         copies = (self.mean_k, self.mean_v) if self.mean_k.dtype != self.k.dtype else ()
         return sum(held.nbytes for held in (self.k, self.v, *copies))
 
@@ -226,7 +226,7 @@ def fastest_step(device: torch.device, dtype: torch.dtype) -> Callable[[HeadGrou
 class BoundedCache:
     """The buffers of all layers for one batch; call it as the model's attention.
 
-    The first call of a layer must bring the whole prefix; every later one, after a `turn`, the
+    The first call of a layer must bring the whole prefix; every later one, after an `advance`, the
     next image token.
 
     Args:
@@ -312,7 +312,7 @@ class BoundedCache:
             group.write_prefix(k, v)
 
     def stay(self) -> None:
-        """The next token takes the newest one's place: what comes after the image."""
+        """Let the next token overwrite the newest one: what comes after the image is not kept."""
         self.position += 1
         for group in self._groups():
             group.slots.evicting = False
@@ -327,7 +327,7 @@ class BoundedCache:
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """Of all groups, see there."""
+        """The signatures of all groups."""
         return tuple(group.signature(self.sized) for group in self._groups())
 
     def seek(self, step: int) -> None:

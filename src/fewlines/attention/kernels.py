@@ -26,7 +26,7 @@ UNROLL = 4  # entries in flight, so that sums do not wait for each other
 CACHE_LINE = 64  # bytes
 
 F32 = np.float32
-EMPTY = F32(-1e30)  # the score of a merge slot of nobody
+EMPTY = F32(-1e30)  # the score of an empty merge slot
 I32, FLOAT = ir.IntType(32), ir.FloatType()
 
 
@@ -152,7 +152,7 @@ def decode_step(head_dim: int, storage: torch.dtype) -> Callable[..., None]:
         mean_k, mean_v: `(B, G, S, D)`, the merge slots unrounded; empty where the entry itself is
             exact.
         slot: `(B, G)`, the entry that the new token takes.
-        now: `(3 + S, G)`, see `Slots`: whether somebody is there; entries written, from the first
+        now: `(3 + S, G)`, see `Slots`: whether a token is evicted; entries written, from the first
             on, merge slots not counted; the victim's merge slot; victims in each so far.
         first: `(B,)`, entries before it are padding of a prompt that is shorter than others.
         out: `(B, H·r, D)`, written.

@@ -95,28 +95,30 @@ class _Lines:
         """The output `(B, G, r, c, D)` of tokens `start … stop−1`, and what is left after them."""
         P = self.geometry.prefix
         first = max(start, self.capacity)  # the first step that evicts
-        going = max(0, stop - first)
-        order = self._order(q, k, v, range(start, stop), going, state)
+        n_evicted = max(0, stop - first)
+        order = self._order(q, k, v, range(start, stop), n_evicted, state)
         own = torch.arange(start, stop)
         # The victims in the order of eviction, then the retained in raster order: (B, G, R + c).
         old = state.residents
         rows = torch.cat([old, own.expand(*old.shape[:2], -1)], dim=-1).gather(-1, order)
         keys, values = (torch.cat([x[:, :, :P], pick_rows(x, rows + P)], dim=2) for x in (k, v))
-        comes = F.pad(torch.where(order < old.shape[-1], -1, rows), (P, 0), value=-1)
-        leaves = torch.full((comes.shape[-1],), stop)
-        leaves[P : P + going] = first + torch.arange(going)
-        sees = (comes[:, :, None] <= own[:, None]) & (own[:, None] < leaves)  # (B, G, c, P + R + c)
+        written_at = F.pad(torch.where(order < old.shape[-1], -1, rows), (P, 0), value=-1)
+        evicted_at = torch.full((written_at.shape[-1],), stop)
+        evicted_at[P : P + n_evicted] = first + torch.arange(n_evicted)
+        sees = (written_at[:, :, None] <= own[:, None]) & (
+            own[:, None] < evicted_at
+        )  # (B, G, c, P + R + c)
         asked = q[..., P + start : P + stop, :] * q.shape[-1] ** -0.5  # (B, G, r, c, D)
         scores = asked @ keys[:, :, None].transpose(-1, -2)
         scores = scores.masked_fill(~sees[:, :, None], -torch.inf)
         sums = state.sums
-        if self.merges and going:
+        if self.merges and n_evicted:
             # Before each query: the sums of all victims so far, (B, G, c, D).
             exact = sums[0].dtype
-            merged = (own[:, None] >= leaves[P : P + going]).to(exact)  # (c, V)
+            merged = (own[:, None] >= evicted_at[P : P + n_evicted]).to(exact)  # (c, V)
             with torch.autocast(k.device.type, enabled=False):  # sums of up to N vectors
                 sums = tuple(
-                    before[:, :, -1:] + merged @ x[:, :, P : P + going].to(exact)
+                    before[:, :, -1:] + merged @ x[:, :, P : P + n_evicted].to(exact)
                     for before, x in zip(sums, (keys, values), strict=True)
                 )
             count = (first - self.capacity + merged.sum(1))[:, None]  # (c, 1)
@@ -127,17 +129,17 @@ class _Lines:
         else:
             weights = scores.softmax(-1)
             y = weights @ values[:, :, None]
-        seen = weights.detach().float().mean(2)[..., P + going : P + rows.shape[-1]]
-        return y, self._after(state, rows[..., going:], order[..., going:], seen, sums)
+        seen = weights.detach().float().mean(2)[..., P + n_evicted : P + rows.shape[-1]]
+        return y, self._after(state, rows[..., n_evicted:], order[..., n_evicted:], seen, sums)
 
     def _order(
-        self, q: Tensor, k: Tensor, v: Tensor, steps: range, going: int, state: _State
+        self, q: Tensor, k: Tensor, v: Tensor, steps: range, n_evicted: int, state: _State
     ) -> Tensor:
-        """Indices of the residents and of the line's own tokens, `(B, G, R + c)`: the `going` that
-        the policy evicts, in that order, and then the retained."""
+        """Indices of the residents and of the line's own tokens, `(B, G, R + c)`: the
+        `n_evicted` that the policy evicts, in that order, and then the retained."""
         everyone = torch.arange(state.residents.shape[-1] + len(steps))
         everyone = everyone.expand(*state.residents.shape[:2], -1)
-        if not going:
+        if not n_evicted:
             return everyone
         P, every = self.geometry.prefix, self.policy.interval(self.geometry, self.capacity)
         start = steps.start
@@ -165,15 +167,17 @@ class _Lines:
             **asked,
         )
         with torch.no_grad(), torch.autocast(k.device.type, enabled=False):
-            evictions = self.policy.rank_evictions(view, steps, going)
-        goes = torch.zeros_like(everyone).scatter(-1, evictions, 1)
-        return torch.cat([evictions, goes.argsort(stable=True, dim=-1)[..., :-going]], dim=-1)
+            evictions = self.policy.rank_evictions(view, steps, n_evicted)
+        evicted = torch.zeros_like(everyone).scatter(-1, evictions, 1)
+        return torch.cat(
+            [evictions, evicted.argsort(stable=True, dim=-1)[..., :-n_evicted]], dim=-1
+        )
 
     def _after(
-        self, state: _State, stay: Tensor, index: Tensor, seen: Tensor, sums: tuple[Tensor, ...]
+        self, state: _State, retained: Tensor, index: Tensor, seen: Tensor, sums: tuple[Tensor, ...]
     ) -> _State:
-        """What is left after a line: tokens `stay`, which `index` among former residents and the
-        line's own, and what the line's queries gave them, `seen` `(B, G, c, R)`."""
+        """What is left after a line: tokens `retained`, which `index` among former residents and
+        the line's own, and what the line's queries gave them, `seen` `(B, G, c, R)`."""
         own = seen.shape[2]
 
         def carry_over(x: Tensor) -> Tensor:
@@ -181,7 +185,7 @@ class _Lines:
 
         total = self.policy.decay * carry_over(state.total[:, :, None])[:, :, 0] + seen.sum(2)
         history = torch.cat([carry_over(state.history), seen], dim=2)[:, :, -self.window :]
-        return _State(stay, seen, history, total, sums)
+        return _State(retained, seen, history, total, sums)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where the next token goes: read from a table, or ranked by a policy, once per line."""
+"""Which entry the next token takes: read from a table, or ranked by a policy, once per line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Slots(ABC):
 
     Attributes:
         slot: `(B, G)` int64, the entry that the new token takes.
-        now: `(3 + S, G)` int64: whether somebody is there; entries written, from the first on,
+        now: `(3 + S, G)` int64: whether a token is evicted; entries written, from the first on,
             merge slots not counted; which of `S` merge slots takes the victim; victims in each of
             them so far, that one included.
         shortest, longest: of the entries written.
@@ -149,7 +149,7 @@ class RankedSlots(Slots):
         if self.noted < self.come:
             taken = self.places[..., self.noted - self.ranked : self.come - self.ranked]
             tokens = torch.arange(self.noted, self.come, device=taken.device)
-            # A line's own tokens may go as well: then the last that came to a slot is there.
+            # A line's own tokens may be evicted too: then the last that came to a slot is there.
             self.recorded.scatter_reduce_(-1, taken, tokens.expand_as(taken), "amax")
             self.noted = self.come
         return self.recorded
@@ -175,13 +175,13 @@ class RankedSlots(Slots):
     def _rank(self, step: int, keys: Tensor, values: Tensor) -> None:
         """Fix the places of tokens until the next ranking."""
         steps = range(step, min(step + self.every, self.geometry.n_tokens))
-        going = max(0, steps.stop - max(step, self.capacity))
+        n_evicted = max(0, steps.stop - max(step, self.capacity))
         residents = self.positions[..., : min(step, self.capacity)]
         victims = residents[..., :0]
-        if going:
+        if n_evicted:
             in_raster_order = residents.argsort(-1)
             view = self._look(step, in_raster_order, keys, values)
-            evictions = self.policy.rank_evictions(view, steps, going)
+            evictions = self.policy.rank_evictions(view, steps, n_evicted)
             victims = self._slots_of(evictions, in_raster_order)
         self._place(steps, victims)
         if self.query is not None:
@@ -230,15 +230,15 @@ class RankedSlots(Slots):
         self.upcoming[rows] = self.places.permute(2, 0, 1) + self.prefix
 
     def _slots_of(self, evictions: Tensor, residents: Tensor) -> Tensor:
-        """The slots of the tokens that go, `(B, G, going)`: a line's own tokens fill what is free
+        """The slots of the victims, `(B, G, n_evicted)`: a line's own tokens fill what is free
         and then take their victims' places, in which they may be overwritten in turn."""
-        resident, going = residents.shape[-1], evictions.shape[-1]
+        resident, n_evicted = residents.shape[-1], evictions.shape[-1]
         free = torch.arange(resident, self.capacity, device=residents.device)
         first = torch.cat([residents, free.expand(*residents.shape[:2], -1)], dim=-1)
         # Whose place each takes, those of the first slots their own; doubled until nobody is left.
         own = torch.arange(self.capacity, device=residents.device).expand_as(first)
         place = torch.cat([own, evictions], dim=-1)
-        for _ in range(going.bit_length()):
+        for _ in range(n_evicted.bit_length()):
             place = place.gather(-1, place)
         return first.gather(-1, place[..., self.capacity :])
 
@@ -251,9 +251,9 @@ class RankedSlots(Slots):
         self.come = self.noted = step
         if step % self.every:
             until = min(step - step % self.every + self.every, self.geometry.n_tokens)
-            going = max(0, until - max(step, self.capacity))
+            n_evicted = max(0, until - max(step, self.capacity))
             own = torch.arange(self.capacity, device=tokens.device).expand_as(self.recorded)
-            self._place(range(step, until), own[..., :going])  # the oldest come first
+            self._place(range(step, until), own[..., :n_evicted])  # the oldest come first
 
 
 class Tables:

@@ -133,10 +133,10 @@ class Limits:
         never = plan.geometry.n_tokens
         self.merge_slots = []
         for each in range(merge_slots):
-            going = evicted[..., 0, :].masked_fill(band != each, never)
-            goes, order = going.sort(dim=-1, stable=True)
-            asking = query.flatten().repeat(*goes.shape[:-1], 1)
-            count = torch.searchsorted(goes.contiguous(), asking, right=True)
+            of_band = evicted[..., 0, :].masked_fill(band != each, never)
+            ordered, order = of_band.sort(dim=-1, stable=True)
+            asking = query.flatten().repeat(*ordered.shape[:-1], 1)
+            count = torch.searchsorted(ordered.contiguous(), asking, right=True)
             victims = (order[..., : int(count.max())] + P).to(device)
             log_count = count.to(dtype).log().unflatten(-1, query.shape).to(device)
             self.merge_slots.append(_MergeSlot(victims, count.to(device), log_count, self.block))
@@ -173,10 +173,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class _MergeSlot:
-    """Of the victims that share one, in the order they go.
+    """The victims that share a merge slot, in the order of eviction.
 
-    Attributes: `victims` `(b, H, V)`, rows of keys and values; `count` `(b, H, S·c)`, how many went
-    before each query; `log_count` `(b, H, S, c)`; `block`, queries of a block.
+    Attributes: `victims` `(b, H, V)`, rows of keys and values; `count` `(b, H, S·c)`, how many were
+    evicted before each query; `log_count` `(b, H, S, c)`; `block`, queries of a block.
     """
 
     victims: Tensor
@@ -185,10 +185,10 @@ class _MergeSlot:
     block: int
 
     def means(self, x: Tensor) -> Tensor:
-        """Of the rows of `(B, H, T, D)` evicted before each query, `(B, H, S, c, D)`."""
-        gone = pick_rows(x, self.victims)
-        gone = gone.to(torch.promote_types(x.dtype, torch.float32))  # sums of up to N vectors
-        sums = pick_rows(F.pad(gone.cumsum(2), (0, 0, 1, 0)), self.count)
+        """Average the rows of `(B, H, T, D)` evicted before each query: `(B, H, S, c, D)`."""
+        victims = pick_rows(x, self.victims)
+        victims = victims.to(torch.promote_types(x.dtype, torch.float32))  # sums of up to N vectors
+        sums = pick_rows(F.pad(victims.cumsum(2), (0, 0, 1, 0)), self.count)
         means = (sums / self.count.clamp(min=1)[..., None]).to(x.dtype)
         in_blocks: Tensor = means.unflatten(2, (-1, self.block))
         return in_blocks

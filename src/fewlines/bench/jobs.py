@@ -120,7 +120,7 @@ class Work:
         return sorted((each for each in jobs if each.seconds), key=lambda each: each.level)
 
     def _list_data(self) -> Iterator[Jobs]:
-        """Of images: those, the tokenizer, the classifier, the tokens."""
+        """List the jobs of images: data, tokenizer, classifier, tokens."""
         assert self.tokenizer is not None
         settings, images = self.experiment.tokenizer, self._images
         held = images * self._pixels
@@ -149,7 +149,7 @@ class Work:
             yield Jobs("tokens", TOKENS, [START + tokens / 1e9], PYTHON + tokens, 0, tokens)
 
     def _list_models(self) -> Iterator[Jobs]:
-        """Of weights: the base model's, calibration, adapted ones, other families'."""
+        """List the jobs of weights: the base model, calibration, adapted models, other families."""
         experiment, weights = self.experiment, FLOAT * count_weights(self.network)
         tokens = PYTHON + self._images * 4 * self.network.spec.n_tokens
         settings = experiment.model
@@ -188,7 +188,8 @@ class Work:
         )
 
     def _list_calibrations(self, network: AttentionModel, tokens: float) -> Iterator[Jobs]:
-        """Each head alone under each capacity, on the layers from its own upwards."""
+        """List the jobs of calibration: each head alone under each capacity, on the layers from its
+        own upwards."""
         experiment, geometry = self.experiment, network.geometry
         settings = experiment.calibration
         needs = {cache.requires for cache in experiment.cache_by_slug.values()} - {None, ""}
@@ -207,7 +208,7 @@ class Work:
             yield Jobs("bands", BANDS_KNOWN, [curve * len(BANDS)], tokens, device)
 
     def _list_samples(self) -> Iterator[Jobs]:
-        """Of images that are drawn: shards, put together, judged."""
+        """List the jobs of samples: drawn in shards, gathered, judged."""
         experiment, spec = self.experiment, self.network.spec
         sampling, quality = experiment.sampling, experiment.quality
         drawn, shards = self._drawn, sampling.shards
@@ -238,7 +239,7 @@ class Work:
         yield Jobs("reference_scores", MEASURED, [START + rebuilt + 2 * compared], host, device)
 
     def _list_scores(self) -> Iterator[Jobs]:
-        """Likelihood: the full cache's forward, and that under the cache."""
+        """List the jobs of likelihood: a forward with the full cache, and one under the cache."""
         experiment, settings = self.experiment, self.experiment.likelihood
         rows = {(experiment.get_scored(model), slug) for model, slug in self._rows}
         n, codes = self.network.spec.n_tokens, self.network.spec.codes
@@ -251,7 +252,7 @@ class Work:
             yield Jobs("storage", MEASURED, [self._forward(3 * settings.images)], PYTHON, device)
 
     def _list_costs(self) -> Iterator[Jobs]:
-        """Decodes under a clock, beside both full caches."""
+        """List the jobs of time and memory: decodes, beside both full caches."""
         experiment = self.experiment
         shown = [slug for model, slug in experiment.rows if model == BASE]
         shown = [slug for slug in shown if experiment.is_shown(slug)]
@@ -285,7 +286,7 @@ class Work:
             yield Jobs("efficiency_setting", MEASURED, [most * count for count in rows], PYTHON * 3)
 
     def _list_tables(self) -> Iterator[Jobs]:
-        """What is left: small jobs, each of one rule."""
+        """List what is left: small jobs, each of one rule."""
         experiment = self.experiment
         names = ["tables", "figures", "report"]
         if any(cache.requires for cache in experiment.cache_by_slug.values()):
@@ -300,7 +301,7 @@ class Work:
 
     @property
     def _gpus(self) -> int:
-        """Of a training."""
+        """How many GPUs a training takes."""
         return self.experiment.training.gpus
 
     @cached_property
@@ -315,7 +316,7 @@ class Work:
 
     @cached_property
     def _architectures(self) -> dict[str, tuple[ModelSettings, Model]]:
-        """Of other families: settings and network; none where there are no images to compare."""
+        """Settings and networks of other families; none where there are no images to compare."""
         named = self.experiment.architectures if self.tokenizer else {}
         return {name: (each, make_network(each, self.network.spec)) for name, each in named.items()}
 

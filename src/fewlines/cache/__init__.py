@@ -1,1 +1,1 @@
-"""What stays resident: budgets, policies, and the plan that enforces them."""
+"""What is retained: budgets, policies, and the plan that enforces them."""

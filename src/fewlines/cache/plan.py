@@ -23,7 +23,7 @@ from fewlines.geometry import Geometry, Table
 
 @dataclass(frozen=True)
 class EvictionPlan:
-    """Where each image token is written and whom it overwrites, for every image alike.
+    """Where each image token is written and which one it overwrites, for every image alike.
 
     Attributes:
         geometry: the image and the model.

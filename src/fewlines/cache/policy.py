@@ -60,7 +60,7 @@ class Policy(ABC):
 
 def count_anchors(wanted: Anchors, geometry: Geometry, capacity: Table) -> Table:
     """Count the first tokens that are pinned, of any shape of capacities: fewer where not all leave
-    room for the token that comes.
+    capacity for the token that comes.
 
     `auto` is a line and a half where a line and a token are left beside them, else four: what the
     search of `experiments/baselines.yaml` found on training images. Heads look at the first line
@@ -80,7 +80,7 @@ def evict_one_by_one(
     Args:
         geometry: the image and the model.
         capacity: `(L, H)`, image tokens that each head may hold.
-        choose: of layer, head, step and the residents in raster order, the one that goes.
+        choose: of layer, head, step and the residents in raster order, the victim.
     """
     victims = np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)
     for layer, head in np.ndindex(capacity.shape):
@@ -99,7 +99,7 @@ class StaticPolicy(Policy):
 
     @abstractmethod
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose whom image token `t` evicts.
+        """Choose the victim of each image token.
 
         Args:
             geometry: the image and the model.
@@ -225,14 +225,14 @@ class Expectation:
 class ScoringPolicy(Policy):
     """A policy that judges the residents of every row and head while the image is drawn.
 
-    It is asked once per line, before the line's first token is written; the lowest scores then go
-    one by one as the line's tokens come.
+    It is asked once per line, before the line's first token is written; the lowest scores are then
+    evicted one by one as the line's tokens come.
 
     Attributes:
         needs: what the view must offer beside positions, keys and values.
         calibrated: whether the view offers an `expectation`.
         window: how many queries of `attention`; at most a line.
-        decay: what is left of `total` from one question to the next.
+        decay: what is left of `total` from one ranking to the next.
         every: an option of every policy that scores: it is asked again after so many tokens; 0,
             and where fewer fit, is a line.
     """
@@ -243,8 +243,8 @@ class ScoringPolicy(Policy):
     every: Count = 0
 
     def interval(self, geometry: Geometry, capacity: int) -> int:
-        """Tokens from one question to the next, of a head that holds `capacity`: no more than may
-        go, so that what is pinned stays."""
+        """Tokens from one ranking to the next, of a head that holds `capacity`: no more than may
+        be evicted, so that what is pinned is retained."""
         free = capacity - int(self.count_pinned(geometry, np.array(capacity)))
         return min(self.every or geometry.width, geometry.width, free)
 
@@ -253,44 +253,45 @@ class ScoringPolicy(Policy):
         """Score each resident, `(B, H, R)`: higher is retained, `inf` is pinned. Of equal scores
         the older token is evicted first."""
 
-    def rank_evictions(self, view: View, steps: range, going: int) -> Tensor:
-        """Rank who goes in the line that begins at `steps.start`, at its last `going` steps.
+    def rank_evictions(self, view: View, steps: range, n_evicted: int) -> Tensor:
+        """Rank the victims of the line that begins at `steps.start`: one for each of its last
+        `n_evicted` steps.
 
         Args:
             view: the residents, in raster order.
             steps: image tokens of the line, or of the part of it that fits.
-            going: how many must go.
+            n_evicted: how many victims are asked for.
 
         Returns:
-            `(B, H, going)`, indices of residents in the order they go.
+            `(B, H, n_evicted)`, indices of residents in the order of eviction.
         """
-        return comparable(self.score(view)).argsort(stable=True, dim=-1)[..., :going]
+        return comparable(self.score(view)).argsort(stable=True, dim=-1)[..., :n_evicted]
 
 
 class LookaheadPolicy(ScoringPolicy):
-    """A scoring policy that can say what tokens are worth before they are drawn, step by step: a
-    line's own tokens may go within it, as they must where a head has capacity for little more."""
+    """A scoring policy that can score tokens before they are drawn, step by step: a line's own
+    tokens may be evicted within it, as they must where a head has capacity for little more."""
 
     @abstractmethod
     def score_ahead(self, view: View, steps: range) -> Tensor:
-        """How much each resident, and then each token of `steps`, is worth at each of the `S`
-        steps: `(B, H, S, R + S)`. Of equal scores the older token is evicted first."""
+        """Score each resident, and then each token of `steps`, at each of the `S` steps:
+        `(B, H, S, R + S)`. Of equal scores the older token is evicted first."""
 
     def score(self, view: View) -> Tensor:
-        """What residents are worth at the next step."""
+        """Score the residents at the next step."""
         resident = view.positions.shape[-1]
         return self.score_ahead(view, range(view.step, view.step + 1))[..., 0, :resident]
 
-    def rank_evictions(self, view: View, steps: range, going: int) -> Tensor:
+    def rank_evictions(self, view: View, steps: range, n_evicted: int) -> Tensor:
         """As `ScoringPolicy.rank_evictions`; from `R` on, indices are of the line's own tokens."""
         score = comparable(self.score_ahead(view, steps))  # (B, H, S, R + S)
         resident = score.shape[-1] - len(steps)
-        gone = torch.zeros_like(score[..., 0, :])
+        evicted = torch.zeros_like(score[..., 0, :])
         evictions = []
-        for step in range(len(steps) - going, len(steps)):
-            present = (score[..., step, :] + gone)[..., : resident + step]
+        for step in range(len(steps) - n_evicted, len(steps)):
+            present = (score[..., step, :] + evicted)[..., : resident + step]
             evictions.append(present.argmin(-1, keepdim=True))
-            gone = gone.scatter(-1, evictions[-1], torch.inf)
+            evicted = evicted.scatter(-1, evictions[-1], torch.inf)
         return torch.cat(evictions, dim=-1)
 
 

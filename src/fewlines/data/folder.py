@@ -78,7 +78,7 @@ def put_aside(items: Sequence[Item], test: Sequence[bool]) -> tuple[list[Item], 
 
 
 def refuse_some_classes(known: Iterable[tuple[Path, bool]]) -> None:
-    """Of files that each say the classes of their pictures or none: all, or none of them, have to.
+    """Refuse files of which some say the classes of their pictures and some do not.
 
     Raises:
         FewlinesError: some do; it names one of either.

@@ -33,7 +33,7 @@ class Split:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of all images, `(n, C, H, W)`."""
+        """The shape of all images, `(n, C, H, W)`."""
         return tuple(self.images.shape)
 
     def fill(self, images: npt.NDArray[np.uint8]) -> None:
@@ -72,7 +72,7 @@ class Stream:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of all images, `(n, 3, side, side)`."""
+        """The shape of all images, `(n, 3, side, side)`."""
         return (len(self), 3, self.side, self.side)
 
     @property

@@ -43,7 +43,7 @@ class Decoder:
         Args:
             model: as it is, or `prepare`d, which is faster.
             rows: images of the batch.
-            cache: what stays resident.
+            cache: what is retained.
             sampler: from logits to codes.
             engine: how a full cache is read, one of the model's `engines`, or `stock-graph`:
                 `stock`, but replayed on a GPU.
@@ -193,7 +193,7 @@ def generate(
         labels: class numbers, one or `(n,)`; the null class, `model.null_class`, draws without a
             class. Of a model that draws from captions, their features: `(n, tokens, F)`, or a list
             of `(tokens, F)`.
-        cache: what stays resident: `fewlines.cache(…)` or `fewlines.load_schedule(…)`.
+        cache: what is retained: `fewlines.cache(…)` or `fewlines.load_schedule(…)`.
         seed: of the noise.
         first: number of the first image.
         batch: images decoded together.

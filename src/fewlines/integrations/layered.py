@@ -80,7 +80,7 @@ class LayeredDecoder:
 
 
 def _embed_codes(model: Any, codes: Tensor) -> Tensor:
-    """Of images whose codes have a table of their own, or are ids like any other."""
+    """Embed codes that have a table of their own, or are ids like any other."""
     codes = codes.to(model.device)
     if hasattr(model, "prepare_embeddings_for_image_generation"):
         embedded: Tensor = model.prepare_embeddings_for_image_generation(codes)

@@ -159,7 +159,7 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
     def _refuse(self, *_: Any, **__: Any) -> None:
         raise FewlinesError(
             "FewLinesCache: beams, assisted decoding and contrastive search go back to tokens that "
-            "may be gone; draw with num_beams=1 and without an assistant"
+            "may be evicted; draw with num_beams=1 and without an assistant"
         )
 
     reorder_cache = crop = batch_repeat_interleave = batch_select_indices = _refuse
@@ -224,8 +224,8 @@ class FewLinesCache(transformers.Cache):  # type: ignore[misc]
             )
 
     def _check_position(self, here: Tensor) -> None:
-        """Of the new token, `(1 or B,)`, padding counted or not as it was for the first token:
-        another one is of another call."""
+        """Refuse a position `(1 or B,)` of the new token that is of another call. Padding counts or
+        not, as it did for the first token."""
         assert self.buffers is not None
         padding: list[Tensor | int] = [0, self.buffers.first]  # counted, or not
         starts = padding if self.start is None else [self.start]
@@ -324,7 +324,7 @@ def _find_head_dim(model: Any) -> int:
 
 
 def _find_grid(model: Any) -> tuple[int, int]:
-    """Of a model that says how many tokens its images have."""
+    """Find the square grid of a model that says how many tokens its images have."""
     vision = getattr(model.config, "vision_config", None)
     count = getattr(vision, "num_image_tokens", None)
     side = math.isqrt(count) if isinstance(count, int) else 0

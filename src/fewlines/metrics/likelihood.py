@@ -80,7 +80,7 @@ def measure_likelihoods(
         model: whose likelihood it is.
         labels: class numbers `(n,)`.
         codes: `(n, N)`.
-        caches: each what stays resident.
+        caches: each what is retained.
         batch: images of a forward.
         done: told of every batch under every cache.
         prompt: so many first tokens are known; the likelihood is that of the others.
@@ -170,7 +170,7 @@ def predict_by_steps(
         model: whose predictions they are.
         labels: class numbers `(B,)`.
         codes: `(B, N)`.
-        cache: what stays resident.
+        cache: what is retained.
         storage: what keys and values are kept in.
 
     Returns:
@@ -185,7 +185,7 @@ def predict_by_steps(
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of a full cache whose keys and values are kept in 16 bits with one in float32.
+    """How far a full cache stored in 16 bits agrees with one in float32.
 
     Attributes:
         nll_delta: `(n,)`, nats/token more than with float32, on images `n`.
@@ -231,7 +231,7 @@ def compare_storages(
 
 
 def _nll(log_probabilities: Tensor, codes: Tensor) -> Tensor:
-    """Of every token, `(B, N)` float64."""
+    """Nats of every token, `(B, N)` float64."""
     return -log_probabilities.gather(-1, codes[..., None]).squeeze(-1).double()
 
 

@@ -244,7 +244,7 @@ class Model(nn.Module, ABC):
 
         Args:
             rows: of the batch.
-            cache: what stays resident; `full` where the family has no cache to limit.
+            cache: what is retained; `full` where the family has no cache to limit.
             how: `storage`, the precision that what is kept is kept in, and `engine`; `naive` is
                 not asked for, as it keeps nothing (`Recomputation`).
         """
@@ -298,7 +298,7 @@ class Model(nn.Module, ABC):
         """Make the `memory` with which `teacher_forced` sees what decoding under a cache sees.
 
         Args:
-            cache: what stays resident.
+            cache: what is retained.
 
         Raises:
             FewlinesError: the family has nothing that such a cache could limit.
@@ -315,7 +315,7 @@ class Model(nn.Module, ABC):
         """Count the bytes that are kept for a batch.
 
         Args:
-            cache: what stays resident.
+            cache: what is retained.
             rows: of the batch.
             storage: what it is kept in.
         """
@@ -325,7 +325,7 @@ class Model(nn.Module, ABC):
         """Count the bytes of it that a token reads, the mean over an image: here all of them.
 
         Args:
-            cache: what stays resident.
+            cache: what is retained.
             rows: of the batch.
             storage: what it is kept in.
         """

@@ -1,4 +1,4 @@
-"""Where each head looks, and whom a schedule lets it keep: a table and two pictures of a
+"""Where each head looks, and what a schedule lets it keep: a table and two pictures of a
 calibration."""
 
 from __future__ import annotations

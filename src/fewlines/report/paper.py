@@ -92,7 +92,8 @@ def _compare_cost(full: dict[str, Any], few: dict[str, Any], against: str = "") 
 
 
 def _compare_fid(results: Results, model: str, few: pd.Series[float]) -> dict[str, float]:
-    """Of the means, as in every table; seed by seed the extremes: the noise is the same in both."""
+    """Compare the means, as every table does, and seed by seed for the extremes: the noise is the
+    same in both."""
     experiment = results.experiment
     other = experiment.find_baseline(model)
     if other is None or (other, "full") not in experiment.paper_rows:

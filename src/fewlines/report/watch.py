@@ -27,7 +27,7 @@ MILLISECONDS = 120  # a frame
 @dataclass(frozen=True)
 class Frame:
     """Attributes: `step`, the newest image token; `few` and `full`, the pictures so far,
-    `(H, W, 3)`; `held` `(L, heads, h, w)`, of each token whether it is unborn, gone or held."""
+    `(H, W, 3)`; `held` `(L, heads, h, w)`, of each token whether it is to come, evicted or held."""
 
     step: int
     few: Pixels

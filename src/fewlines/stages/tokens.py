@@ -171,7 +171,7 @@ def _choose_crop(array: Integers, first: int, crop: int | None, path: Path) -> I
 
 
 def _check_range(values: Any, limit: int, name: str) -> None:
-    """Of a tensor or an array of whole numbers."""
+    """Refuse a tensor or an array with whole numbers outside 0 … `limit` − 1."""
     if len(values) and not 0 <= values.min() <= values.max() < limit:
         raise FewlinesError(f"{name} must lie in 0 … {limit - 1}")
 

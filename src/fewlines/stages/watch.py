@@ -73,7 +73,8 @@ def watch(
 
 
 class _Evictions:
-    """The step at which each token goes, `(L, H, N)`: known beforehand, or seen while drawing."""
+    """The step at which each token is evicted, `(L, H, N)`: known beforehand, or seen while
+    drawing."""
 
     def __init__(self, plan: EvictionPlan) -> None:
         self.scored = plan.scoring is not None
@@ -88,9 +89,9 @@ class _Evictions:
             for group in groups:
                 assert isinstance(group.slots, RankedSlots)
                 for head, held in zip(group.heads, group.slots.positions[0].numpy(), strict=True):
-                    goes = self.evicted_at[layer, head]
-                    gone = np.setdiff1d(np.flatnonzero(goes[:step] > step), held)
-                    goes[gone] = step - 1
+                    evicted_at = self.evicted_at[layer, head]
+                    victims = np.setdiff1d(np.flatnonzero(evicted_at[:step] > step), held)
+                    evicted_at[victims] = step - 1
 
 
 def _so_far(tokenizer: Tokenizer, codes: Tensor, step: int, grid: tuple[int, int]) -> Pixels:

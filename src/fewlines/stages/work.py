@@ -59,7 +59,7 @@ def find_work(
 
 
 def _find_images(experiment: Experiment) -> Size:
-    """Of the file that was fetched, of the folder, or of what is known of the source."""
+    """Find their size: of the fetched file, of the folder, or of what is known of the source."""
     data = experiment.data
     made = Path("results/data") / f"{data.slug}.safetensors"
     if made.exists():

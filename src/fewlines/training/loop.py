@@ -174,7 +174,8 @@ def take_step(objective: Objective, step: int, backward: Backward | None = None)
 
 
 def _identity(objective: Objective) -> list[Any]:
-    """Of a run, before its first step; whole in the first process alone."""
+    """What tells one run from another, before its first step; whole in the first process
+    alone."""
     parameters = objective.network.named_parameters()
     trained = [name for name, parameter in parameters if parameter.requires_grad]
     weights = parallel.read_weights(objective.network)
@@ -209,7 +210,7 @@ def _save(
 
 
 def _read_seconds(checkpoints: Path) -> float:
-    """Of a step, of the run that wrote the last checkpoint; 0 of one that did not say."""
+    """Read the seconds of a step from the last checkpoint; 0 of one that does not say."""
     last = max(checkpoints.glob("step-*")) / "seconds.json"
     return float(read_json(last)) if last.exists() else 0.0
 

@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _scale(part: Tensor) -> float:
-    """Of the update of a matrix."""
+    """The factor of the update of a matrix."""
     return float(max(1.0, part.shape[0] / part[0].numel()) ** 0.5)
 
 

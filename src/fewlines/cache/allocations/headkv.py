@@ -1,5 +1,5 @@
-"""HeadKV (arXiv 2605.20600): heads that look near keep only a window; what they free goes to the
-others. Heads are typed from calibration here, not in the same image as by the paper's online rule.
+"""HeadKV (arXiv 2605.20600): heads that look near keep only a window; the others get what these
+free. Heads are typed from calibration here, not in the same image as by the paper's online rule.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Each head gets the share with which the least expected attention goes to evicted tokens: the
+"""Each head gets the share with which evicted tokens get the least expected attention: the
 cheap baseline of `calibrated`."""
 
 from __future__ import annotations

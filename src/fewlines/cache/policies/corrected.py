@@ -2,7 +2,7 @@
 
 A resident is scored by what the schedule expects of it, times a power of how much the last line's
 queries looked at it, compared with what they were expected to; the line's own tokens are worth
-what the schedule expects. Asked once per line, it says who is evicted at each of the line's steps.
+what the schedule expects. Asked once per line, it names the victim of each of the line's steps.
 """
 
 from __future__ import annotations

@@ -24,5 +24,5 @@ class Diagonal(CalibratedPolicy):
     def choose_victims(
         self, geometry: Geometry, capacity: Table, calibration: Calibration
     ) -> Table:
-        """Choose whom each image token evicts."""
+        """Choose the victim of each image token."""
         return Scheduled().choose_victims(geometry, capacity, calibration.by_offset)

@@ -28,7 +28,7 @@ class DiagonalOnline(OraclePolicy):
     read: Mass = 0.5
 
     def find_evictions(self, attention: Tensor, capacity: Tensor) -> Tensor:
-        """Find the evictions: the oldest goes."""
+        """Find the evictions: the oldest token is evicted."""
         n = attention.shape[-1]
         leaves = (torch.arange(n) + capacity[:, None]).clamp(max=n)
         return leaves.expand(attention.shape[:-1])

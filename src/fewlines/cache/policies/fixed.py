@@ -22,7 +22,7 @@ class Fixed(StaticPolicy):
     name: ClassVar[str] = "fixed"
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose whom each image token evicts."""
+        """Choose the victim of each image token."""
         height, width = geometry.grid
 
         def choose(layer: int, head: int, step: int, resident: list[int]) -> int:

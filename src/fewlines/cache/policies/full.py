@@ -18,5 +18,5 @@ class Full(StaticPolicy):
     name: ClassVar[str] = "full"
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose whom each image token evicts."""
+        """Choose the victim of each image token."""
         return np.full((*capacity.shape, geometry.n_tokens), NO_VICTIM)

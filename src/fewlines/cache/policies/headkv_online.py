@@ -1,8 +1,8 @@
 """HeadKV (arXiv 2605.20600) as its abstract says: heads are typed early in the same image, and each
 keeps its type for the rest of it. What heads hold differs from image to image: an instrument.
 
-What is looked at, which head is local, and who goes in the others are our reading: the paper's
-code is not published. The allocation `headkv` types heads from calibration.
+What is looked at, which head is local, and which tokens the others evict are our reading: the
+paper's code is not published. The allocation `headkv` types heads from calibration.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class HeadKVOnline(OraclePolicy):
     """Heads are typed when the first of them is full, by its last queries, as many as a share
     `recent` of its capacity. One that gave a share `mass` of its attention to so few last tokens
     that they are at most a share `near` of its capacity is local: it keeps only these and the first
-    `sinks` tokens, which stay in every head that has room for them, and what it frees is divided
-    among the other heads of the layer. There the least attended by as many last queries go, and
-    the tokens of these go last."""
+    `sinks` tokens, which every head retains that has capacity for them, and what it frees is
+    divided among the other heads of the layer. There the tokens least attended by as many last
+    queries are evicted, those of these queries last."""
 
     name: ClassVar[str] = "headkv_online"
     mass: Mass = 0.9
@@ -49,9 +49,9 @@ class HeadKVOnline(OraclePolicy):
             score = score.masked_fill(token < self.sinks, torch.inf)
             score = score.masked_fill(~resident, -torch.inf)
             rank = score.argsort(dim=-1, descending=True, stable=True).argsort(-1)
-            gone = resident & (rank >= holds[..., None] - 1)
-            evicted[gone] = step
-            resident = (resident & ~gone) | (token == step)
+            evicts = resident & (rank >= holds[..., None] - 1)
+            evicted[evicts] = step
+            resident = (resident & ~evicts) | (token == step)
         return evicted
 
     def _divide(self, attention: Tensor, window: int, capacity: Tensor) -> tuple[Tensor, Tensor]:

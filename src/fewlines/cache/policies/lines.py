@@ -18,7 +18,7 @@ class Lines(StaticPolicy):
     name: ClassVar[str] = "lines"
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose whom each image token evicts."""
+        """Choose the victim of each image token."""
         step = np.arange(geometry.n_tokens)
         capacity = capacity[..., None]
         return np.where(step < capacity, NO_VICTIM, step - capacity)

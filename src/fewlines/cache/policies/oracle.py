@@ -32,8 +32,8 @@ class Oracle(OraclePolicy):
             full = resident.sum(-1) == capacity  # (B, H)
             score = future[:, :, step].masked_fill(~resident, torch.inf)
             victim = score.argmin(-1, keepdim=True)
-            gone = torch.zeros_like(resident).scatter(-1, victim, full[..., None])
-            evicted[gone] = step
-            resident &= ~gone
+            victims = torch.zeros_like(resident).scatter(-1, victim, full[..., None])
+            evicted[victims] = step
+            resident &= ~victims
             resident[..., step] = True
         return evicted

@@ -20,7 +20,7 @@ class Random(StaticPolicy):
     seed: Count = 0
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose whom each image token evicts."""
+        """Choose the victim of each image token."""
         random = np.random.default_rng(self.seed)
 
         def choose(layer: int, head: int, step: int, resident: list[int]) -> int:

@@ -26,7 +26,7 @@ class Scheduled(CalibratedPolicy):
     def choose_victims(
         self, geometry: Geometry, capacity: Table, calibration: Calibration
     ) -> Table:
-        """Choose whom each image token evicts."""
+        """Choose the victim of each image token."""
         n = geometry.n_tokens
         victims = np.full((*capacity.shape, n), NO_VICTIM)
         for layer, head in np.ndindex(capacity.shape):

@@ -27,7 +27,7 @@ class Streaming(StaticPolicy):
         return count_anchors(self.sinks, geometry, capacity)
 
     def choose_victims(self, geometry: Geometry, capacity: Table) -> Table:
-        """Choose whom each image token evicts."""
+        """Choose the victim of each image token."""
         step = np.arange(geometry.n_tokens)
         window = (capacity - self.count_pinned(geometry, capacity))[..., None]
         capacity = capacity[..., None]

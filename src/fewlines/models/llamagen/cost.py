@@ -63,8 +63,8 @@ class Decode:
 
     @property
     def policy_bytes(self) -> int:
-        """Of a scoring policy's bookkeeping: positions, what it adds up or remembers, and places
-        of tokens to come."""
+        """Bytes of a scoring policy's bookkeeping: positions, what it adds up or remembers, and
+        places of tokens to come."""
         plan = self.cache.plan(self.shape.geometry)
         policy = plan.scoring
         if policy is None:
