@@ -62,9 +62,9 @@ def count_anchors(wanted: Anchors, geometry: Geometry, capacity: Table) -> Table
     """Count the first tokens that are pinned, of any shape of capacities: fewer where not all leave
     capacity for the token that comes.
 
-    `auto` is a line and a half where a line and a token are left beside them, else four: what the
-    search of `experiments/baselines.yaml` found on training images. Heads look at the first line
-    and, as at sinks, at the first tokens of the second; and they need the token straight above.
+    `auto` is a line and a half where a line and a token are left beside them, else four: what a
+    search found on one training, whose heads look at the first line and, as at sinks, at the first
+    tokens of the second. On another it does harm; `experiments/baselines.yaml` searches the number.
     """
     line = geometry.width
     if wanted == "auto":
