@@ -105,9 +105,8 @@ class _Lines:
         written_at = F.pad(torch.where(order < old.shape[-1], -1, rows), (P, 0), value=-1)
         evicted_at = torch.full((written_at.shape[-1],), stop)
         evicted_at[P : P + n_evicted] = first + torch.arange(n_evicted)
-        sees = (written_at[:, :, None] <= own[:, None]) & (
-            own[:, None] < evicted_at
-        )  # (B, G, c, P + R + c)
+        # What each of the line's queries sees: (B, G, c, P + R + c).
+        sees = (written_at[:, :, None] <= own[:, None]) & (own[:, None] < evicted_at)
         asked = q[..., P + start : P + stop, :] * q.shape[-1] ** -0.5  # (B, G, r, c, D)
         scores = asked @ keys[:, :, None].transpose(-1, -2)
         scores = scores.masked_fill(~sees[:, :, None], -torch.inf)
