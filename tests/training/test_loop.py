@@ -156,10 +156,13 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing():
     assert rates[99] == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 24)])
-def test_muon_orthogonalises(shape):
+def test_muon_orthogonalises(shape, precision):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    singular = torch.linalg.svdvals(orthogonalise(matrix, steps=5))
+    made = orthogonalise(matrix, precision)
+    assert made.dtype == torch.float32
+    singular = torch.linalg.svdvals(made)
     assert singular.min() > 0.3
     assert singular.max() < 1.3
 

@@ -63,7 +63,7 @@ class ModelObjective(Objective):
                 groups[group.pop("optimizer")].append(group)
         self.optimizers: list[torch.optim.Optimizer] = []
         if groups["muon"]:
-            self.optimizers.append(Muon(groups["muon"], lr=settings.muon_rate))
+            self.optimizers.append(Muon(groups["muon"], settings.muon_rate, precision=dtype))
         if groups["adamw"]:
             rate, betas = settings.adamw_rate, (0.9, 0.95)
             adamw = torch.optim.AdamW(groups["adamw"], lr=rate, betas=betas, weight_decay=0.0)
