@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fewlines.cli import main
-from fewlines.report.grids import fit_growth, read_grids
+from fewlines.report.grids import fit_growth, predict_capacities, read_grids
 
 
 def make_table(width, growth, model="base", policy="streaming"):
@@ -41,6 +41,30 @@ def test_the_exponent_of_made_losses_is_found(growth, tmp_path):
     assert row["growth_low"] <= row["growth"] <= row["growth_high"]
     assert row["slope"] == pytest.approx(2, abs=1e-2)
     assert (row["grids"], row["points"]) == ("8x8, 16x16, 32x32", 9)
+
+
+@pytest.mark.parametrize("growth", [0, 1, 1.4, 2])
+def test_what_a_cache_must_hold_on_another_grid_is_what_it_was_made_with(growth, tmp_path):
+    paths = write(tmp_path, *(make_table(width, growth) for width in (8, 16, 32)))
+    fits = fit_growth(read_grids(paths))
+    (row,) = predict_capacities(fits, 64, 0.25).to_dict("records")
+    assert row["capacity"] == pytest.approx(min(2 * 64**growth, 4096), rel=0.05, abs=1)
+    assert row["lines"] == row["capacity"] / 64
+    (whole,) = predict_capacities(fits, 64, 1e-9).to_dict("records")
+    assert (whole["capacity"], whole["share"]) == (4096, 1.0)
+
+
+def test_plan_says_what_another_grid_needs(tmp_path, capsys):
+    paths = write(tmp_path, make_table(8, 1), make_table(16, 1))
+    assert main(["grids-table", *(f"--table={each}" for each in paths), f"--run={tmp_path}"]) == 0
+    fits = tmp_path / "tables/grids.csv"
+    assert main(["plan", f"--growth={fits}", "--grid=64", "--loss=0.25"]) == 0
+    assert "streaming" in (said := capsys.readouterr().out)
+    assert "8x8, 16x16" in said
+    assert main(["plan", f"--growth={fits}"]) == 2
+    assert "--grid" in capsys.readouterr().err
+    assert main(["plan", f"--growth={paths[0]}", "--grid=64"]) == 2
+    assert "a grids.csv has it" in capsys.readouterr().err
 
 
 def test_adapted_models_are_compared_with_as_many_steps_and_one_grid_is_no_growth(tmp_path):

@@ -66,7 +66,7 @@ def fit_growth(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each model and policy of two grids and four points at least: `growth`, the
-        exponent `g`, with a 95% interval, and `slope`, the exponent `b` of the loss.
+        exponent `g`, with a 95% interval; `slope`, the exponent `b` of the loss; `level`, `a`.
     """
     found = []
     for series, group in rows.groupby(SERIES, sort=False):
@@ -74,7 +74,7 @@ def fit_growth(rows: pd.DataFrame) -> pd.DataFrame:
             continue
         # What an interval of ΔNLL is worth on a logarithmic scale.
         noise = (group["delta_high"] - group["delta_low"]) / 2 / 1.96 / group["delta"]
-        (_, slope, widening), covariance = optimize.curve_fit(
+        (level, slope, widening), covariance = optimize.curve_fit(
             lambda x, level, slope, widening: level - slope * x[0] + widening * x[1],
             np.log([group["capacity"], group["width"]]),
             np.log(group["delta"]),
@@ -93,10 +93,44 @@ def fit_growth(rows: pd.DataFrame) -> pd.DataFrame:
                 "growth_low": growth - reach,
                 "growth_high": growth + reach,
                 "slope": slope,
+                "level": level,
             }
         )
-    names = ["grids", "points", "growth", "growth_low", "growth_high", "slope"]
+    names = ["grids", "points", "growth", "growth_low", "growth_high", "slope", "level"]
     return pd.DataFrame(found, columns=[*SERIES, *names])
+
+
+def read_growth(path: Path) -> pd.DataFrame:
+    """Read what `fit_growth` found.
+
+    Raises:
+        FewlinesError: the file is no `grids.csv`.
+    """
+    fits: pd.DataFrame = parse(path, pd.read_csv, "a CSV table")
+    if missing := sorted({*SERIES, "grids", "growth", "slope", "level"} - set(fits)):
+        raise FewlinesError(f"{path} lacks the column {missing[0]}; a grids.csv has it")
+    return fits
+
+
+def predict_capacities(fits: pd.DataFrame, width: int, delta: float) -> pd.DataFrame:
+    """Say what each cache must hold on a square grid for a loss, by the fits of smaller ones.
+
+    Args:
+        fits: of `fit_growth`.
+        width: tokens of a side.
+        delta: ΔNLL, nats per token.
+
+    Returns:
+        Columns `model`, `policy`, `grids` that the fit is of, and `capacity` in entries of a head,
+        `lines` and `share` of the image; the whole image where no cache is predicted to do. The
+        smallest cache first.
+    """
+    wanted = np.exp((fits["level"] - np.log(delta)) / fits["slope"]) * width ** fits["growth"]
+    capacity = np.ceil(wanted).clip(upper=width**2).astype(int)
+    held = {"capacity": capacity, "lines": capacity / width, "share": capacity / width**2}
+    found = fits[[*SERIES, "grids"]].assign(**held)
+    ordered: pd.DataFrame = found.sort_values("capacity", kind="stable", ignore_index=True)
+    return ordered
 
 
 @draw_themes

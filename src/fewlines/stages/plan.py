@@ -25,6 +25,7 @@ from fewlines.devices import DEVICES, Device
 from fewlines.errors import FewlinesError
 from fewlines.files import write_text
 from fewlines.models.base import find_published
+from fewlines.report.grids import predict_capacities, read_growth
 from fewlines.schema import Precision, Storage
 from fewlines.stages.work import find_work
 
@@ -44,10 +45,13 @@ def plan(
     experiment: list[Path] | None = None,
     cluster: str | None = None,
     profile: Path | None = None,
+    growth: Path | None = None,
+    loss: Annotated[float, typer.Option(min=1e-6, help="ΔNLL, nats per token")] = 0.01,
 ) -> None:
     """Predict memory and time of a decode: `--shape llamagen-xl --grid 64 --batch 256 --cache
     line_ar-4lines --device h200`; or hours, memory and jobs of an experiment: `--experiment
-    experiments/imagenet.yaml --cluster "8 x h100"`.
+    experiments/imagenet.yaml --cluster "8 x h100"`; or what caches must hold on another grid:
+    `--growth results/reference/emoji-grids.csv --grid 64`.
 
     Args:
         shape: a published shape.
@@ -61,13 +65,22 @@ def plan(
         experiment: YAML file in place of a shape and a cache; may be given again.
         cluster: devices that its jobs are spread over, as `8 x h100`; this machine if not given.
         profile: folder to write, a profile of Snakemake's with what its jobs ask of a cluster.
+        growth: CSV that `snakemake grids` wrote, in place of a shape and a cache.
+        loss: that a cache may have on such a grid.
     """
-    if experiment:
+    if growth:
+        if grid is None or shape or cache or experiment:
+            raise FewlinesError("give --growth and --grid, and neither --shape nor --experiment")
+        plan_grid(growth, grid, loss)
+    elif experiment:
         if shape or cache:
             raise FewlinesError("give --experiment, or --shape and --cache, not both")
         plan_experiment(experiment, cluster, profile)
     elif shape is None or cache is None or cluster or profile:
-        raise FewlinesError("give --shape and --cache, or --experiment, --cluster and --profile")
+        raise FewlinesError(
+            "give --shape and --cache, or --experiment, --cluster and --profile, or --growth and "
+            "--grid"
+        )
     else:
         plan_decode(shape, cache, device, grid, batch, guided, precision, storage)
 
@@ -102,6 +115,16 @@ def plan_decode(
     print(f"  speed-up {full.predict(host) / few.predict(host):.2f}")
     print(f"  memory   {full.process_bytes / few.process_bytes:.2f} times less")
     print(f"  {_describe_fitting(few, host, batch)}")
+
+
+def plan_grid(growth: Path, grid: int, loss: float) -> None:
+    """Print what each cache must hold on a grid; arguments as of `plan`."""
+    fits = read_growth(growth)
+    if fits.empty:
+        raise FewlinesError(f"{growth} has no row: it takes the same cache on two grids at least")
+    found = predict_capacities(fits, grid, loss)
+    print(f"For {loss:g} nats/token on {grid}×{grid} tokens, by caches measured on other grids:")
+    print(found.to_markdown(index=False, floatfmt=("", "", "", "", ".1f", ".3f")))
 
 
 def plan_experiment(
