@@ -51,7 +51,7 @@ def plan(
     """Predict memory and time of a decode: `--shape llamagen-xl --grid 64 --batch 256 --cache
     line_ar-4lines --device h200`; or hours, memory and jobs of an experiment: `--experiment
     experiments/imagenet.yaml --cluster "8 x h100"`; or what caches must hold on another grid:
-    `--growth results/reference/emoji-grids.csv --grid 64`.
+    `--growth results/mine/tables/grids.csv --grid 64`.
 
     Args:
         shape: a published shape.
