@@ -29,16 +29,19 @@ LABELS = torch.arange(64) % 4
 CODES = torch.randint(7, (64, 12), generator=RANDOM)
 
 
-def make_model(divided: bool = False, recompute: bool = False) -> Objective:
+def make_model(
+    divided: bool = False, recompute: bool = False, compiled: bool = False, layers: int = 2
+) -> Objective:
     """Of a transformer; one of two caches is in the loop of each step, and a teacher."""
-    settings = LlamaGenSettings(dim=16, layers=2, heads=2, steps=STEPS, batch=8, warmup=2)
-    shape = TransformerShape(16, 2, 2, 1, codes=7, classes=4, grid=(3, 4), multiple_of=16)
+    settings = LlamaGenSettings(dim=16, layers=layers, heads=2, steps=STEPS, batch=8, warmup=2)
+    shape = TransformerShape(16, layers, 2, 1, codes=7, classes=4, grid=(3, 4), multiple_of=16)
     network, teacher = Transformer(shape), Transformer(shape)
     network.initialise(make_generator(3, 0))
     teacher.initialise(make_generator(4, 0))
     caches = [fewlines.cache("full"), fewlines.cache("streaming", tokens=4, sinks=1)]
     memories = [network.limit(cache) for cache in caches]
-    spread(network, "teacher_forced", divided=divided, recompute=recompute)
+    how = {"divided": divided, "recompute": recompute, "compiled": compiled}
+    spread(network, "teacher_forced", **how)
     given = (settings, network, LABELS, CODES, 3, torch.float32, memories, teacher, 0.5)
     return ModelObjective(*given)
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from spread_tasks import DIVIDED, HALF, STEPS, TASKS, make_model, make_tokenizer, run
 
+from fewlines.attention.teacher_forced import TeacherForced, leave_uncompiled
 from fewlines.config import validate_experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import read_json, read_tensors
 from fewlines.models.base import TokenSpec, get_family
 from fewlines.models.pixelcnn import PixelCNNSettings
+from fewlines.training.loop import take_step
 from fewlines.training.parallel import Share, divide, read_weights, spread
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")
@@ -116,3 +119,24 @@ def test_layers_that_are_computed_again_keep_less():
         kept[recompute] = sum(held)
     assert kept[True] < kept[False] / 2
     assert read_weights(task.network).keys() == make_model().network.state_dict().keys()
+
+
+def test_compiled_layers_take_the_same_steps_by_as_many_graphs_for_any_depth(monkeypatch):
+    """By a backend that needs no compiler; two caches, one of them limited, take turns."""
+    graphs: list[int] = []
+
+    def count(graph, inputs):
+        graphs[-1] += 1
+        return graph
+
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend=count))
+    monkeypatch.setattr(TeacherForced, "__call__", TeacherForced.__call__)  # to be put back
+    leave_uncompiled()
+    for layers in (2, 5):
+        torch.compiler.reset()
+        graphs.append(0)
+        plain, compiled = make_model(layers=layers), make_model(compiled=True, layers=layers)
+        for step in range(6):
+            torch.testing.assert_close(take_step(compiled, step), take_step(plain, step))
+    assert graphs[0] == graphs[1] > 0
+    assert read_weights(compiled.network).keys() == plain.network.state_dict().keys()

@@ -62,6 +62,12 @@ class TeacherForced:
         return sorted_by_group[:, order].flatten(1, 2)
 
 
+def leave_uncompiled() -> None:
+    """Keep limited attention out of what torch compiles from now on in this process: it would be a
+    graph for every layer and cache. As a decorator this would cost every start a second."""
+    TeacherForced.__call__ = torch.compiler.disable(TeacherForced.__call__)  # type: ignore[method-assign]
+
+
 def limit_head(plan: EvictionPlan, at: int, head: int, device: torch.device) -> Attend:
     """Make an attention in which one head is limited as a cache limits it, all others are causal.
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fewlines import machine
+from fewlines.attention.teacher_forced import leave_uncompiled
 from fewlines.config import Experiment
 from fewlines.errors import FewlinesError
 from fewlines.files import write_json, write_tensors
@@ -157,7 +158,15 @@ def adapt(
 
 def _spread(network: Model, config: Experiment) -> Model:
     how = config.training
-    return spread(network, "teacher_forced", divided=how.shard, recompute=how.recompute)
+    if how.compile:
+        leave_uncompiled()
+    return spread(
+        network,
+        "teacher_forced",
+        divided=how.shard,
+        recompute=how.recompute,
+        compiled=how.compile,
+    )
 
 
 def _train(

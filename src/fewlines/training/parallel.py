@@ -99,7 +99,9 @@ def divide(batch: int, accumulate: int) -> list[Share]:
     return [Share(first + part, count) for part in range(accumulate)]
 
 
-def spread(network: Network, forward: str, *, divided: bool, recompute: bool) -> Network:
+def spread(
+    network: Network, forward: str, *, divided: bool, recompute: bool, compiled: bool = False
+) -> Network:
     """Spread a network over the processes and its layers over time, before it is trained.
 
     Args:
@@ -108,24 +110,27 @@ def spread(network: Network, forward: str, *, divided: bool, recompute: bool) ->
         divided: its weights, gradients and optimiser states are divided over the processes (FSDP2).
         recompute: what lies between two layers alone is kept for the gradients; the rest is
             computed again (activation checkpointing).
+        compiled: layers are compiled by torch, one graph for all.
 
     Raises:
         FewlinesError: it has no such list.
     """
-    if not (divided or recompute):
+    if not (divided or recompute or compiled):
         return network
     layers = getattr(network, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise FewlinesError(
-            f"training: a {type(network).__name__} has no list of layers; leave out shard and "
-            "recompute"
+            f"training: a {type(network).__name__} has no list of layers; leave out shard, "
+            "recompute and compile"
         )
     for layer in layers:
         if type(layer).forward is nn.Module.forward:
             raise FewlinesError(
                 f"training: the layers of a {type(network).__name__} are not computed one after "
-                "another; leave out shard and recompute"
+                "another; leave out shard, recompute and compile"
             )
+        if compiled:
+            layer.forward = torch.compile(layer.forward)
         if recompute:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         if divided:
