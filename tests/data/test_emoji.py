@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,36 +10,24 @@ import torch
 from fewlines.data import SOURCES
 from fewlines.data.emoji import SETS, Icon, group_by_thing, is_held_out
 from fewlines.errors import FewlinesError
+from toy_emoji import draw_square, write_set
 
 COLOURS = ["red", "green", "blue", "gold", "pink", "teal", "navy", "lime", "gray", "cyan"]
 THINGS = [f"thing{number}" for number in range(40)]
-
-
-def write_set(folder: Path, style: str, icons: dict, chars: dict, categories: dict) -> None:
-    content = {
-        "icons": {"width": 10, "height": 10, "icons": icons},
-        "chars": chars,
-        "metadata": {"categories": categories},
-    }
-    with tarfile.open(folder / f"iconify-json-{style}-1.2.3.tgz", "w:gz") as archive:
-        for name, part in content.items():
-            raw = json.dumps(part).encode()
-            member = tarfile.TarInfo(f"package/{name}.json")
-            member.size = len(raw)
-            archive.addfile(member, io.BytesIO(raw))
-
-
-def square(colour: str) -> dict:
-    return {"body": f'<rect width="5" height="10" fill="{colour}"/>'}
 
 
 @pytest.fixture
 def sets(tmp_path) -> Path:
     """Two styles of forty things, one of which has skin tones, and one that nobody classes."""
     for style, shift in (("noto", 0), ("fxemoji", 1)):
-        icons = {name: square(COLOURS[(i + shift) % len(COLOURS)]) for i, name in enumerate(THINGS)}
-        icons |= {"thing3-dark-skin-tone": square("brown"), "nobody-knows": square("black")}
-        icons["wide"] = {**square("red"), "width": 20}
+        icons = {
+            name: draw_square(COLOURS[(i + shift) % len(COLOURS)]) for i, name in enumerate(THINGS)
+        }
+        icons |= {
+            "thing3-dark-skin-tone": draw_square("brown"),
+            "nobody-knows": draw_square("black"),
+        }
+        icons["wide"] = {**draw_square("red"), "width": 20}
         half = {"Objects": [*THINGS[:20], "wide"], "Flags": [*THINGS[20:], "thing3-dark-skin-tone"]}
         write_set(tmp_path, style, icons, {}, half if style == "noto" else {"Stuff": THINGS})
     return tmp_path
