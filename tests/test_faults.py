@@ -170,7 +170,7 @@ def test_a5_a_folder_is_watched_by_content(tmp_path):
 def test_a5_two_folders_of_one_name_share_nothing(tmp_path):
     slugs = {
         validate_experiment({"data": {"source": source, "path": str(path)}}).data.slug
-        for source in ("folder", "clipart")
+        for source in ("folder", "emoji")
         for path in (tmp_path / "a/pictures", tmp_path / "b/pictures")
     }
     assert len(slugs) == 4

@@ -125,33 +125,3 @@ def test_a_truncated_file_of_images_is_refused(tmp_path):
     path.write_bytes(b"\x00" * 100)
     with pytest.raises(FewlinesError, match="not a complete safetensors file"):
         ImageData.load(path)
-
-
-def test_clip_art_is_what_is_left_without_copies_and_extremes(tmp_path):
-    generator = np.random.default_rng(0)
-    for folder, count in (("animals", 30), ("shapes/more", 20)):
-        (tmp_path / folder).mkdir(parents=True)
-        for number in range(count):
-            blocks = generator.integers(0, 256, (4, 4, 3), np.uint8).repeat(12, 0).repeat(10, 1)
-            Image.fromarray(blocks).save(tmp_path / folder / f"{number}.png")
-    copy = Image.open(tmp_path / "animals/0.png")
-    copy.convert("RGBA").save(tmp_path / "shapes/copy.png")
-    for name, size in (("tiny", (20, 30)), ("long", (400, 30)), ("huge", (3200, 3100))):
-        Image.new("RGB", size, "green").save(tmp_path / "animals" / f"{name}.png")
-    data = SOURCES["clipart"](tmp_path, 16)
-    assert list(data.classes) == ["animals", "shapes"]
-    assert len(data.train) // 2 + len(data.test) == 50
-    there = {picture.numpy().tobytes() for picture in data.train.images}
-    assert there == {
-        picture.flip(-1).contiguous().numpy().tobytes() for picture in data.train.images
-    }
-    first = data.train.images[0]  # taller than wide: padded on both sides
-    assert (first[..., 0] == 255).all()
-    assert (first[..., -1] == 255).all()
-
-
-def test_clip_art_that_cannot_be_fetched_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("fewlines.data.clipart.IN_PACKAGE", "nowhere")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FewlinesError, match="install the package openclipart-png"):
-        SOURCES["clipart"](None, None)

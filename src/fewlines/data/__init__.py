@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fewlines.data import (
-    cifar10,
-    clipart,
-    emoji,
-    fashion_mnist,
-    folder,
-    parquet,
-    shapes,
-    webdataset,
-)
+from fewlines.data import cifar10, emoji, fashion_mnist, folder, parquet, shapes, webdataset
 from fewlines.data.images import ImageData, Size, Split
 
 SOURCES: dict[str, Callable[[Path | None, int | None], ImageData]] = {
     "fashion-mnist": fashion_mnist.load,
     "cifar10": cifar10.load,
-    "clipart": clipart.load,
     **emoji.SOURCES,
     "folder": folder.load,
     "webdataset": webdataset.load,
